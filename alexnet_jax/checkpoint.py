@@ -1,0 +1,140 @@
+"""Checkpoints of a workdir; the only user of Orbax.
+
+checkpoints/STEP/ holds `params` (all that evaluation needs), `rest` (the other fields of TrainState) and, at
+a validation, `metrics`. Writing is asynchronous; a folder has its final name only once it is complete. Kept
+are the latest `checkpoint.keep` and the best: lowest validation top-1 error, the later of equals.
+"""
+
+import contextlib
+import gc
+import os
+import sys
+
+import orbax.checkpoint as ocp
+
+from alexnet_jax.config import InputError
+from alexnet_jax.parallel import TrainState
+
+METRIC = "val_top1_error"
+
+
+class Checkpoints:
+    """The checkpoints of one workdir. Leaving the `with` block waits for what is being written."""
+
+    def __init__(self, workdir: str, keep: int = 1, say=print):
+        policies = ocp.checkpoint_managers
+        best = policies.BestN(
+            get_metric_fn=lambda metrics: metrics[METRIC],
+            reverse=True,
+            n=1,
+            keep_checkpoints_without_metrics=False,
+        )
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), best]),
+            cleanup_tmp_directories=True,  # what a killed run was writing
+        )
+        self._folder = os.path.join(os.path.abspath(workdir), "checkpoints")
+        self._manager = ocp.CheckpointManager(self._folder, item_names=("params", "rest"), options=options)
+        self._say = say
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._manager.close()
+
+    def save(self, state: TrainState, metrics: dict[str, float] | None = None) -> None:
+        """Returns as soon as the state is copied. A step that is saved already is left alone."""
+        step = int(state.step)
+        if step in self._manager.all_steps():
+            return
+        items = {name: ocp.args.StandardSave(item) for name, item in _items(state).items()}
+        self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics)
+
+    def restore_latest(self, abstract_state: TrainState) -> TrainState | None:
+        """The latest state that can be read, placed as `abstract_state` says; None where there is none.
+
+        Those that cannot be read are reported and put aside, so that their steps can be saved again.
+        """
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        for step in steps:
+            restored = self._try_restore(step, _items(abstract_state))
+            if restored is not None:
+                return TrainState(params=restored["params"], **restored["rest"])
+            os.rename(os.path.join(self._folder, str(step)), self._free_name(f"damaged-{step}"))
+            self._manager.reload()
+        if steps:
+            raise InputError(f"{self._folder}: none of its checkpoints can be read; give another --workdir")
+        return None
+
+    def restore_params(self, abstract_params, step: int = -1) -> tuple[int, dict]:
+        """(step, params) of a checkpoint, -1 being the best that can be read, or the latest if none is rated.
+
+        Raises InputError if there is no such checkpoint or it cannot be read.
+        """
+        steps = self._manager.all_steps()
+        if step == -1:
+            candidates = self._best_first()
+        elif step in steps:
+            candidates = [step]
+        else:
+            there = ", ".join(map(str, sorted(steps))) or "no checkpoint"
+            raise InputError(f"eval.step: {step} is not in {self._folder}, which has {there}")
+        for candidate in candidates:
+            restored = self._try_restore(candidate, {"params": abstract_params})
+            if restored is not None:
+                return candidate, restored["params"]
+        raise InputError(f"{self._folder}: has no checkpoint that can be read; train first")
+
+    def wait(self) -> None:
+        """Until what is being written is complete."""
+        self._manager.wait_until_finished()
+
+    def best_step(self) -> int | None:
+        return next(iter(self._best_first()), None)
+
+    def latest_step(self) -> int | None:
+        return self._manager.latest_step()
+
+    def _best_first(self) -> list[int]:
+        def rating(step):
+            metrics = self._manager.metrics(step)
+            return (metrics[METRIC] if metrics else float("inf"), -step)
+
+        return sorted(self._manager.all_steps(), key=rating)
+
+    def _try_restore(self, step: int, items: dict) -> dict | None:
+        arguments = {name: ocp.args.StandardRestore(item) for name, item in items.items()}
+        try:
+            with _quiet():
+                return dict(self._manager.restore(step, args=ocp.args.Composite(**arguments)))
+        except Exception as error:  # Orbax, tensorstore and the file system have no common one
+            reason = (str(error).splitlines() or [""])[0][:120]
+            self._say(
+                f"warning: checkpoint {self._folder}/{step} cannot be read"
+                f" ({type(error).__name__}: {reason}); trying the one before it"
+            )
+            return None
+
+    def _free_name(self, name: str) -> str:
+        path, number = os.path.join(self._folder, name), 0
+        while os.path.exists(path):
+            number += 1
+            path = os.path.join(self._folder, f"{name}.{number}")
+        return path
+
+
+def _items(state: TrainState) -> dict:
+    rest = {name: value for name, value in vars(state).items() if name != "params"}
+    return {"params": state.params, "rest": rest}
+
+
+@contextlib.contextmanager
+def _quiet():
+    """When one array cannot be read, Orbax abandons the reads of all others, and each prints a page."""
+    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    try:
+        yield
+    finally:
+        gc.collect()
+        sys.unraisablehook = hook

@@ -1,0 +1,83 @@
+"""Errors of a network on a split: one central view while training, ten views as in section 4.1 at the end."""
+
+import json
+import os
+import time
+
+import jax
+import numpy as np
+
+from alexnet_jax import config as configuration
+from alexnet_jax import input_pipeline, optimizer, parallel
+from alexnet_jax.checkpoint import Checkpoints
+from alexnet_jax.config import InputError
+from alexnet_jax.datasets import statistics
+
+
+def errors(step, params, source, config, mesh, arrays, say=lambda line: None) -> dict[str, float]:
+    """Means over all examples of `source`: examples, loss, top1_error, top5_error (fractions in [0, 1]).
+
+    `step` is parallel.eval_step's, `arrays` the statistics on the devices.
+    """
+    sharding = parallel.batch_sharding(mesh)
+    batches = input_pipeline.padded(source, config.eval.batch_size, sharding, config.data.threads)
+    start = last = time.monotonic()
+    total = None
+    for number, (images, labels, real) in enumerate(batches, 1):
+        sums = step(params, images, labels, real, arrays)
+        sums = jax.tree.map(np.float64, jax.device_get(sums))
+        total = sums if total is None else jax.tree.map(np.add, total, sums)
+        now = time.monotonic()
+        if now - last > 10:
+            last, done = now, int(total["examples"])
+            left = (now - start) * (len(source) / done - 1)
+            say(f"evaluated {done:,} of {len(source):,} images, {done / (now - start):,.0f} images/s, {left:.0f} s left")
+    examples = int(total["examples"])
+    if examples != len(source):
+        raise RuntimeError(f"evaluated {examples} examples of {len(source)}")
+    means = {name: float(total[name] / examples) for name in ("loss", "top1_errors", "top5_errors")}
+    return {
+        "examples": examples,
+        "loss": means["loss"],
+        "top1_error": means["top1_errors"],
+        "top5_error": means["top5_errors"],
+    }
+
+
+def evaluate(config, workdir: str, say=print) -> dict:
+    """Evaluates the checkpoint `config.eval.step` of a workdir on data.test_split and writes eval.json."""
+    path = os.path.join(workdir, "statistics.npz")
+    stored = statistics.load(path)
+    if stored is None:
+        raise InputError(f"{path}: missing or damaged; the workdir cannot be evaluated without it")
+    mesh = parallel.make_mesh(config)
+    source = input_pipeline.open_source(config, "test_split")
+    check_labels(config, source)
+    abstract = parallel.abstract_state(config, mesh, optimizer.make(config))
+    with Checkpoints(workdir, say=say) as checkpoints:
+        step, params = checkpoints.restore_params(abstract.params, config.eval.step)
+    say(f"evaluating step {step} on {config.data.test_split}: {len(source):,} images, views: {config.eval.views}")
+    arrays = on_devices(stored, mesh)
+    result = errors(parallel.eval_step(config, mesh), params, source, config, mesh, arrays, say)
+    result = {"split": config.data.test_split, "views": config.eval.views, "step": step, **result}
+    configuration.write_atomically(os.path.join(workdir, "eval.json"), json.dumps(result, indent=2) + "\n")
+    say(
+        f"top-1 error {result['top1_error']:.4f}, top-5 error {result['top5_error']:.4f}, loss"
+        f" {result['loss']:.4f} ({result['examples']:,} examples); written to {workdir}/eval.json"
+    )
+    return result
+
+
+def on_devices(stored: dict, mesh) -> dict:
+    """The statistics that the compiled steps take, on every device of the mesh."""
+    arrays = {name: stored[name] for name in statistics.ARRAYS}
+    return jax.device_put(arrays, parallel.replicated(mesh))
+
+
+def check_labels(config, source) -> None:
+    classes = len(source.label_names)
+    if classes > config.model.num_classes:
+        raise InputError(
+            f"model.num_classes: {config.model.num_classes}, but {config.data.name} has {classes} classes;"
+            f" give {classes}"
+        )

@@ -1,0 +1,186 @@
+"""python -m alexnet_jax.main --config=configs/NAME.py[:ARG] [--mode=MODE] [--workdir=DIR] [--config.FIELD=VALUE ...]
+
+MODE is one of
+    train      train, or go on training, and evaluate the best checkpoint (the default)
+    eval       evaluate a checkpoint of the workdir; what is not given is taken from its config.json
+    prepare    build the data set and its statistics
+    describe   print the network as a table
+
+Nothing else reads flags. Errors in what was given are one line on stderr and exit code 2.
+"""
+
+import logging
+import os
+import re
+import sys
+
+from absl import app, flags
+from absl import logging as absl_logging
+from ml_collections import config_flags
+
+from alexnet_jax import config as configuration
+from alexnet_jax.config import InputError
+
+MODES = ("train", "eval", "prepare", "describe")
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "configs/NAME.py[:ARG]")
+_MODE = flags.DEFINE_string("mode", "train", ", ".join(MODES))
+_WORKDIR = flags.DEFINE_string("workdir", None, "the folder of the run; runs/NAME[-ARG] if left out")
+
+
+def run(mode: str, config, overrides: dict, workdir: str) -> None:
+    """One mode of the program. Raises InputError, and Diverged in training."""
+    # Imported here, so that a mistake in the flags is told at once.
+    if mode == "describe":
+        from alexnet_jax import model
+
+        print(model.describe(config))
+    elif mode == "eval":
+        from alexnet_jax import evaluate
+
+        evaluate.evaluate(_config_of_workdir(config, overrides, workdir), workdir, _log.info)
+    elif mode == "prepare":
+        from alexnet_jax import input_pipeline
+        from alexnet_jax.datasets import statistics
+
+        _hide_accelerators_from_tensorflow()
+        source = input_pipeline.open_source(config, "train_split")
+        statistics.of_source(source, _log.info)
+        _log.info("%s is prepared in %s", config.data.name, source.folder)
+    else:
+        from alexnet_jax import train
+
+        _hide_accelerators_from_tensorflow()
+        train.train(config, workdir)
+
+
+def _config_of_workdir(given, overrides: dict, workdir: str):
+    """config.json of the workdir with the overrides of this command; `given` is None, or must be its source."""
+    config = configuration.load(workdir)
+    if config is None:
+        raise InputError(f"--workdir={workdir}: has no config.json; train there first, or name another")
+    if given is not None and given.name != config.get("name"):
+        # A run's own file may have been overridden when it was trained; another file is a mistake.
+        configuration.check_same_run(given, workdir)
+    config.update_from_flattened_dict(overrides)
+    configuration.check(config)
+    configuration.check_same_run(config, workdir)
+    return config
+
+
+def _hide_accelerators_from_tensorflow() -> None:
+    """TFDS and clu's writer import it, and it would take all of a GPU's memory."""
+    import tensorflow as tf
+
+    tf.config.set_visible_devices([], "GPU")
+    tf.config.set_visible_devices([], "TPU")
+
+
+def main(argv) -> None:
+    del argv
+    try:
+        if _MODE.value not in MODES:
+            raise InputError(f"--mode={_MODE.value}: there is no such mode; give one of {', '.join(MODES)}")
+        config = _CONFIG.value
+        if config is None and not (_MODE.value == "eval" and _WORKDIR.value):
+            raise InputError("--config: missing; give --config=configs/quickstart.py, or another of configs/")
+        overrides = {}
+        if config is not None:
+            overrides = config_flags.get_override_values(flags.FLAGS["config"])
+            configuration.check(config)
+            from alexnet_jax import model, parallel
+
+            model.layer_shapes(config)
+            parallel.mesh_shape(config, None)
+        run(_MODE.value, config, overrides, _WORKDIR.value or _default_workdir())
+    except InputError as error:
+        _fail(str(error), 2)
+    except Exception as error:
+        if type(error).__name__ != "Diverged":  # importing its module takes seconds
+            raise
+        _fail(str(error), 1)
+
+
+def _config_argument() -> str:
+    """The value of --config as it was typed."""
+    pairs = zip(sys.argv, [*sys.argv[1:], ""])
+    values = [
+        arg.partition("=")[2] or following
+        for arg, following in pairs
+        if arg.lstrip("-").partition("=")[0] == "config"
+    ]
+    return values[-1] if values else ""
+
+
+def _default_workdir() -> str:
+    path, _, argument = _config_argument().partition(":")
+    name = os.path.splitext(os.path.basename(path))[0]
+    return os.path.join("runs", f"{name}-{argument}" if argument else name)
+
+
+def _parse_flags(argv):
+    """absl's parsing with its errors, and ml_collections', as one line and exit code 2."""
+    if {"-h", "--help", "-help", "--helpfull", "--helpshort"} & set(argv):
+        print(__doc__.strip())
+        sys.exit(0)
+    try:
+        rest = flags.FLAGS(argv)
+        if len(rest) > 1:
+            raise InputError(f"{rest[1]!r}: there are no arguments without --; see --help")
+        if _CONFIG.value is not None:
+            _CONFIG.value.items()  # raises here if the file could not be read
+        return rest
+    except InputError as error:
+        _fail(str(error), 2)
+    except Exception as error:  # absl and ml_collections raise many kinds, and a config file any
+        _fail(_explain(argv, error), 2)
+
+
+def _explain(argv, error: Exception) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    message = lines[-1].strip() if lines else type(error).__name__
+    if isinstance(error, FileNotFoundError):
+        there = ", ".join(sorted(name for name in _listdir("configs") if name.endswith(".py")))
+        return f"--config={_config_argument()}: there is no such file; in configs/ there are: {there or 'none'}"
+    bad_value = re.match(r"flag --config\.(\S+?)=(.*?): ", message)
+    if bad_value:
+        field, value = bad_value.groups()
+        return f"{field}: {value!r} does not work; {configuration.what_works(field)}"
+    fields = [re.match(r"--?config\.([^=]+)", arg) for arg in argv]
+    for field in (match[1] for match in fields if match):
+        if not _CONFIG.present and not _config_argument():
+            return f"--config.{field}: comes with --config=configs/NAME.py, which is missing"
+        unknown = configuration.unknown(field)
+        if unknown:
+            return unknown
+    if isinstance(error, flags.Error) and not message.startswith("flag --config="):
+        return f"{message}; see --help" if "Unknown command line flag" not in message else message
+    return f"--config={_config_argument()}: {message}"
+
+
+def _listdir(folder: str) -> list[str]:
+    return os.listdir(folder) if os.path.isdir(folder) else []
+
+
+def _fail(message: str, code: int) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+_log = logging.getLogger("alexnet_jax")
+
+
+def _start_log() -> None:
+    """Our own lines on stdout; of the libraries, errors only."""
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setLevel(logging.INFO)
+    _log.addHandler(handler)
+    _log.setLevel(logging.DEBUG)
+    _log.propagate = False
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    absl_logging.set_verbosity(absl_logging.ERROR)
+
+
+if __name__ == "__main__":
+    _start_log()
+    app.run(main, flags_parser=_parse_flags)

@@ -1,0 +1,299 @@
+"""Where the columns run: the mesh, and the training and evaluation steps on it.
+
+The mesh is `data x column`. `data` splits the batch; `column` puts each of the network's columns on a device
+of its own (section 3.2). The network is the same `model.Column` everywhere:
+
+    make_mesh      devices as config.mesh asks for; the axis `column` exists only where it splits the columns
+    on_columns     runs one column's function on all columns: on this device by vmap, or as this device's part
+    init_state     parameters and optimizer, each column's drawn from (seed, layer, column)
+    train_step     images, labels -> new state and the loss      (shard_map, then the optimizer's update)
+    eval_step      images, labels -> sums of losses and errors   (shard_map)
+    forward        images -> logits and every layer's activations by name
+
+Parameters of a column are stacked on a leading axis: conv2/kernel is [2, 5, 5, 48, 128]. Only the
+classifier's bias is shared by all columns. Collectives: over `column`, all_gather of the maps that meet and
+psum of the logits (model.py); over `data`, one mean of the gradients (here).
+"""
+
+import functools
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float, Int
+
+from alexnet_jax import augment
+from alexnet_jax.config import InputError
+from alexnet_jax.model import AXIS, Column
+
+
+class TrainState(flax.struct.PyTreeNode):
+    """All that decides how a run goes on."""
+
+    step: Int[Array, ""]  # updates made
+    params: dict
+    opt_state: dict
+    loss_sum: Float[Array, ""]  # of the batches since the last validation
+    loss_count: Int[Array, ""]  # their number
+
+
+def mesh_shape(config, devices: int | None) -> tuple[int, int]:
+    """(data, column) for a number of devices; None is a CPU host, which has as many as are asked for.
+
+    Raises InputError for a mesh that does not fit the devices, the network or the batch.
+    """
+    column, data, columns = config.mesh.column, config.mesh.data, config.model.columns
+    if column not in (-1, 1, columns):
+        raise InputError(
+            f"mesh.column: {column}, but the network has model.columns={columns}; give 1, {columns} or -1"
+        )
+    if column == -1:
+        column = columns if devices is None or columns * max(data, 1) <= devices else 1
+    if data == -1:
+        data = 1 if devices is None else max(devices // column, 1)
+    if devices is not None and data * column > devices:
+        raise InputError(
+            f"mesh: data x column is {data} x {column}, which is more than the {devices} devices found;"
+            " lower mesh.data or mesh.column"
+        )
+    for field, batch in (("batch_size", config.batch_size), ("eval.batch_size", config.eval.batch_size)):
+        if batch % data:
+            raise InputError(
+                f"{field}: {batch} is not a multiple of the {data} devices of mesh.data; change one of them"
+            )
+    return data, column
+
+
+def make_mesh(config) -> Mesh:
+    """Axes ("data", "column"), or ("data",) where each device runs all columns.
+
+    A host without accelerators is split into as many CPU devices as the mesh asks for.
+    """
+    data, column = mesh_shape(config, None)
+    try:
+        jax.config.update("jax_num_cpu_devices", data * column)
+    except RuntimeError:
+        pass  # jax has started already, with the devices that it was given then
+    if jax.default_backend() != "cpu" or len(jax.devices()) < data * column:
+        data, column = mesh_shape(config, len(jax.devices()))
+    shape, names = ((data, column), ("data", AXIS)) if column > 1 else ((data,), ("data",))
+    return jax.make_mesh(
+        shape,
+        names,
+        axis_types=(jax.sharding.AxisType.Auto,) * len(names),
+        devices=jax.devices()[: data * column],
+    )
+
+
+def column_axes(params):
+    """For each parameter the axis of its columns: 0, or None for the classifier's bias, which they share."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: None if [key.key for key in path[-2:]] == ["fc8", "bias"] else 0, params
+    )
+
+
+def _split(mesh: Mesh) -> bool:
+    """Whether each device holds one column, not all."""
+    return AXIS in mesh.axis_names
+
+
+def _specs(params, mesh: Mesh):
+    # The map over `params` keeps None, the axis of what is shared, from being taken for an empty tree.
+    return jax.tree.map(
+        lambda _, axis: P(AXIS) if axis == 0 and _split(mesh) else P(), params, column_axes(params)
+    )
+
+
+def on_columns(config, mesh: Mesh, function):
+    """`function(params, *args) -> (shared, own)` of one column, run on all columns, inside shard_map.
+
+    The result is for stacked params: `shared` as it is (it must be the same in all columns), and `own`
+    with a leading axis of the columns that are on this device.
+    """
+
+    def this_device(params, *args):
+        own_params = jax.tree.map(lambda x, axis: x if axis is None else x[0], params, column_axes(params))
+        args = jax.tree.map(lambda x: lax.pcast(x, AXIS, to="varying"), args)
+        shared, own = function(own_params, *args)
+        return shared, jax.tree.map(lambda x: x[None], own)
+
+    def all_here(params, *args):
+        in_axes = (column_axes(params), *[None] * len(args))
+        run = jax.vmap(
+            function, in_axes, out_axes=(None, 0), axis_name=AXIS, axis_size=config.model.columns
+        )
+        return run(params, *args)
+
+    return this_device if _split(mesh) else all_here
+
+
+def _shard_map(mesh: Mesh, function, in_specs, out_specs):
+    # jax 0.10 refuses collectives of a vmapped axis while it checks which values vary over the mesh. Without
+    # a mesh axis `column` no derivative passes through a collective of the mesh, and nothing needs the check.
+    return jax.shard_map(
+        function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=_split(mesh)
+    )
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, P())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Split over `data`; both columns of a pair have the same images."""
+    return NamedSharding(mesh, P("data"))
+
+
+def param_shardings(params, mesh: Mesh):
+    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), _specs(params, mesh))
+
+
+def _init_params(config):
+    """Stacked parameters; a column's are drawn from (seed, layer, column) (section 5)."""
+    image = jnp.zeros((1, config.data.crop_size, config.data.crop_size, config.data.channels))
+    root = jax.random.fold_in(jax.random.key(config.seed), 0)
+    keys = jax.vmap(lambda column: jax.random.fold_in(root, column))(jnp.arange(config.model.columns))
+    stacked = jax.vmap(lambda key: Column(config).init(key, image)["params"], axis_name=AXIS)(keys)
+    return jax.tree.map(lambda x, axis: x[0] if axis is None else x, stacked, column_axes(stacked))
+
+
+def abstract_state(config, mesh: Mesh, optimizer: optax.GradientTransformation) -> TrainState:
+    """Shapes, types and shardings of the state, computing nothing."""
+    state = jax.eval_shape(lambda: _init_state(config, optimizer))
+    shardings = param_shardings(state.params, mesh)
+    everywhere = replicated(mesh)
+    like_params = optax.tree_map_params(
+        optimizer, lambda _, s: s, state.opt_state, shardings, transform_non_params=lambda _: everywhere
+    )
+    shardings = TrainState(everywhere, shardings, like_params, everywhere, everywhere)
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings)
+
+
+def _init_state(config, optimizer):
+    params = _init_params(config)
+    zero = jnp.zeros((), jnp.int32)
+    return TrainState(zero, params, optimizer.init(params), jnp.zeros(()), zero)
+
+
+def init_state(config, mesh: Mesh, optimizer: optax.GradientTransformation) -> TrainState:
+    """The state before the first step; no device ever holds more than its own columns."""
+    shardings = jax.tree.map(lambda x: x.sharding, abstract_state(config, mesh, optimizer))
+    return jax.jit(lambda: _init_state(config, optimizer), out_shardings=shardings)()
+
+
+def _loss(config, params, views, labels, dropout_keys):
+    """One column's mean cross entropy over this device's examples (section 3.5)."""
+    logits, _ = Column(config).apply({"params": params}, views, dropout_keys)
+    loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+    # The same in both columns. Taking the mean inside what is differentiated says so: the gradient of
+    # logits that both columns hold must not count twice.
+    return lax.pmean(loss, AXIS), ()
+
+
+def loss_and_gradients(config, mesh: Mesh):
+    """(params, images, labels, step, statistics) -> the global batch's loss, and gradients like params.
+
+    images uint8 [batch, image_size, image_size, channels], labels int32 [batch], both split over `data`.
+    All randomness is drawn from (seed, step, index in the global batch), dropout also from (layer, column).
+    """
+    run = on_columns(config, mesh, functools.partial(_loss, config))
+
+    def local(params, images, labels, step, statistics):
+        batch = images.shape[0]
+        root = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), 1), step)
+        examples = lax.axis_index("data") * batch + jnp.arange(batch)
+        keys = jax.vmap(lambda example: jax.random.fold_in(root, example))(examples)
+        view_keys, dropout_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
+        views = augment.train_views(images, view_keys, statistics, config)
+        # Without this cast jax would sum the gradients over `data` leaf by leaf as it meets them.
+        params = jax.tree.map(lambda x: lax.pcast(x, "data", to="varying"), params)
+        value_and_grad = jax.value_and_grad(lambda params: run(params, views, labels, dropout_keys)[0])
+        return lax.pmean(value_and_grad(params), "data")
+
+    def whole(params, images, labels, step, statistics):
+        specs = _specs(params, mesh)
+        in_specs, out_specs = (specs, P("data"), P("data"), P(), P()), (P(), specs)
+        return _shard_map(mesh, local, in_specs, out_specs)(params, images, labels, step, statistics)
+
+    return whole
+
+
+def train_step(config, mesh: Mesh, optimizer: optax.GradientTransformation):
+    """Compiled (state, images, labels, statistics) -> (state after one update, loss). The state is donated."""
+    differentiate = loss_and_gradients(config, mesh)
+
+    def step(state, images, labels, statistics):
+        loss, gradients = differentiate(state.params, images, labels, state.step, statistics)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        return TrainState(state.step + 1, params, opt_state, state.loss_sum + loss, state.loss_count + 1), loss
+
+    shardings = jax.tree.map(lambda x: x.sharding, abstract_state(config, mesh, optimizer))
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
+
+
+@jax.jit
+def _all_finite(params):
+    return jnp.array([jnp.isfinite(x).all() for x in jax.tree.leaves(params)]).all()
+
+
+def all_finite(params) -> bool:
+    """Whether no parameter is NaN or infinite."""
+    return bool(_all_finite(params))
+
+
+def eval_step(config, mesh: Mesh):
+    """Compiled (params, images, labels, real, statistics) -> sums over the examples that are `real`.
+
+    `loss`, `top1_errors`, `top5_errors`, `examples`. The softmax outputs of `config.eval.views` views are
+    averaged (section 4.1); the loss is of that average.
+    """
+    run = on_columns(
+        config, mesh, lambda params, views: (Column(config).apply({"params": params}, views)[0], ())
+    )
+    views = jnp.array(augment.test_views(config), jnp.int32)
+
+    def local(params, images, labels, real, statistics):
+        def log_softmax(view):
+            logits, _ = run(params, augment.test_view(images, view, statistics, config))
+            return jax.nn.log_softmax(logits)
+
+        log_probs = jax.nn.logsumexp(lax.map(log_softmax, views), axis=0) - np.log(len(views))
+        own = jnp.take_along_axis(log_probs, labels[:, None], axis=1)
+        # Where classes tie, the lower label comes first, as in argmax: a constant network scores by chance.
+        ahead = (log_probs > own) | ((log_probs == own) & (jnp.arange(log_probs.shape[1]) < labels[:, None]))
+        rank = ahead.sum(axis=1)
+        sums = {"loss": -own[:, 0], "top1_errors": rank >= 1, "top5_errors": rank >= 5, "examples": real}
+        # `where`, not a product: padding may give anything, NaN included.
+        sums = {name: jnp.where(real, value, 0).sum(dtype=jnp.float32) for name, value in sums.items()}
+        return lax.psum(sums, "data")
+
+    def whole(params, images, labels, real, statistics):
+        in_specs = (_specs(params, mesh), P("data"), P("data"), P("data"), P())
+        return _shard_map(mesh, local, in_specs, P())(params, images, labels, real, statistics)
+
+    return jax.jit(whole)
+
+
+def forward(config, mesh: Mesh):
+    """Compiled (params, views) -> logits and the activations of every layer by name, of all columns.
+
+    views: float [batch, crop, crop, channels], normalized. `conv2/pool` is [batch, 13, 13, 256] of the
+    paper's network, column 0's maps first. Evaluation mode: dropout scales.
+    """
+    run = on_columns(
+        config, mesh, lambda params, views: Column(config).apply({"params": params}, views)
+    )
+
+    def whole(params, views):
+        out_specs = (P("data"), P(AXIS, "data") if _split(mesh) else P(None, "data"))
+        logits, own = _shard_map(mesh, run, (_specs(params, mesh), P("data")), out_specs)(params, views)
+        merge = lambda x: jnp.moveaxis(x, 0, -2).reshape(*x.shape[1:-1], -1)  # noqa: E731
+        return logits, {**jax.tree.map(merge, own), "fc8": logits}
+
+    return jax.jit(whole)

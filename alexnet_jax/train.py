@@ -1,0 +1,315 @@
+"""The training loop (section 5): step, validate after every epoch, lower the learning rate, checkpoint.
+
+    train          checks, opens data and checkpoints, runs the loop, evaluates the best checkpoint
+    Run.loop       the loop
+    Run.validate   errors on the validation split -> schedule -> metrics.jsonl -> checkpoint
+
+Where things are: the network in model.py, one step of it and the devices in parallel.py, the update rule and
+the schedule in optimizer.py, crops and colour in augment.py, batches in input_pipeline.py, the numbers in
+configs/paper.py. All that decides how a run goes on is in `parallel.TrainState`, and a checkpoint holds all
+of it: a run that is killed anywhere and started again with the same command ends at the same parameters.
+"""
+
+import json
+import logging
+import os
+import signal
+import time
+
+import jax
+import numpy as np
+from clu import metric_writers, parameter_overview, periodic_actions
+
+from alexnet_jax import config as configuration
+from alexnet_jax import evaluate, input_pipeline, model, optimizer, parallel
+from alexnet_jax.checkpoint import METRIC, Checkpoints
+from alexnet_jax.datasets import statistics
+
+log = logging.getLogger("alexnet_jax")
+
+
+class Diverged(Exception):
+    """The loss, or a parameter, is no longer a finite number."""
+
+
+def train(config, workdir: str) -> None:
+    """Trains, or goes on training, the run of `workdir`, and evaluates its best checkpoint.
+
+    Raises InputError before anything is written, and Diverged.
+    """
+    configuration.check_same_run(config, workdir)
+    mesh = parallel.make_mesh(config)
+    sources = {split: input_pipeline.open_source(config, split) for split in ("train_split", "val_split")}
+    input_pipeline.open_source(config, "test_split")  # only to know now that it is there
+    evaluate.check_labels(config, sources["train_split"])
+    arrays = statistics.of_source(sources["train_split"], log.info)
+
+    os.makedirs(workdir, exist_ok=True)
+    handler = logging.FileHandler(os.path.join(workdir, "train.log"))
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    log.addHandler(handler)
+    with Checkpoints(workdir, config.checkpoint.keep, log.warning) as checkpoints:
+        run = Run(config, workdir, mesh, sources, arrays, checkpoints)
+        if run.ended and run.evaluated():
+            log.info("the run in %s is finished: %s", workdir, _summary(workdir))
+            return
+        configuration.save(config, workdir)
+        label_names = np.array(sources["train_split"].label_names)
+        statistics.save(os.path.join(workdir, "statistics.npz"), {**arrays, "label_names": label_names})
+        if not run.ended:
+            run.loop()
+    best = config.copy_and_resolve_references()
+    best.eval.step = -1
+    evaluate.evaluate(best, workdir, log.info)
+
+
+class Run:
+    """A run of `workdir` from where its checkpoints left it."""
+
+    def __init__(self, config, workdir, mesh, sources, arrays, checkpoints):
+        self.config, self.workdir, self.mesh, self.checkpoints = config, workdir, mesh, checkpoints
+        self.train_source, self.val_source = sources["train_split"], sources["val_split"]
+        self.arrays = evaluate.on_devices(arrays, mesh)
+        self.rule = optimizer.make(config)
+        # The step that completes the last epoch; batches run on across epochs.
+        self.last_step = -(-config.num_epochs * len(self.train_source) // config.batch_size)
+        self.state = checkpoints.restore_latest(parallel.abstract_state(config, mesh, self.rule))
+        self.resumed = self.state is not None
+        if not self.resumed:
+            self.state = parallel.init_state(config, mesh, self.rule)
+        self.first_step = int(self.state.step)
+        plateau = self.state.opt_state["learning_rate"]
+        self.ended = self.first_step >= self.last_step or optimizer.ended(config, plateau)
+
+    def evaluated(self) -> bool:
+        """Whether eval.json is of the best checkpoint, as this configuration evaluates it."""
+        found = _read_json(os.path.join(self.workdir, "eval.json"))
+        wanted = {
+            "step": self.checkpoints.best_step(),
+            "views": self.config.eval.views,
+            "split": self.config.data.test_split,
+        }
+        return found is not None and wanted == {name: found.get(name) for name in wanted}
+
+    def epochs(self, step: int) -> int:
+        """Epochs that `step` updates complete."""
+        return step * self.config.batch_size // len(self.train_source)
+
+    def loop(self) -> None:
+        """Trains to the last step, or to where the schedule ends it. Raises Diverged, or exits on SIGTERM."""
+        config, mesh = self.config, self.mesh
+        _keep_rows(self._metrics_path, self.first_step)
+        self.writer = metric_writers.AsyncWriter(metric_writers.SummaryWriter(self.workdir))
+        self.writer.write_hparams(dict(configuration.flatten(config)))
+        self._announce()
+        validation = config.copy_and_resolve_references()
+        validation.eval.views = 1
+        self.eval_step = parallel.eval_step(validation, mesh)
+        step_fn = parallel.train_step(config, mesh, self.rule)
+        sharding = parallel.batch_sharding(mesh)
+        batches = input_pipeline.batches(
+            self.train_source, config, sharding, self.first_step, self.last_step
+        )
+        self.clock = _Clock(config.batch_size)
+        progress = periodic_actions.PeriodicCallback(every_secs=10, callback_fn=self._progress)
+        stop = _StopRequest()
+        self.unchecked = None
+        with stop:
+            for step, (images, labels) in enumerate(batches, self.first_step + 1):
+                self.state, loss = step_fn(self.state, images, labels, self.arrays)
+                # One step late, so that the device has its next step before we wait for the last one.
+                self._check_loss()
+                self.unchecked = step, loss
+                self.clock.tick(loss)
+                if self.epochs(step) > self.epochs(step - 1):
+                    if self.validate(step):
+                        break
+                elif config.checkpoint.every_steps and step % config.checkpoint.every_steps == 0:
+                    self.save()
+                progress(step)
+                if stop.requested:
+                    self.save()
+                    self.checkpoints.wait()
+                    log.info("stopped by %s; step %d is saved, the same command goes on", stop.name, step)
+                    raise SystemExit(128 + stop.requested)
+        self.writer.close()
+
+    def validate(self, step: int) -> bool:
+        """Validates after `step` updates; True where the schedule ends the training."""
+        self._check_loss()
+        images_per_second = self.clock.images_per_second()
+        result = evaluate.errors(
+            self.eval_step, self.state.params, self.val_source, self.config, self.mesh, self.arrays, log.info
+        )
+        opt_state = self.state.opt_state
+        plateau, ended = optimizer.after_validation(
+            self.config, jax.device_get(opt_state["learning_rate"]), result["top1_error"]
+        )
+        row = {
+            "step": step,
+            "epoch": self.epochs(step),
+            "learning_rate": self._learning_rate(),
+            "train_loss": float(self.state.loss_sum) / int(self.state.loss_count),
+            "val_loss": result["loss"],
+            "val_top1_error": result["top1_error"],
+            "val_top5_error": result["top5_error"],
+            "images_per_second": round(images_per_second, 1),
+        }
+        if not np.isfinite(row["val_loss"]):
+            self._diverged(step, f"the validation loss is {row['val_loss']}")
+        everywhere = parallel.replicated(self.mesh)
+        zero = {"loss_sum": np.float32(0), "loss_count": np.int32(0)}
+        self.state = self.state.replace(
+            opt_state=opt_state | {"learning_rate": jax.device_put(plateau, everywhere)},
+            **jax.device_put(zero, everywhere),
+        )
+        with open(self._metrics_path, "a") as file:
+            file.write(json.dumps(row) + "\n")
+        self.writer.write_scalars(step, {name: value for name, value in row.items() if name != "step"})
+        self.save({METRIC: row[METRIC]})
+        log.info(
+            "epoch %d/%d: validation top-1 error %.4f, top-5 error %.4f, loss %.4f (training loss %.4f)",
+            row["epoch"], self.config.num_epochs, row["val_top1_error"], row["val_top5_error"],
+            row["val_loss"], row["train_loss"],
+        )  # fmt: skip
+        if ended:
+            log.info("the validation error no longer improves at the lowest learning rate: training ends")
+        elif self._learning_rate() != row["learning_rate"]:
+            log.info("the validation error stopped improving: learning rate %g", self._learning_rate())
+        self.clock.restart()
+        return ended
+
+    def save(self, metrics=None) -> None:
+        self._check_loss()
+        if not parallel.all_finite(self.state.params):
+            self._diverged(int(self.state.step), "a parameter is not a finite number")
+        self.checkpoints.save(self.state, metrics)
+
+    @property
+    def _metrics_path(self) -> str:
+        return os.path.join(self.workdir, "metrics.jsonl")
+
+    def _learning_rate(self) -> float:
+        return optimizer.learning_rate(self.config, int(self.state.opt_state["learning_rate"].drops))
+
+    def _check_loss(self) -> None:
+        if self.unchecked is not None:
+            (step, loss), self.unchecked = self.unchecked, None
+            if not np.isfinite(loss):
+                self._diverged(step, f"the loss is {float(loss)}")
+
+    def _diverged(self, step: int, what: str):
+        self.checkpoints.wait()
+        good = self.checkpoints.latest_step()
+        where = "there is no checkpoint yet" if good is None else f"the last good checkpoint is step {good}"
+        raise Diverged(
+            f"step {step}: {what}; {where} ({self.workdir}/checkpoints); lower optimizer.learning_rate"
+        )
+
+    def _announce(self) -> None:
+        log.info("%s\n", model.describe(self.config))
+        overview = parameter_overview.get_parameter_overview(self.state.params, include_stats="global")
+        log.debug("parameters\n%s", overview)  # to train.log only
+        shape = " x ".join(f"{size} ({name})" for name, size in self.mesh.shape.items())
+        log.info(
+            "%s %s on a mesh of %s %s devices: steps %d to %d, %d epochs of %s images, batches of %d",
+            "resuming" if self.resumed else "training", self.workdir, shape, jax.default_backend(),
+            self.first_step + 1, self.last_step, self.config.num_epochs, f"{len(self.train_source):,}",
+            self.config.batch_size,
+        )  # fmt: skip
+
+    def _progress(self, step: int, t: float) -> None:
+        del t
+        rate = self.clock.images_per_second()
+        left = _duration((self.last_step - step) * self.config.batch_size / rate) if rate else "?"
+        log.info(
+            "epoch %d/%d  step %d/%d  loss %.4f  %s images/s  %s left",
+            self.epochs(step) + 1, self.config.num_epochs, step, self.last_step,
+            float(self.state.loss_sum) / max(int(self.state.loss_count), 1), f"{rate:,.0f}", left,
+        )  # fmt: skip
+        self.writer.write_scalars(step, {"images_per_second": rate})
+
+
+class _Clock:
+    """Images per second since `restart`; the first step of a run, which compiles, is not counted."""
+
+    def __init__(self, batch_size: int):
+        self._batch_size, self._start, self._images = batch_size, None, 0
+
+    def tick(self, loss) -> None:
+        """After each step."""
+        if self._start is None:
+            jax.block_until_ready(loss)
+            self.restart()
+        else:
+            self._images += self._batch_size
+
+    def restart(self) -> None:
+        self._start, self._images = time.monotonic(), 0
+
+    def images_per_second(self) -> float:
+        return self._images / (time.monotonic() - self._start)
+
+
+class _StopRequest:
+    """Within the block, SIGTERM and SIGINT ask for a stop after the step; a second one stops at once."""
+
+    requested = 0
+
+    def __enter__(self):
+        self._former = {number: signal.signal(number, self._ask) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self._former.items():
+            signal.signal(number, handler)
+
+    @property
+    def name(self) -> str:
+        return signal.Signals(self.requested).name
+
+    def _ask(self, number, frame):
+        del frame
+        self.requested = number
+        signal.signal(number, self._former[number])
+        log.info("%s: saving after this step", self.name)
+
+
+def _keep_rows(path: str, last_step: int) -> None:
+    """Drops the rows of metrics.jsonl after `last_step`: those validations are made again."""
+    try:
+        with open(path) as file:
+            lines = file.readlines()
+    except FileNotFoundError:
+        return
+    rows = [row for row in map(_parse, lines) if row is not None and row["step"] <= last_step]
+    configuration.write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def _parse(line: str):
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None  # the line that a killed run was writing
+
+
+def _read_json(path: str):
+    try:
+        with open(path) as file:
+            return json.load(file)
+    except (OSError, ValueError):
+        return None
+
+
+def _summary(workdir: str) -> str:
+    found = _read_json(os.path.join(workdir, "eval.json"))
+    return (
+        f"top-1 error {found['top1_error']:.4f}, top-5 error {found['top5_error']:.4f} on"
+        f" {found['examples']:,} images of {found['split']} (step {found['step']})"
+    )
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}"
