@@ -23,15 +23,11 @@ def _normalize(views, top, left, statistics, config):
         return (views - statistics["channel_mean"]) / statistics["channel_std"]
     mean = statistics["mean_image"]
     crop = config.data.crop_size
-    means = jax.vmap(lambda t, l: lax.dynamic_slice(mean, (t, l, 0), (crop, crop, mean.shape[2])))(top, left)
-    return views - means
+    return views - jax.vmap(lambda top, left: _window(mean, top, left, crop))(top, left)
 
 
-def _crop(images, top, left, crop):
-    channels = images.shape[3]
-    return jax.vmap(lambda image, t, l: lax.dynamic_slice(image, (t, l, 0), (crop, crop, channels)))(
-        images, top, left
-    )
+def _window(image, top, left, crop):
+    return lax.dynamic_slice(image, (top, left, 0), (crop, crop, image.shape[2]))
 
 
 def crop_flip_normalize(
@@ -43,8 +39,9 @@ def crop_flip_normalize(
     config,
 ) -> Views:
     """float32 crops at (top, left), normalized, then reflected left to right where `flip`."""
-    views = _crop(images, top, left, config.data.crop_size).astype(jnp.float32)
-    views = _normalize(views, top, left, statistics, config)
+    crop = config.data.crop_size
+    views = jax.vmap(lambda image, top, left: _window(image, top, left, crop))(images, top, left)
+    views = _normalize(views.astype(jnp.float32), top, left, statistics, config)
     return jnp.where(flip[:, None, None, None], views[:, :, ::-1], views)
 
 

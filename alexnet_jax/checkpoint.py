@@ -23,13 +23,10 @@ class Checkpoints:
 
     def __init__(self, workdir: str, keep: int = 1, say=print):
         policies = ocp.checkpoint_managers
-        best = policies.BestN(
-            get_metric_fn=lambda metrics: metrics[METRIC],
-            reverse=True,
-            n=1,
-            keep_checkpoints_without_metrics=False,
-        )
+        error = lambda metrics: metrics[METRIC]  # noqa: E731
+        best = policies.BestN(get_metric_fn=error, reverse=True, n=1, keep_checkpoints_without_metrics=False)
         options = ocp.CheckpointManagerOptions(
+            best_fn=error,  # overruled by the policy, but without it Orbax writes no metrics
             preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), best]),
             cleanup_tmp_directories=True,  # what a killed run was writing
         )

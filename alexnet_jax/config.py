@@ -35,10 +35,12 @@ def _number(low: float, high: float = float("inf"), above: bool = False, below: 
     if high != float("inf"):
         text += f" and {'below' if below else 'at most'} {high:g}"
     return (
-        lambda v: type(v) in (int, float)
-        and math.isfinite(v)
-        and (low < v if above else low <= v)
-        and (v < high if below else v <= high),
+        lambda v: (
+            type(v) in (int, float)
+            and math.isfinite(v)
+            and (low < v if above else low <= v)
+            and (v < high if below else v <= high)
+        ),
         text,
     )
 

@@ -23,15 +23,16 @@ def errors(step, params, source, config, mesh, arrays, say=lambda line: None) ->
     batches = input_pipeline.padded(source, config.eval.batch_size, sharding, config.data.threads)
     start = last = time.monotonic()
     total = None
-    for number, (images, labels, real) in enumerate(batches, 1):
+    for images, labels, real in batches:
         sums = step(params, images, labels, real, arrays)
         sums = jax.tree.map(np.float64, jax.device_get(sums))
         total = sums if total is None else jax.tree.map(np.add, total, sums)
         now = time.monotonic()
         if now - last > 10:
             last, done = now, int(total["examples"])
-            left = (now - start) * (len(source) / done - 1)
-            say(f"evaluated {done:,} of {len(source):,} images, {done / (now - start):,.0f} images/s, {left:.0f} s left")
+            rate = done / (now - start)
+            left = (len(source) - done) / rate
+            say(f"evaluated {done:,} of {len(source):,} images, {rate:,.0f} images/s, {left:.0f} s left")
     examples = int(total["examples"])
     if examples != len(source):
         raise RuntimeError(f"evaluated {examples} examples of {len(source)}")
@@ -56,7 +57,8 @@ def evaluate(config, workdir: str, say=print) -> dict:
     abstract = parallel.abstract_state(config, mesh, optimizer.make(config))
     with Checkpoints(workdir, say=say) as checkpoints:
         step, params = checkpoints.restore_params(abstract.params, config.eval.step)
-    say(f"evaluating step {step} on {config.data.test_split}: {len(source):,} images, views: {config.eval.views}")
+    images = f"{len(source):,} images of {config.data.test_split}, views of each: {config.eval.views}"
+    say(f"evaluating step {step} on {images}")
     arrays = on_devices(stored, mesh)
     result = errors(parallel.eval_step(config, mesh), params, source, config, mesh, arrays, say)
     result = {"split": config.data.test_split, "views": config.eval.views, "step": step, **result}

@@ -27,7 +27,7 @@ class TfdsSource:
     """One split of a TFDS data set in ArrayRecord, as [n, image_size, image_size, channels] uint8."""
 
     def __init__(self, config, split_field: str):
-        """`split_field` is train_split, val_split or test_split. Raises InputError for what cannot be read."""
+        """`split_field` is train_split, val_split or test_split. Raises InputError if it cannot be read."""
         builder = prepared_builder(config)
         split = config.data[split_field]
         field = f"data.{split_field}"
@@ -99,7 +99,7 @@ def _check_shard(path: str, examples: int) -> None:
         found = None
     if found != examples:
         raise InputError(
-            f"{path}: is missing, cut short or damaged ({examples:,} examples expected, {found or 0:,} found);"
+            f"{path}: missing, cut short or damaged ({examples:,} examples expected, {found or 0:,} found);"
             " delete its folder, and it is prepared anew"
         )
 
@@ -131,7 +131,7 @@ def examples_of_step(seed: int, step: int, batch_size: int, examples: int) -> np
     positions = step * batch_size + np.arange(batch_size)
     epochs, places = positions // examples, positions % examples
     orders = {epoch: _epoch_order(seed, int(epoch), examples) for epoch in np.unique(epochs)}
-    return np.array([orders[epoch][place] for epoch, place in zip(epochs, places)])
+    return np.array([orders[epoch][place] for epoch, place in zip(epochs, places, strict=True)])
 
 
 def _local_rows(sharding, batch_size: int) -> np.ndarray:

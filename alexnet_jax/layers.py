@@ -1,9 +1,9 @@
 """The paper's layers, as pure functions of one column's maps [batch, height, width, channel].
 
-    conv                   section 3.5   a plain convolution, also when columns are run by vmap
-    local_response_norm    section 3.3
-    max_pool               section 3.4   overlapping when the size exceeds the stride
-    dropout                section 4.2   mask in training, scale at test
+conv                   section 3.5   a plain convolution, also when columns are run by vmap
+local_response_norm    section 3.3
+max_pool               section 3.4   overlapping when the size exceeds the stride
+dropout                section 4.2   mask in training, scale at test
 """
 
 import functools

@@ -1,4 +1,5 @@
-"""python -m alexnet_jax.main --config=configs/NAME.py[:ARG] [--mode=MODE] [--workdir=DIR] [--config.FIELD=VALUE ...]
+"""python -m alexnet_jax.main --config=configs/NAME.py[:ARG] [--mode=MODE] [--workdir=DIR]
+                           [--config.FIELD=VALUE ...]
 
 MODE is one of
     train      train, or go on training, and evaluate the best checkpoint (the default)
@@ -43,19 +44,20 @@ def run(mode: str, config, overrides: dict, workdir: str) -> None:
         from alexnet_jax import input_pipeline
         from alexnet_jax.datasets import statistics
 
-        _hide_accelerators_from_tensorflow()
+        _load_tensorflow()
         source = input_pipeline.open_source(config, "train_split")
         statistics.of_source(source, _log.info)
         _log.info("%s is prepared in %s", config.data.name, source.folder)
     else:
+        configuration.check_same_run(config, workdir)
+        _load_tensorflow()
         from alexnet_jax import train
 
-        _hide_accelerators_from_tensorflow()
         train.train(config, workdir)
 
 
 def _config_of_workdir(given, overrides: dict, workdir: str):
-    """config.json of the workdir with the overrides of this command; `given` is None, or must be its source."""
+    """config.json of the workdir with this command's overrides; `given` may be None."""
     config = configuration.load(workdir)
     if config is None:
         raise InputError(f"--workdir={workdir}: has no config.json; train there first, or name another")
@@ -68,12 +70,18 @@ def _config_of_workdir(given, overrides: dict, workdir: str):
     return config
 
 
-def _hide_accelerators_from_tensorflow() -> None:
-    """TFDS and clu's writer import it, and it would take all of a GPU's memory."""
-    import tensorflow as tf
+def _load_tensorflow() -> None:
+    """TFDS's preparation and clu's writer use it. It must not take the accelerators, and is kept from
+    telling on stderr, at its import, which accelerators it did not find."""
+    stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        import tensorflow as tf
 
-    tf.config.set_visible_devices([], "GPU")
-    tf.config.set_visible_devices([], "TPU")
+        tf.config.set_visible_devices([], "GPU")
+    finally:
+        os.dup2(stderr, 2)
+        os.close(nowhere)
 
 
 def main(argv) -> None:
@@ -103,7 +111,7 @@ def main(argv) -> None:
 
 def _config_argument() -> str:
     """The value of --config as it was typed."""
-    pairs = zip(sys.argv, [*sys.argv[1:], ""])
+    pairs = zip(sys.argv, [*sys.argv[1:], ""], strict=True)
     values = [
         arg.partition("=")[2] or following
         for arg, following in pairs
@@ -139,9 +147,10 @@ def _parse_flags(argv):
 def _explain(argv, error: Exception) -> str:
     lines = [line for line in str(error).splitlines() if line.strip()]
     message = lines[-1].strip() if lines else type(error).__name__
-    if isinstance(error, FileNotFoundError):
-        there = ", ".join(sorted(name for name in _listdir("configs") if name.endswith(".py")))
-        return f"--config={_config_argument()}: there is no such file; in configs/ there are: {there or 'none'}"
+    path = _config_argument().partition(":")[0]
+    if path and not os.path.isfile(path):
+        there = ", ".join(sorted(name for name in _listdir("configs") if name.endswith(".py"))) or "nothing"
+        return f"--config={_config_argument()}: there is no such file; configs/ has {there}"
     bad_value = re.match(r"flag --config\.(\S+?)=(.*?): ", message)
     if bad_value:
         field, value = bad_value.groups()
@@ -153,9 +162,11 @@ def _explain(argv, error: Exception) -> str:
         unknown = configuration.unknown(field)
         if unknown:
             return unknown
-    if isinstance(error, flags.Error) and not message.startswith("flag --config="):
-        return f"{message}; see --help" if "Unknown command line flag" not in message else message
-    return f"--config={_config_argument()}: {message}"
+        if isinstance(error, AttributeError | KeyError):
+            return f"{field}: there is no such field in {path}"
+    if "Unknown command line flag" in message or "Missing value for flag" in message:
+        return f"{message.rstrip(' ?')}; see --help"
+    return f"--config={_config_argument()}: {re.sub(r'^[A-Za-z]+Error: ', '', message)}"
 
 
 def _listdir(folder: str) -> list[str]:

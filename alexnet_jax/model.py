@@ -84,7 +84,7 @@ class Column(nn.Module):
 
 
 class Linear(nn.Module):
-    """A convolution, or a fully connected layer over the flattened maps: this column's share of the outputs."""
+    """A convolution, or a fully connected layer over flattened maps: this column's share of the outputs."""
 
     layer: "LayerShape"
     dtype: str
@@ -177,8 +177,8 @@ def _layer_shapes(config, width: float) -> list[LayerShape]:
             size = (shape[0] + sum(spec.padding) - spec.kernel) // spec.stride + 1
             if size < 1:
                 raise InputError(
-                    f"{field}.kernel: {spec.kernel}x{spec.kernel} does not fit its {shape[0]}x{shape[1]} input;"
-                    " choose a larger data.crop_size or a smaller kernel"
+                    f"{field}.kernel: {spec.kernel} does not fit its {shape[0]}x{shape[1]} input; choose a"
+                    " larger data.crop_size or a smaller kernel"
                 )
             kernel, stride, padding = (spec.kernel, spec.kernel), spec.stride, tuple(spec.padding)
             output = (size, size, features)
@@ -230,7 +230,10 @@ def describe(config) -> str:
     widths = [max(len(row[i]) for row in rows) for i in range(len(titles))]
     lines = []
     for row in rows:
-        cells = [cell.rjust(w) if i >= 6 else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths))]
+        cells = [
+            cell.rjust(w) if i >= 6 else cell.ljust(w)
+            for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        ]
         lines.append("  ".join(cells).rstrip())
     shapes = layer_shapes(config)
     parameters, work = sum(s.parameters for s in shapes), sum(s.multiply_adds for s in shapes)

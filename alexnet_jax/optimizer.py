@@ -36,7 +36,8 @@ def _kernels(params):
 
 
 def _scale_by_plateau(config) -> optax.GradientTransformation:
-    rates = np.array([learning_rate(config, drops) for drops in range(config.optimizer.plateau.max_drops + 1)])
+    most = config.optimizer.plateau.max_drops
+    rates = np.array([learning_rate(config, drops) for drops in range(most + 1)])
 
     def init(params):
         del params

@@ -15,6 +15,7 @@ classifier's bias is shared by all columns. Collectives: over `column`, all_gath
 psum of the logits (model.py); over `data`, one mean of the gradients (here).
 """
 
+import contextlib
 import functools
 
 import flax.struct
@@ -49,9 +50,7 @@ def mesh_shape(config, devices: int | None) -> tuple[int, int]:
     """
     column, data, columns = config.mesh.column, config.mesh.data, config.model.columns
     if column not in (-1, 1, columns):
-        raise InputError(
-            f"mesh.column: {column}, but the network has model.columns={columns}; give 1, {columns} or -1"
-        )
+        raise InputError(f"mesh.column: {column}, but the network has model.columns={columns}; give -1 or 1")
     if column == -1:
         column = columns if devices is None or columns * max(data, 1) <= devices else 1
     if data == -1:
@@ -75,10 +74,8 @@ def make_mesh(config) -> Mesh:
     A host without accelerators is split into as many CPU devices as the mesh asks for.
     """
     data, column = mesh_shape(config, None)
-    try:
+    with contextlib.suppress(RuntimeError):  # jax has started already, with the devices it was given then
         jax.config.update("jax_num_cpu_devices", data * column)
-    except RuntimeError:
-        pass  # jax has started already, with the devices that it was given then
     if jax.default_backend() != "cpu" or len(jax.devices()) < data * column:
         data, column = mesh_shape(config, len(jax.devices()))
     shape, names = ((data, column), ("data", AXIS)) if column > 1 else ((data,), ("data",))
@@ -124,9 +121,7 @@ def on_columns(config, mesh: Mesh, function):
 
     def all_here(params, *args):
         in_axes = (column_axes(params), *[None] * len(args))
-        run = jax.vmap(
-            function, in_axes, out_axes=(None, 0), axis_name=AXIS, axis_size=config.model.columns
-        )
+        run = jax.vmap(function, in_axes, out_axes=(None, 0), axis_name=AXIS, axis_size=config.model.columns)
         return run(params, *args)
 
     return this_device if _split(mesh) else all_here
@@ -135,9 +130,7 @@ def on_columns(config, mesh: Mesh, function):
 def _shard_map(mesh: Mesh, function, in_specs, out_specs):
     # jax 0.10 refuses collectives of a vmapped axis while it checks which values vary over the mesh. Without
     # a mesh axis `column` no derivative passes through a collective of the mesh, and nothing needs the check.
-    return jax.shard_map(
-        function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=_split(mesh)
-    )
+    return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=_split(mesh))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -224,14 +217,15 @@ def loss_and_gradients(config, mesh: Mesh):
 
 
 def train_step(config, mesh: Mesh, optimizer: optax.GradientTransformation):
-    """Compiled (state, images, labels, statistics) -> (state after one update, loss). The state is donated."""
+    """Compiled (state, images, labels, statistics) -> (the state after it, loss). The state is donated."""
     differentiate = loss_and_gradients(config, mesh)
 
     def step(state, images, labels, statistics):
         loss, gradients = differentiate(state.params, images, labels, state.step, statistics)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        return TrainState(state.step + 1, params, opt_state, state.loss_sum + loss, state.loss_count + 1), loss
+        sums = state.loss_sum + loss, state.loss_count + 1
+        return TrainState(state.step + 1, params, opt_state, *sums), loss
 
     shardings = jax.tree.map(lambda x: x.sharding, abstract_state(config, mesh, optimizer))
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
@@ -286,9 +280,7 @@ def forward(config, mesh: Mesh):
     views: float [batch, crop, crop, channels], normalized. `conv2/pool` is [batch, 13, 13, 256] of the
     paper's network, column 0's maps first. Evaluation mode: dropout scales.
     """
-    run = on_columns(
-        config, mesh, lambda params, views: Column(config).apply({"params": params}, views)
-    )
+    run = on_columns(config, mesh, lambda params, views: Column(config).apply({"params": params}, views))
 
     def whole(params, views):
         out_specs = (P("data"), P(AXIS, "data") if _split(mesh) else P(None, "data"))

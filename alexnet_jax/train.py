@@ -23,6 +23,7 @@ from clu import metric_writers, parameter_overview, periodic_actions
 from alexnet_jax import config as configuration
 from alexnet_jax import evaluate, input_pipeline, model, optimizer, parallel
 from alexnet_jax.checkpoint import METRIC, Checkpoints
+from alexnet_jax.config import InputError
 from alexnet_jax.datasets import statistics
 
 log = logging.getLogger("alexnet_jax")
@@ -44,7 +45,10 @@ def train(config, workdir: str) -> None:
     evaluate.check_labels(config, sources["train_split"])
     arrays = statistics.of_source(sources["train_split"], log.info)
 
-    os.makedirs(workdir, exist_ok=True)
+    try:
+        os.makedirs(workdir, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--workdir={workdir}: cannot be made ({error.strerror}); give another") from None
     handler = logging.FileHandler(os.path.join(workdir, "train.log"))
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     log.addHandler(handler)
@@ -107,9 +111,7 @@ class Run:
         self.eval_step = parallel.eval_step(validation, mesh)
         step_fn = parallel.train_step(config, mesh, self.rule)
         sharding = parallel.batch_sharding(mesh)
-        batches = input_pipeline.batches(
-            self.train_source, config, sharding, self.first_step, self.last_step
-        )
+        batches = input_pipeline.batches(self.train_source, config, sharding, self.first_step, self.last_step)
         self.clock = _Clock(config.batch_size)
         progress = periodic_actions.PeriodicCallback(every_secs=10, callback_fn=self._progress)
         stop = _StopRequest()
@@ -221,7 +223,9 @@ class Run:
     def _progress(self, step: int, t: float) -> None:
         del t
         rate = self.clock.images_per_second()
-        left = _duration((self.last_step - step) * self.config.batch_size / rate) if rate else "?"
+        if not rate:
+            return
+        left = _duration((self.last_step - step) * self.config.batch_size / rate)
         log.info(
             "epoch %d/%d  step %d/%d  loss %.4f  %s images/s  %s left",
             self.epochs(step) + 1, self.config.num_epochs, step, self.last_step,
@@ -257,7 +261,7 @@ class _StopRequest:
     requested = 0
 
     def __enter__(self):
-        self._former = {number: signal.signal(number, self._ask) for number in (signal.SIGTERM, signal.SIGINT)}
+        self._former = {n: signal.signal(n, self._ask) for n in (signal.SIGTERM, signal.SIGINT)}
         return self
 
     def __exit__(self, *_):

@@ -44,11 +44,12 @@ def get_config(year: str = "2012") -> ml_collections.ConfigDict:
     # layers, 0 elsewhere.
     def conv(kernel, stride, padding, features, gather, bias, then):
         return d(dict(enabled=True, kernel=kernel, stride=stride, padding=padding, features=features,
-                      gather=gather, init_std=0.01, bias=bias, then=then))
+                      gather=gather, init_std=0.01, bias=bias, then=then))  # fmt: skip
 
     def dense(features):
+        # Section 4.2: dropout on the outputs of fc6 and fc7.
         return d(dict(enabled=True, features=features, gather=True, init_std=0.01, bias=1.0,
-                      then=("activation", "dropout")))  # section 4.2: dropout on the outputs of fc6 and fc7
+                      then=("activation", "dropout")))  # fmt: skip
 
     norm_pool = ("activation", "lrn", "pool")
     layers = config.model.layers = d()

@@ -1,6 +1,6 @@
 """The paper's two columns on two devices, scaled to the 28x28 greyscale photographs of Fashion-MNIST.
 
-    python -m alexnet_jax.main --config=configs/quickstart.py
+python -m alexnet_jax.main --config=configs/quickstart.py
 """
 
 import ml_collections
@@ -14,8 +14,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.num_epochs = 4
     config.model.num_classes = 10
 
-    # 24 -> 24, pool 11 -> 11, pool 5 -> 5 -> 5 -> 5, pool 2. Kernels and inputs are not the paper's, so
-    # init_std is not either: init_std * sqrt(inputs of a kernel) is that of the same layer in configs/paper.py.
+    # Maps: 24, pooled 11, 11, pooled 5, 5, 5, 5, pooled 2. Kernels and inputs are not the paper's, so
+    # init_std is not either: its product with sqrt(weights of a kernel) is that of the paper's layer.
     layers = config.model.layers
     layers.conv1.update(kernel=5, stride=1, padding=(2, 2), features=32, init_std=0.038)
     layers.conv2.update(features=64, init_std=0.0173)

@@ -1,0 +1,21 @@
+# Each target sets up .venv by itself, from a system Python 3.11 or newer.
+PYTHON ?= python3
+
+quickstart: .venv/installed
+	.venv/bin/python -m alexnet_jax.main --config=configs/quickstart.py
+
+test: .venv/installed
+	.venv/bin/python -m pytest
+
+lint: .venv/installed
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+
+.venv/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "error: $(PYTHON) is older than 3.11; give another: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 2; }
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	touch $@
+
+.PHONY: quickstart test lint

@@ -1,0 +1,147 @@
+"""alexnet_jax/checkpoint.py: which checkpoints are kept, and what happens to those that were cut short."""
+
+import os
+import pathlib
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from alexnet_jax import optimizer, parallel
+from alexnet_jax.checkpoint import METRIC, Checkpoints
+from alexnet_jax.config import InputError
+from configs import quickstart
+
+
+def states(data, column):
+    """(the state before the first step, its abstract form) on a mesh."""
+    config = quickstart.get_config()
+    config.mesh.data, config.mesh.column = data, column
+    mesh, rule = parallel.make_mesh(config), optimizer.make(config)
+    return parallel.init_state(config, mesh, rule), parallel.abstract_state(config, mesh, rule)
+
+
+@pytest.fixture(scope="module")
+def state():
+    return states(1, 2)
+
+
+def at(state, step):
+    """The state at a step; its parameters tell which step it is."""
+    params = jax.tree.map(lambda x: x + step, state.params)
+    return state.replace(step=jax.numpy.int32(step), params=params)
+
+
+def write(folder, state, errors, keep=2):
+    with Checkpoints(folder, keep) as checkpoints:
+        for step, error in errors.items():
+            checkpoints.save(at(state, step), None if error is None else {METRIC: error})
+
+
+def steps(folder):
+    return sorted(int(name) for name in os.listdir(folder / "checkpoints") if name.isdigit())
+
+
+def same(a, b):
+    leaves = zip(jax.tree.leaves(jax.device_get(a)), jax.tree.leaves(jax.device_get(b)), strict=True)
+    return all(np.array_equal(x, y) for x, y in leaves)
+
+
+@pytest.mark.parametrize(
+    "errors, kept, best",
+    [
+        ({1: 0.3, 2: 0.1, 3: 0.2, 4: None, 5: 0.15}, [2, 4, 5], 2),
+        ({1: 0.3, 2: None, 3: None, 4: None}, [1, 3, 4], 1),
+        ({1: 0.2, 2: 0.2, 3: 0.3, 4: 0.4}, [2, 3, 4], 2),  # the later of equals
+        ({1: 0.4, 2: 0.3, 3: 0.2}, [2, 3], 3),
+        ({1: None, 2: None, 3: None}, [2, 3], 3),  # nothing validated yet: the latest
+    ],
+)
+def test_the_best_and_the_latest_are_kept(tmp_path, state, errors, kept, best):
+    write(tmp_path, state[0], errors)
+    assert steps(tmp_path) == kept
+    with Checkpoints(tmp_path, 2) as checkpoints:
+        assert (checkpoints.best_step(), checkpoints.latest_step()) == (best, max(errors))
+        step, params = checkpoints.restore_params(state[1].params)
+        assert step == best and same(params, at(state[0], best).params)
+
+
+def test_what_is_saved_is_not_what_the_next_step_writes(tmp_path, state):
+    """The step donates its state while the checkpoint is still being written."""
+    start = jax.tree.map(lambda x: x + 0, state[0])
+    expected = jax.device_get(start)
+    expected = jax.tree.map(np.array, expected)
+    advance = jax.jit(lambda s: jax.tree.map(lambda x: x * 2 + 1, s), donate_argnums=0)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(start)
+        for _ in range(20):
+            start = advance(start)
+    with Checkpoints(tmp_path) as checkpoints:
+        assert same(checkpoints.restore_latest(state[1]), expected)
+
+
+@pytest.mark.parametrize("data, column", [(1, 1), (2, 1), (2, 2)])
+def test_a_checkpoint_opens_on_every_placement(tmp_path, state, data, column):
+    write(tmp_path, state[0], {3: 0.5})
+    _, abstract = states(data, column)
+    with Checkpoints(tmp_path) as checkpoints:
+        restored = checkpoints.restore_latest(abstract)
+    assert same(restored, at(state[0], 3))
+    assert restored.params["conv2"]["kernel"].sharding == abstract.params["conv2"]["kernel"].sharding
+
+
+def large_files(folder):
+    """The files of a checkpoint that are read: its arrays and their index."""
+    found = [path for path in pathlib.Path(folder).rglob("*") if path.is_file()]
+    used = [p for p in found if "ocdbt.process_0" not in str(p) or p.stat().st_size > 10_000]
+    return [p for p in used if p.name == "manifest.ocdbt" or p.parent.name == "d" or p.name == "_METADATA"]
+
+
+def test_a_checkpoint_that_was_cut_short_is_skipped_with_a_warning(tmp_path, state):
+    said = []
+    write(tmp_path / "whole", state[0], {1: 0.1, 2: 0.2})
+    victims = large_files(tmp_path / "whole" / "checkpoints" / "2")
+    assert len(victims) >= 6
+    for number, victim in enumerate(victims):
+        folder = tmp_path / str(number)
+        shutil.copytree(tmp_path / "whole", folder)
+        name = folder / victim.relative_to(tmp_path / "whole")
+        os.truncate(name, name.stat().st_size // 2)
+        with Checkpoints(folder, 2, said.append) as checkpoints:
+            assert same(checkpoints.restore_latest(state[1]), at(state[0], 1)), victim
+            assert "checkpoints/2 cannot be read" in said[-1] and "\n" not in said[-1]
+            # The step can be saved again, and the damaged one is still there to look at.
+            checkpoints.save(at(state[0], 2), {METRIC: 0.05})
+        assert steps(folder) == [1, 2] and (folder / "checkpoints" / "damaged-2").is_dir()
+        with Checkpoints(folder, 2) as checkpoints:
+            assert same(checkpoints.restore_latest(state[1]), at(state[0], 2))
+
+
+def test_what_a_killed_run_was_writing_is_removed(tmp_path, state):
+    write(tmp_path, state[0], {1: 0.1})
+    (tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp").mkdir()
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.latest_step() == 1
+        assert same(checkpoints.restore_latest(state[1]), at(state[0], 1))
+    assert steps(tmp_path) == [1]
+
+
+def test_evaluation_skips_a_damaged_best_and_names_what_is_not_there(tmp_path, state):
+    write(tmp_path, state[0], {1: 0.3, 2: 0.1})
+    for name in large_files(tmp_path / "checkpoints" / "2" / "params"):
+        os.truncate(name, name.stat().st_size // 2)
+    said = []
+    with Checkpoints(tmp_path, 2, said.append) as checkpoints:
+        assert checkpoints.restore_params(state[1].params)[0] == 1 and len(said) == 1
+        with pytest.raises(InputError, match=r"eval.step: 7 .* 1, 2"):
+            checkpoints.restore_params(state[1].params, 7)
+        with pytest.raises(InputError, match="no checkpoint that can be read"):
+            checkpoints.restore_params(state[1].params, 2)
+
+
+def test_no_checkpoint_at_all(tmp_path, state):
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.restore_latest(state[1]) is None
+        with pytest.raises(InputError, match="no checkpoint"):
+            checkpoints.restore_params(state[1].params)

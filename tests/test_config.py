@@ -1,0 +1,140 @@
+"""alexnet_jax/config.py: what a configuration may hold, and to which one a workdir belongs."""
+
+import json
+
+import ml_collections
+import pytest
+
+from alexnet_jax import config as configuration
+from alexnet_jax.config import InputError
+from configs import paper, quickstart
+
+
+def test_every_configuration_is_accepted():
+    for config in (paper.get_config(), paper.get_config("2010"), quickstart.get_config()):
+        configuration.check(config)
+
+
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("seed", -1),
+        ("num_epochs", 0),
+        ("batch_size", 0),
+        ("model.columns", 3),
+        ("model.columns", True),
+        ("model.width", 0.0),
+        ("model.width", float("nan")),
+        ("model.width", float("inf")),
+        ("model.activation", "gelu"),
+        ("model.dropout_rate", 1.5),
+        ("model.dropout_rate", 1.0),
+        ("model.dtype", "float16"),
+        ("model.lrn.size", 4),
+        ("model.lrn.k", 0.0),
+        ("model.lrn.enabled", 1),
+        ("model.pool.stride", 0),
+        ("model.layers.conv1.padding", (3,)),
+        ("model.layers.conv1.padding", (-1, 0)),
+        ("model.layers.conv1.then", ("relu",)),
+        ("model.layers.fc6.features", 0),
+        ("data.name", ""),
+        ("data.channels", 4),
+        ("data.crop_size", 257),
+        ("data.normalization", "none"),
+        ("augment.pca_std", -0.1),
+        ("optimizer.learning_rate", -0.01),
+        ("optimizer.momentum", 1.0),
+        ("optimizer.plateau.patience", 0),
+        ("mesh.column", 3),
+        ("mesh.data", 0),
+        ("checkpoint.keep", 0),
+        ("eval.views", 5),
+    ],
+)
+def test_a_value_out_of_range_is_named_with_what_was_given(field, value):
+    config = paper.get_config()
+    parent, _, name = field.rpartition(".")
+    target = config
+    for part in parent.split(".") if parent else ():
+        target = target[part]
+    with target.ignore_type():
+        target[name] = value
+    with pytest.raises(InputError) as raised:
+        configuration.check(config)
+    message = str(raised.value)
+    assert message.startswith(f"{field}: ") and str(value).strip("()") in message and "\n" not in message
+
+
+def test_an_unknown_field_is_told_with_the_nearest_one():
+    config = paper.get_config()
+    config.model.dropout = 0.5
+    with pytest.raises(InputError, match=r"model.dropout: there is no such field.*model.dropout_rate"):
+        configuration.check(config)
+
+
+def test_a_missing_field_and_a_misnamed_layer_are_told():
+    config = paper.get_config()
+    del config.model.lrn.k
+    with pytest.raises(InputError, match=r"model.lrn.k: missing"):
+        configuration.check(config)
+    config = paper.get_config()
+    config.model.layers.pool1 = ml_collections.ConfigDict()
+    with pytest.raises(InputError, match=r"model.layers.pool1"):
+        configuration.check(config)
+
+
+def test_config_json_gives_the_same_configuration_back(tmp_path):
+    config = paper.get_config()
+    configuration.save(config, tmp_path)
+    loaded = configuration.load(tmp_path)
+    assert loaded.to_dict() == config.to_dict()
+    configuration.check(loaded)
+    assert json.loads((tmp_path / "config.json").read_text())["model"]["lrn"]["alpha"] == 1e-4
+
+
+def saved(tmp_path, **changes):
+    config = quickstart.get_config()
+    configuration.save(config, tmp_path)
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"num_epochs": 40},
+        {"mesh.column": 1, "mesh.data": 2},
+        {"eval.views": 1},
+        {"checkpoint.every_steps": 7},
+        {"data.dir": "/elsewhere", "data.manual_dir": "/there"},
+    ],
+)
+def test_a_workdir_takes_what_does_not_decide_the_run(tmp_path, changes):
+    configuration.check_same_run(saved(tmp_path, **changes), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"seed": 1},
+        {"batch_size": 32},
+        {"model.lrn.enabled": False},
+        {"data.train_split": "train[:100]"},
+        {"data.crop_size": 20},
+        {"augment.flip": False},
+        {"optimizer.plateau.patience": 9},
+        {"num_epochs": 1},
+    ],
+)
+def test_a_workdir_of_another_run_names_the_field(tmp_path, changes):
+    config = saved(tmp_path, **changes)
+    with pytest.raises(InputError) as raised:
+        configuration.check_same_run(config, tmp_path)
+    assert all(field in str(raised.value) for field in changes)
+
+
+def test_a_damaged_config_json_is_told(tmp_path):
+    (tmp_path / "config.json").write_text('{"seed": ')
+    with pytest.raises(InputError, match="config.json"):
+        configuration.load(tmp_path)

@@ -1,0 +1,211 @@
+"""alexnet_jax/input_pipeline.py and the shipped data set: what is read, in which order, on which device."""
+
+import gzip
+import pathlib
+import shutil
+import struct
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from PIL import Image
+
+from alexnet_jax import input_pipeline
+from alexnet_jax.config import InputError
+from alexnet_jax.datasets import fashion_mnist
+from configs import quickstart
+
+
+class Numbers:
+    """A source whose image i is filled with i."""
+
+    def __init__(self, examples):
+        self.examples = examples
+
+    def __len__(self):
+        return self.examples
+
+    def read(self, indices):
+        indices = np.asarray(indices)
+        return np.broadcast_to(indices[:, None, None, None], (len(indices), 2, 2, 1)).astype(
+            np.uint8
+        ), indices.astype(np.int32)
+
+
+def config_for(data_dir, **changes):
+    config = quickstart.get_config()
+    config.data.dir = str(data_dir)
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+def sharding(devices=1):
+    return NamedSharding(Mesh(np.array(jax.devices()[:devices]), ("data",)), P("data"))
+
+
+def test_every_epoch_has_every_example_once_in_a_new_order():
+    examples, batch = 103, 10
+    order = np.concatenate([input_pipeline.examples_of_step(3, step, batch, examples) for step in range(42)])
+    epochs = order[: 4 * examples].reshape(4, examples)
+    assert (np.sort(epochs, axis=1) == np.arange(examples)).all()
+    assert len({tuple(epoch) for epoch in epochs}) == 4
+    other_seed = input_pipeline.examples_of_step(4, 0, examples, examples)
+    assert not (other_seed == epochs[0]).all()
+
+
+def test_a_step_larger_than_the_data_spans_several_epochs():
+    order = input_pipeline.examples_of_step(0, 0, 25, 10)
+    assert [sorted(order[:10]), sorted(order[10:20])] == [list(range(10))] * 2 and len(order) == 25
+
+
+def test_the_order_is_that_of_every_other_machine():
+    # Written down from the definition: ascending raw words of Philox with the key (seed, epoch).
+    words = np.random.Generator(np.random.Philox(key=[7, 2])).bit_generator.random_raw(5)
+    expected = sorted(range(5), key=lambda i: words[i])
+    assert input_pipeline.examples_of_step(7, 2, 5, 5).tolist() == expected
+
+
+def test_batches_do_not_depend_on_where_the_run_started():
+    config = config_for("")
+    config.batch_size = 8
+    source = Numbers(50)
+    whole = list(input_pipeline.batches(source, config, sharding(), 0, 20))
+    tail = list(input_pipeline.batches(source, config, sharding(), 13, 20))
+    assert len(whole) == 20 and len(tail) == 7
+    for (_, a), (_, b) in zip(whole[13:], tail, strict=True):
+        assert np.array_equal(a, b)
+    assert np.array_equal(whole[4][1], input_pipeline.examples_of_step(config.seed, 4, 8, 50))
+
+
+def test_devices_of_the_data_axis_hold_their_rows_of_the_batch():
+    config = config_for("")
+    config.batch_size = 8
+    images, labels = next(input_pipeline.batches(Numbers(50), config, sharding(4), 0, 1))
+    assert images.shape == (8, 2, 2, 1) and [len(s.data) for s in labels.addressable_shards] == [2] * 4
+    order = input_pipeline.examples_of_step(config.seed, 0, 8, 50)
+    for shard in labels.addressable_shards:
+        assert np.array_equal(shard.data, order[shard.index])
+
+
+def test_both_columns_of_a_pair_hold_the_same_rows():
+    devices = np.array(jax.devices()).reshape(2, 2)
+    both = NamedSharding(Mesh(devices, ("data", "column")), P("data"))
+    config = config_for("")
+    config.batch_size = 8
+    _, labels = next(input_pipeline.batches(Numbers(50), config, both, 0, 1))
+    by_device = {shard.device: np.asarray(shard.data) for shard in labels.addressable_shards}
+    for first, second in devices:
+        assert np.array_equal(by_device[first], by_device[second])
+
+
+@pytest.mark.parametrize("examples", [1, 8, 9, 23])
+def test_padding_marks_what_is_not_real(examples):
+    seen = []
+    for images, labels, real in input_pipeline.padded(Numbers(examples), 8, sharding(), 2):
+        assert images.shape == (8, 2, 2, 1)
+        seen += np.asarray(labels)[np.asarray(real)].tolist()
+    assert seen == list(range(examples))
+
+
+def test_fit_takes_the_central_square_of_the_shorter_side():
+    rng = np.random.default_rng(0)
+    for height, width in ((300, 500), (90, 120), (256, 256), (1000, 300)):
+        image = rng.integers(0, 256, (height, width, 3), np.uint8)
+        scale = 64 / min(height, width)
+        size = max(64, round(width * scale)), max(64, round(height * scale))
+        resized = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
+        top, left = (resized.shape[0] - 64) // 2, (resized.shape[1] - 64) // 2
+        expected = resized[top : top + 64, left : left + 64]
+        assert np.array_equal(input_pipeline.fit(image, 64, 3), expected)
+    grey = rng.integers(0, 256, (64, 64, 1), np.uint8)
+    assert np.array_equal(input_pipeline.fit(grey, 64, 3), np.repeat(grey, 3, axis=2))
+    assert (
+        input_pipeline.fit(np.full((64, 64, 3), 9, np.uint8), 64, 1).tolist()
+        == np.full((64, 64, 1), 9).tolist()
+    )
+
+
+def idx(name):
+    """The shipped file, read by the format's own description."""
+    content = gzip.decompress((fashion_mnist.FILES / name).read_bytes())
+    axes = content[3]
+    shape = struct.unpack(f">{axes}I", content[4 : 4 + 4 * axes])
+    return np.frombuffer(content[4 + 4 * axes :], np.uint8).reshape(shape)
+
+
+@pytest.mark.parametrize("split, stem, count", [("train", "train", 60_000), ("test", "t10k", 10_000)])
+def test_the_prepared_data_is_the_shipped_data(data_dir, split, stem, count):
+    source = input_pipeline.open_source(config_for(data_dir, **{"data.test_split": split}), "test_split")
+    images, labels = idx(f"{stem}-images-idx3-ubyte.gz"), idx(f"{stem}-labels-idx1-ubyte.gz")
+    assert len(source) == count == len(images) == len(labels)
+    assert np.bincount(labels).tolist() == [count // 10] * 10
+    prepared, prepared_labels = source.read(range(0, count, 7))
+    # TFDS shuffles when it writes: compare as sets of (label, image).
+    shipped = {(label, image.tobytes()) for label, image in zip(labels, images, strict=True)}
+    mine = {(label, image.tobytes()) for label, image in zip(prepared_labels, prepared, strict=True)}
+    assert mine <= shipped and source.label_names[0] == "T-shirt/top"
+
+
+def test_splits_are_disjoint_slices_of_what_they_name(data_dir):
+    config = config_for(data_dir)
+    train, val = (input_pipeline.open_source(config, split) for split in ("train_split", "val_split"))
+    assert (len(train), len(val)) == (55_000, 5_000)
+
+
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("data.train_split", "trian"),
+        ("data.train_split", "train[:0]"),
+        ("data.val_split", "train["),
+        ("data.val_split", "train[60000:]"),
+        ("data.name", "fashion_mnist_shiped"),
+        ("data.name", "no such"),
+        ("data.name", "../etc"),
+        ("data.name", "wiki40b"),
+    ],
+)
+def test_what_cannot_be_opened_is_told_in_one_line(data_dir, field, value):
+    config = config_for(data_dir, **{field: value})
+    split = field.removeprefix("data.") if field.endswith("split") else "train_split"
+    with pytest.raises(InputError) as raised:
+        input_pipeline.open_source(config, split)
+    assert str(raised.value).startswith(f"{field}: {value!r}") and "\n" not in str(raised.value)
+
+
+def test_a_truncated_data_file_is_named(data_dir, tmp_path):
+    shutil.copytree(data_dir, tmp_path / "data")
+    (shard,) = pathlib.Path(tmp_path).rglob("*test.array_record*")
+    with open(shard, "r+b") as file:
+        file.truncate(shard.stat().st_size // 2)
+    config = config_for(tmp_path / "data")
+    input_pipeline.open_source(config, "train_split")
+    with pytest.raises(InputError, match=shard.name):
+        input_pipeline.open_source(config, "test_split")
+
+
+def test_a_truncated_shipped_file_is_named(tmp_path):
+    name = "t10k-images-idx3-ubyte.gz"
+    cut = tmp_path / name
+    cut.write_bytes((fashion_mnist.FILES / name).read_bytes()[:100_000])
+    with pytest.raises(InputError, match=name):
+        fashion_mnist.read_idx(cut, (10_000, 28, 28, 1))
+    with pytest.raises(InputError, match="labels"):
+        fashion_mnist.read_idx(fashion_mnist.FILES / "t10k-labels-idx1-ubyte.gz", (9_999,))
+
+
+def test_reading_does_not_import_tensorflow(data_dir):
+    program = f"""
+import sys
+from alexnet_jax import input_pipeline, model, parallel
+from configs import quickstart
+config = quickstart.get_config()
+config.data.dir = {str(data_dir)!r}
+input_pipeline.open_source(config, "test_split").read([0, 1])
+sys.exit("tensorflow" in sys.modules)
+"""
+    assert subprocess.run([sys.executable, "-c", program], timeout=120).returncode == 0

@@ -1,0 +1,245 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from alexnet_jax import layers
+
+
+def assert_close(got, want, tolerance=1e-5):
+    """The largest difference, relative to the largest value."""
+    want = np.asarray(want, np.float64)
+    assert got.shape == want.shape
+    assert np.abs(np.asarray(got, np.float64) - want).max() <= tolerance * np.abs(want).max()
+
+
+def draw(seed, *shape):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def conv_loops(x, kernel, stride, padding):
+    before, after = padding
+    x = np.pad(x.astype(np.float64), ((0, 0), (before, after), (before, after), (0, 0)))
+    size = kernel.shape[0]
+    rows, columns = ((n - size) // stride + 1 for n in x.shape[1:3])
+    out = np.zeros((x.shape[0], rows, columns, kernel.shape[3]))
+    for i in range(rows):
+        for j in range(columns):
+            window = x[:, i * stride : i * stride + size, j * stride : j * stride + size]
+            out[:, i, j] = np.tensordot(window, kernel.astype(np.float64), 3)
+    return out
+
+
+def conv_gradients(x, kernel, stride, padding, weights):
+    """Of sum(weights * conv). The convolution is linear in each argument: differences are exact."""
+
+    def difference(function, shape):
+        units = np.eye(np.prod(shape)).reshape(-1, *shape)
+        return np.array([(weights * function(unit)).sum() for unit in units]).reshape(shape)
+
+    return (
+        difference(lambda unit: conv_loops(unit, kernel, stride, padding), x.shape),
+        difference(lambda unit: conv_loops(x, unit, stride, padding), kernel.shape),
+    )
+
+
+CONVOLUTIONS = {  # input size, kernel size, stride, padding
+    "plain": (5, 3, 1, (0, 0)),
+    "same": (5, 3, 1, (1, 1)),
+    "strided": (8, 3, 2, (0, 0)),
+    "conv1": (6, 5, 2, (0, 3)),
+    "uneven": (6, 3, 4, (2, 1)),
+}
+
+
+@pytest.mark.parametrize("case", CONVOLUTIONS.values(), ids=CONVOLUTIONS)
+def test_conv_equals_loops(case):
+    size, kernel_size, stride, padding = case
+    x, kernel = draw(0, 2, size, size, 2), draw(1, kernel_size, kernel_size, 2, 3)
+    assert_close(layers.conv(x, kernel, stride, padding), conv_loops(x, kernel, stride, padding))
+
+
+@pytest.mark.parametrize("x_of_columns", [True, False], ids=["both", "only kernels"])
+def test_conv_over_columns_equals_each_column_with_its_gradients(x_of_columns):
+    size, kernel_size, stride, padding = CONVOLUTIONS["conv1"]
+    x = draw(0, *(2,) * x_of_columns, 2, size, size, 2)
+    kernel = draw(1, 2, kernel_size, kernel_size, 2, 3)
+    of_column = [(x[column] if x_of_columns else x, kernel[column]) for column in range(2)]
+    want = np.stack([conv_loops(*args, stride, padding) for args in of_column])
+    weights = draw(2, *want.shape)
+    run = jax.vmap(
+        functools.partial(layers.conv, stride=stride, padding=padding), (0 if x_of_columns else None, 0)
+    )
+
+    def weighted(x, kernel):
+        out = run(x, kernel)
+        return (weights * out).sum(), out
+
+    (of_x, of_kernel), out = jax.jit(jax.grad(weighted, (0, 1), has_aux=True))(x, kernel)
+
+    assert_close(out, want)
+    gradients = [conv_gradients(*args, stride, padding, weights[i]) for i, args in enumerate(of_column)]
+    want_x, want_kernel = (np.stack(each) for each in zip(*gradients, strict=True))
+    assert_close(of_x, want_x if x_of_columns else want_x.sum(axis=0))
+    assert_close(of_kernel, want_kernel)
+
+
+def test_conv_differentiated_inside_vmap_equals_each_column():
+    size, kernel_size, stride, padding = CONVOLUTIONS["same"]
+    x, kernel = draw(0, 2, 2, size, size, 2), draw(1, 2, kernel_size, kernel_size, 2, 3)
+    weights = draw(2, 2, 2, size, size, 3)
+
+    def gradients(x, kernel, weights):
+        return jax.grad(lambda *args: (weights * layers.conv(*args, stride, padding)).sum(), (0, 1))(
+            x, kernel
+        )
+
+    got = jax.jit(jax.vmap(gradients))(x, kernel, weights)
+    for column in range(2):
+        want = conv_gradients(x[column], kernel[column], stride, padding, weights[column])
+        assert_close(got[0][column], want[0])
+        assert_close(got[1][column], want[1])
+
+
+def lrn_loops(a, n, k, alpha, beta):
+    a = a.astype(np.float64)
+    maps = a.shape[-1]
+    b = np.empty_like(a)
+    for i in range(maps):
+        total = np.zeros(a.shape[:-1])
+        for j in range(max(0, i - n // 2), min(maps - 1, i + n // 2) + 1):
+            total += a[..., j] ** 2
+        b[..., i] = a[..., i] / (k + alpha * total) ** beta
+    return b
+
+
+LRN = {  # maps, scale of the activations, (n, k, alpha, beta)
+    "paper": (11, 100.0, (5, 2.0, 1e-4, 0.75)),
+    "large alpha": (7, 1.0, (5, 1.0, 0.5, 0.75)),
+    "other size": (6, 1.0, (3, 2.0, 0.5, 1.5)),
+    "fewer maps than the window": (2, 1.0, (5, 2.0, 0.5, 0.75)),
+    "one map": (4, 1.0, (1, 2.0, 0.5, 0.75)),
+}
+
+
+@pytest.mark.parametrize("case", LRN.values(), ids=LRN)
+def test_local_response_norm_equals_the_formula(case):
+    maps, scale, numbers = case
+    x = scale * draw(0, 2, 3, 4, maps)
+    got = jax.jit(lambda x: layers.local_response_norm(x, *numbers))(x)
+    assert_close(got, lrn_loops(x, *numbers))
+
+
+@pytest.mark.parametrize("case", LRN.values(), ids=LRN)
+def test_gradient_of_local_response_norm_equals_finite_differences(case):
+    maps, scale, numbers = case
+    x, weights = scale * draw(0, 1, 1, 2, maps), draw(1, 1, 1, 2, maps)
+    step = 1e-5 * scale
+    want = np.empty(x.shape)
+    for index in np.ndindex(x.shape):
+        d = np.zeros(x.shape)
+        d[index] = step
+        change = lrn_loops(x + d, *numbers) - lrn_loops(x - d, *numbers)
+        want[index] = (weights * change).sum() / (2 * step)
+    got = jax.jit(jax.grad(lambda x: (weights * layers.local_response_norm(x, *numbers)).sum()))(x)
+    assert_close(got, want)
+
+
+def test_local_response_norm_of_bfloat16_sums_in_float32():
+    x = jnp.asarray(100 * draw(0, 2, 3, 3, 16), jnp.bfloat16)
+    got = layers.local_response_norm(x, *LRN["paper"][2])
+    assert got.dtype == jnp.bfloat16
+    # Half a unit in the last place of bfloat16: only the result is rounded.
+    want = lrn_loops(np.asarray(x, np.float64), *LRN["paper"][2])
+    assert np.all(np.abs(np.asarray(got, np.float64) - want) <= 1.01 * 2.0**-8 * np.abs(want))
+
+
+def pool_loops(x, size, stride, weights=None):
+    """Maxima, and the gradient of sum(weights * maxima), which a window's first maximum gets, row by row."""
+    rows, columns = ((n - size) // stride + 1 for n in x.shape[1:3])
+    out, gradient = np.empty((x.shape[0], rows, columns, x.shape[3]), x.dtype), np.zeros(x.shape)
+    for index in np.ndindex(out.shape):
+        b, i, j, c = index
+        best = (i * stride, j * stride)
+        for row in range(i * stride, i * stride + size):
+            for column in range(j * stride, j * stride + size):
+                if x[b, row, column, c] > x[b, *best, c]:
+                    best = (row, column)
+        out[index] = x[b, *best, c]
+        if weights is not None:
+            gradient[b, *best, c] += weights[index]
+    return out, gradient
+
+
+POOLINGS = {  # input size, size, stride
+    "overlapping": (7, 3, 2),
+    "overlapping, last row not covered": (8, 3, 2),
+    "apart": (6, 2, 2),
+    "apart, last row not covered": (7, 2, 2),
+    "gaps": (8, 2, 3),
+    "one window": (3, 3, 2),
+}
+
+
+@pytest.mark.parametrize("case", POOLINGS.values(), ids=POOLINGS)
+def test_max_pool_equals_loops(case):
+    input_size, size, stride = case
+    x = draw(0, 2, input_size, input_size + 2, 3)
+    got = jax.jit(lambda x: layers.max_pool(x, size, stride))(x)
+    np.testing.assert_array_equal(got, pool_loops(x, size, stride)[0])
+
+
+@pytest.mark.parametrize("case", POOLINGS.values(), ids=POOLINGS)
+def test_gradient_of_max_pool_goes_to_the_first_maximum(case):
+    input_size, size, stride = case
+    x = np.random.default_rng(0).integers(0, 3, (2, input_size, input_size, 3)).astype(np.float32)
+    rows = (input_size - size) // stride + 1
+    weights = draw(1, 2, rows, rows, 3)
+    got = jax.jit(jax.grad(lambda x: (weights * layers.max_pool(x, size, stride)).sum()))(x)
+    assert_close(got, pool_loops(x, size, stride, weights)[1], 1e-6)
+
+
+def test_gradient_of_max_pool_over_equal_values_is_not_shared():
+    gradient = jax.jit(jax.grad(lambda x: layers.max_pool(x, 3, 2).sum()))(jnp.zeros((1, 3, 3, 1)))
+    want = np.zeros((1, 3, 3, 1))
+    want[0, 0, 0, 0] = 1
+    np.testing.assert_array_equal(gradient, want)
+
+
+def keys(*seeds):
+    return jax.vmap(jax.random.key)(jnp.array(seeds))
+
+
+@pytest.mark.parametrize("rate", [0.5, 0.2])
+def test_dropout_in_training_drops_at_its_rate_and_does_not_rescale(rate):
+    x = draw(0, 20, 5000)
+    got = np.asarray(layers.dropout(x, rate, keys(*range(20))))
+    kept = got != 0
+    np.testing.assert_array_equal(got[kept], x[kept])
+    # Five standard deviations of the mean of x.size Bernoulli draws.
+    assert abs(kept.mean() - (1 - rate)) < 5 * np.sqrt(rate * (1 - rate) / x.size)
+
+
+def test_dropout_at_test_multiplies_by_what_was_kept():
+    x = draw(0, 3, 4, 4, 2)
+    np.testing.assert_allclose(layers.dropout(x, 0.2, None), x * np.float32(0.8), rtol=1e-6)
+
+
+def test_dropout_of_a_row_depends_on_its_own_key_only():
+    x = np.ones((4, 300), np.float32)
+    together = np.asarray(layers.dropout(x, 0.5, keys(7, 8, 9, 7)))
+    np.testing.assert_array_equal(together[0], together[3])
+    assert (together[0] != together[1]).any() and (together[1] != together[2]).any()
+    alone = layers.dropout(x[:1], 0.5, keys(8))
+    np.testing.assert_array_equal(alone[0], together[1])
+    swapped = np.asarray(layers.dropout(x[:2], 0.5, keys(9, 7)))
+    np.testing.assert_array_equal(swapped, together[[2, 0]])
+
+
+def test_gradient_of_dropout_passes_through_what_was_kept():
+    x = draw(0, 2, 100)
+    got = layers.dropout(x, 0.5, keys(0, 1))
+    gradient = jax.jit(jax.grad(lambda x: layers.dropout(x, 0.5, keys(0, 1)).sum()))(x)
+    np.testing.assert_array_equal(gradient, np.asarray(got) != 0)

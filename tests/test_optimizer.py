@@ -1,0 +1,159 @@
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+import pytest
+
+from alexnet_jax import optimizer
+from configs import paper
+
+
+def config_of(patience=5, max_drops=3):
+    config = paper.get_config()
+    config.optimizer.plateau.patience = patience
+    config.optimizer.plateau.max_drops = max_drops
+    return ml_collections.FrozenConfigDict(config)
+
+
+def problem():
+    """Parameters, and the gradients of six steps."""
+    draw = np.random.default_rng(0).normal
+    tree = lambda: {"conv1": {"kernel": draw(size=(3, 4)), "bias": draw(size=4)}}  # noqa: E731
+    return tree(), [tree() for _ in range(6)]
+
+
+DROPS = [0, 0, 0, 1, 1, 2]  # before each of the six steps
+
+
+def paper_rule(params, gradients):
+    """v <- 0.9 v - 0.0005 eps w - eps g, w <- w + v in float64; biases do not decay."""
+    trajectory = []
+    w, v = dict(params["conv1"]), {"kernel": 0.0, "bias": 0.0}
+    for drops, g in zip(DROPS, gradients, strict=True):
+        eps = 0.01 * 0.1**drops
+        for name, decay in (("kernel", 0.0005), ("bias", 0.0)):
+            v[name] = 0.9 * v[name] - decay * eps * w[name] - eps * g["conv1"][name]
+            w[name] = w[name] + v[name]
+        trajectory.append({"conv1": dict(w)})
+    return trajectory
+
+
+def to_float32(tree):
+    return {"conv1": {name: jnp.asarray(value, jnp.float32) for name, value in tree["conv1"].items()}}
+
+
+def test_update_is_the_papers_over_drops_of_the_learning_rate():
+    params, gradients = problem()
+    rule = optimizer.make(config_of())
+    w = to_float32(params)
+    state = rule.init(w)
+    for drops, g, want in zip(DROPS, gradients, paper_rule(params, gradients), strict=True):
+        schedule = state["learning_rate"]._replace(drops=jnp.int32(drops))
+        updates, state = rule.update(to_float32(g), {**state, "learning_rate": schedule}, w)
+        w = optax.apply_updates(w, updates)
+        for name in ("kernel", "bias"):
+            np.testing.assert_allclose(w["conv1"][name], want["conv1"][name], rtol=1e-6, atol=1e-6)
+
+
+def test_optax_sgd_is_another_rule_after_a_drop():
+    params, gradients = problem()
+    rates = jnp.array([0.01 * 0.1**drops for drops in DROPS])
+    rule = optax.chain(
+        optax.add_decayed_weights(0.0005, mask={"conv1": {"kernel": True, "bias": False}}),
+        optax.sgd(lambda step: rates[step], momentum=0.9),
+    )
+    w = to_float32(params)
+    state = rule.init(w)
+    differences = []
+    for g, want in zip(gradients, paper_rule(params, gradients), strict=True):
+        updates, state = rule.update(to_float32(g), state, w)
+        w = optax.apply_updates(w, updates)
+        differences.append(np.abs(w["conv1"]["kernel"] - want["conv1"]["kernel"]).max())
+    assert max(differences[:3]) < 1e-6
+    assert min(differences[3:]) > 1e-2
+
+
+def test_bias_does_not_decay_and_a_kernel_does():
+    zeros = {"conv1": {"kernel": jnp.zeros((2, 2)), "bias": jnp.zeros(2)}}
+    ones = {"conv1": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}}
+    rule = optimizer.make(config_of())
+    updates, _ = rule.update(zeros, rule.init(ones), ones)
+    np.testing.assert_allclose(updates["conv1"]["kernel"], -0.0005 * 0.01, rtol=1e-6)
+    np.testing.assert_array_equal(updates["conv1"]["bias"], 0)
+
+
+def test_learning_rate_is_divided_by_ten_at_each_drop():
+    rates = [optimizer.learning_rate(config_of(), drops) for drops in range(4)]
+    np.testing.assert_allclose(rates, [1e-2, 1e-3, 1e-4, 1e-5], rtol=1e-12)
+
+
+def start(config):
+    return optimizer.make(config).init({"conv1": {"kernel": jnp.zeros(1)}})["learning_rate"]
+
+
+SCHEDULES = {  # patience, max_drops, [(error, drops after it, whether training has ended)]
+    "patience 1, as the paper: three drops, then the end": (
+        1, 3, [(0.9, 0, False), (0.9, 1, False), (0.95, 2, False), (0.9, 3, False), (0.9, 3, True)],
+    ),
+    "improvements keep the rate": (
+        1, 3, [(0.9, 0, False), (0.8, 0, False), (0.7, 0, False), (0.699, 0, False)],
+    ),
+    "patience 2 allows one validation without improvement": (
+        2, 3, [(0.9, 0, False), (1.0, 0, False), (0.8, 0, False), (0.9, 0, False), (0.79, 0, False)],
+    ),
+    "a tie is no improvement": (
+        2, 3, [(0.5, 0, False), (0.5, 0, False), (0.5, 1, False), (0.5, 1, False), (0.5, 2, False)],
+    ),
+    "a drop starts the count anew": (
+        3, 3, [(0.5, 0, False), *[(0.6, 0, False)] * 2, *[(0.6, 1, False)] * 3, (0.6, 2, False)],
+    ),
+    "the lowest error counts, not the last": (
+        2, 3, [(0.5, 0, False), (0.9, 0, False), (0.6, 1, False), (0.49, 1, False), (0.5, 1, False)],
+    ),
+    "an improvement after drops does not raise the rate": (
+        1, 3, [(0.5, 0, False), (0.6, 1, False), (0.4, 1, False), (0.5, 2, False), (0.3, 2, False)],
+    ),
+    "patience 2, the end where it would drop a fourth time": (
+        2, 3,
+        [(0.5, 0, False), (0.6, 0, False), (0.6, 1, False), (0.6, 1, False), (0.6, 2, False),
+         (0.6, 2, False), (0.6, 3, False), (0.6, 3, False), (0.6, 3, True)],
+    ),
+    "an improvement puts the end off": (
+        2, 1,
+        [(0.5, 0, False), (0.6, 0, False), (0.6, 1, False), (0.6, 1, False), (0.4, 1, False),
+         (0.6, 1, False), (0.6, 1, True)],
+    ),
+    "no drops at all": (1, 0, [(0.5, 0, False), (0.4, 0, False), (0.5, 0, True)]),
+    "an error that is not a number is no improvement": (
+        1, 3, [(float("nan"), 1, False), (0.5, 1, False), (float("nan"), 2, False), (0.4, 2, False)],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", SCHEDULES.values(), ids=SCHEDULES)
+def test_schedule_follows_the_validation_errors(case):
+    patience, max_drops, validations = case
+    config = config_of(patience, max_drops)
+    state = start(config)
+    assert not optimizer.ended(config, state)
+    for number, (error, drops, ends) in enumerate(validations):
+        state, said = optimizer.after_validation(config, state, error)
+        assert (int(state.drops), bool(said)) == (drops, ends), f"validation {number}"
+        assert optimizer.ended(config, state) == ends, f"validation {number}"
+
+
+def test_schedule_keeps_the_types_that_the_compiled_step_takes():
+    config = config_of(patience=1)
+    first = start(config)
+    for error in (0.5, 0.6, 0.4):
+        state, _ = optimizer.after_validation(config, first, error)
+        assert [np.asarray(x).dtype for x in state] == [np.asarray(x).dtype for x in first]
+
+
+def test_best_is_the_lowest_error_so_far():
+    config = config_of()
+    state = start(config)
+    assert np.isinf(state.best)
+    for error, best in ((0.75, 0.75), (0.875, 0.75), (0.5, 0.5), (0.625, 0.5)):
+        state, _ = optimizer.after_validation(config, state, error)
+        assert float(state.best) == best

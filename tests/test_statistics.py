@@ -1,0 +1,91 @@
+import numpy as np
+import pytest
+
+from alexnet_jax.datasets import statistics
+
+
+class Source:
+    def __init__(self, examples, channels):
+        draw = np.random.default_rng(0)
+        # The channels are correlated and each pixel has a mean of its own.
+        base = draw.integers(0, 100, (examples, 6, 6, 1)) + draw.integers(0, 80, (6, 6, 1))
+        self.images = (base + draw.integers(0, 70, (examples, 6, 6, channels))).astype(np.uint8)
+
+    def __len__(self):
+        return len(self.images)
+
+    def read(self, indices):
+        return self.images[list(indices)], np.zeros(len(indices), np.int32)
+
+
+@pytest.fixture(params=[3, 1], ids=["colour", "grey"])
+def source(request):
+    return Source(11, request.param)
+
+
+@pytest.mark.parametrize("batch", [4, 11, 256], ids=["last not full", "one", "larger than the split"])
+def test_statistics_equal_numpys(source, batch):
+    got = statistics.compute(source, batch=batch)
+    pixels = source.images.reshape(-1, source.images.shape[-1]).astype(np.float64)
+    covariance = np.cov(pixels, rowvar=False, bias=True).reshape(pixels.shape[1], -1)
+    np.testing.assert_allclose(got["mean_image"], source.images.mean(axis=0), rtol=1e-6)
+    np.testing.assert_allclose(got["channel_mean"], pixels.mean(axis=0), rtol=1e-6)
+    np.testing.assert_allclose(got["channel_std"], pixels.std(axis=0), rtol=1e-6)
+    np.testing.assert_allclose(got["covariance"], covariance, rtol=1e-6)
+
+
+def test_eigenvectors_and_deviations_rebuild_the_covariance(source):
+    got = statistics.compute(source, batch=4)
+    vectors = got["eigenvectors"].astype(np.float64)
+    rebuilt = vectors @ np.diag(got["standard_deviations"] ** 2) @ vectors.T
+    np.testing.assert_allclose(rebuilt, got["covariance"], atol=1e-6 * got["covariance"].max())
+    np.testing.assert_allclose(vectors.T @ vectors, np.eye(len(vectors)), atol=1e-6)
+    assert (np.diff(deviations) >= 0).all()
+
+
+def test_deviation_along_each_eigenvector_is_that_of_the_pixels(source):
+    got = statistics.compute(source, batch=4)
+    pixels = source.images.reshape(-1, source.images.shape[-1]).astype(np.float64)
+    along = pixels @ got["eigenvectors"]
+    np.testing.assert_allclose(got["standard_deviations"], along.std(axis=0), rtol=1e-5)
+
+
+def test_statistics_are_float32_and_progress_ends_at_the_whole(source):
+    done = []
+    got = statistics.compute(source, done.append, batch=4)
+    assert done == [4, 8, 11]
+    assert set(got) == set(statistics.ARRAYS)
+    assert {array.dtype for array in got.values()} == {np.dtype(np.float32)}
+
+
+def test_images_without_variance_have_no_deviation():
+    source = Source(3, 3)
+    source.images[:] = 255
+    got = statistics.compute(source)
+    np.testing.assert_array_equal(got["standard_deviations"], 0)
+    assert all(np.isfinite(array).all() for array in got.values())
+
+
+def test_saved_statistics_load_as_they_were(tmp_path):
+    arrays = statistics.compute(Source(5, 3)) | {"label_names": np.array(["cat", "dog"])}
+    statistics.save(tmp_path / "statistics.npz", arrays)
+    loaded = statistics.load(tmp_path / "statistics.npz")
+    assert set(loaded) == set(arrays)
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(loaded[name], array)
+        assert loaded[name].dtype == array.dtype
+    assert [path.name for path in tmp_path.iterdir()] == ["statistics.npz"]
+
+
+def test_file_that_is_not_there_or_cut_short_or_lacks_an_array_is_none(tmp_path):
+    path = tmp_path / "statistics.npz"
+    assert statistics.load(path) is None
+    arrays = statistics.compute(Source(5, 3))
+    statistics.save(path, arrays)
+    whole = path.read_bytes()
+    for length in range(0, len(whole), 97):
+        path.write_bytes(whole[:length])
+        assert statistics.load(path) is None, length
+    del arrays["covariance"]
+    statistics.save(path, arrays)
+    assert statistics.load(path) is None
