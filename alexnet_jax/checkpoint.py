@@ -7,6 +7,7 @@ are the latest `checkpoint.keep` and the best: lowest validation top-1 error, th
 
 import contextlib
 import gc
+import json
 import os
 import sys
 
@@ -16,23 +17,31 @@ from alexnet_jax.config import InputError
 from alexnet_jax.parallel import TrainState
 
 METRIC = "val_top1_error"
+_DAMAGE = (OSError, ValueError, KeyError, TypeError)  # of a JSON file that was cut short
 
 
 class Checkpoints:
     """The checkpoints of one workdir. Leaving the `with` block waits for what is being written."""
 
-    def __init__(self, workdir: str, keep: int = 1, say=print):
-        policies = ocp.checkpoint_managers
-        error = lambda metrics: metrics[METRIC]  # noqa: E731
-        best = policies.BestN(get_metric_fn=error, reverse=True, n=1, keep_checkpoints_without_metrics=False)
-        options = ocp.CheckpointManagerOptions(
-            best_fn=error,  # overruled by the policy, but without it Orbax writes no metrics
-            preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), best]),
-            cleanup_tmp_directories=True,  # what a killed run was writing
-        )
+    def __init__(self, workdir: str, keep: int | None = None, say=print):
+        """`keep` latest ones besides the best; None only reads, also beside a run that is going on."""
         self._folder = os.path.join(os.path.abspath(workdir), "checkpoints")
-        self._manager = ocp.CheckpointManager(self._folder, item_names=("params", "rest"), options=options)
         self._say = say
+        if keep is None:
+            options = ocp.CheckpointManagerOptions(read_only=True, lightweight_initialize=True)
+        else:
+            self._put_aside_unrated()
+            policies = ocp.checkpoint_managers
+            error = lambda metrics: metrics[METRIC]  # noqa: E731
+            best = policies.BestN(
+                get_metric_fn=error, reverse=True, n=1, keep_checkpoints_without_metrics=False
+            )
+            options = ocp.CheckpointManagerOptions(
+                best_fn=error,  # overruled by the policy, but without it Orbax writes no metrics
+                preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), best]),
+                cleanup_tmp_directories=True,  # what a killed run was writing
+            )
+        self._manager = ocp.CheckpointManager(self._folder, item_names=("params", "rest"), options=options)
 
     def __enter__(self):
         return self
@@ -58,7 +67,7 @@ class Checkpoints:
             restored = self._try_restore(step, _items(abstract_state))
             if restored is not None:
                 return TrainState(params=restored["params"], **restored["rest"])
-            os.rename(os.path.join(self._folder, str(step)), self._free_name(f"damaged-{step}"))
+            self._put_aside(step)
             self._manager.reload()
         if steps:
             raise InputError(f"{self._folder}: none of its checkpoints can be read; give another --workdir")
@@ -95,10 +104,38 @@ class Checkpoints:
 
     def _best_first(self) -> list[int]:
         def rating(step):
-            metrics = self._manager.metrics(step)
-            return (metrics[METRIC] if metrics else float("inf"), -step)
+            try:
+                return (self._metric(step), -step)
+            except _DAMAGE as error:
+                self._warn(step, error)
+                return (float("inf"), -step)
 
         return sorted(self._manager.all_steps(), key=rating)
+
+    def _metric(self, step: int) -> float:
+        """The validation error of a checkpoint, infinite where it was not validated."""
+        try:
+            with open(os.path.join(self._folder, str(step), "metrics", "metrics")) as file:
+                return json.load(file)[METRIC]
+        except FileNotFoundError:
+            return float("inf")
+
+    def _put_aside_unrated(self) -> None:
+        """Orbax does not open a folder in which one checkpoint's metrics were cut short."""
+        names = os.listdir(self._folder) if os.path.isdir(self._folder) else []
+        for step in (int(name) for name in names if name.isdigit()):
+            try:
+                self._metric(step)
+            except _DAMAGE as error:
+                self._warn(step, error)
+                self._put_aside(step)
+
+    def _put_aside(self, step: int) -> None:
+        target, number = os.path.join(self._folder, f"damaged-{step}"), 0
+        while os.path.exists(target):
+            number += 1
+            target = os.path.join(self._folder, f"damaged-{step}.{number}")
+        os.rename(os.path.join(self._folder, str(step)), target)
 
     def _try_restore(self, step: int, items: dict) -> dict | None:
         arguments = {name: ocp.args.StandardRestore(item) for name, item in items.items()}
@@ -106,19 +143,15 @@ class Checkpoints:
             with _quiet():
                 return dict(self._manager.restore(step, args=ocp.args.Composite(**arguments)))
         except Exception as error:  # Orbax, tensorstore and the file system have no common one
-            reason = (str(error).splitlines() or [""])[0][:120]
-            self._say(
-                f"warning: checkpoint {self._folder}/{step} cannot be read"
-                f" ({type(error).__name__}: {reason}); trying the one before it"
-            )
+            self._warn(step, error)
             return None
 
-    def _free_name(self, name: str) -> str:
-        path, number = os.path.join(self._folder, name), 0
-        while os.path.exists(path):
-            number += 1
-            path = os.path.join(self._folder, f"{name}.{number}")
-        return path
+    def _warn(self, step: int, error: Exception) -> None:
+        reason = (str(error).splitlines() or [""])[0][:120]
+        self._say(
+            f"warning: checkpoint {self._folder}/{step} cannot be read ({type(error).__name__}: {reason});"
+            " it is passed over"
+        )
 
 
 def _items(state: TrainState) -> dict:

@@ -200,13 +200,12 @@ def check(config) -> None:
         )
 
 
-def to_json(config) -> str:
-    return json.dumps(config.to_dict(), indent=2) + "\n"
-
-
 def save(config, workdir: str) -> None:
-    """Writes config.json, whole or not at all."""
-    write_atomically(os.path.join(workdir, "config.json"), to_json(config))
+    """Writes config.json, whole or not at all; one that is the same already is left alone."""
+    stored = load(workdir)
+    if stored is None or stored.to_dict() != config.to_dict():
+        text = json.dumps(config.to_dict(), indent=2) + "\n"
+        write_atomically(os.path.join(workdir, "config.json"), text)
 
 
 def write_atomically(path: str, text: str) -> None:

@@ -43,12 +43,7 @@ def train(config, workdir: str) -> None:
     sources = {split: input_pipeline.open_source(config, split) for split in ("train_split", "val_split")}
     input_pipeline.open_source(config, "test_split")  # only to know now that it is there
     evaluate.check_labels(config, sources["train_split"])
-    arrays = statistics.of_source(sources["train_split"], log.info)
-
-    try:
-        os.makedirs(workdir, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--workdir={workdir}: cannot be made ({error.strerror}); give another") from None
+    arrays = _open_workdir(config, workdir, sources["train_split"])
     handler = logging.FileHandler(os.path.join(workdir, "train.log"))
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     log.addHandler(handler)
@@ -57,14 +52,27 @@ def train(config, workdir: str) -> None:
         if run.ended and run.evaluated():
             log.info("the run in %s is finished: %s", workdir, _summary(workdir))
             return
-        configuration.save(config, workdir)
-        label_names = np.array(sources["train_split"].label_names)
-        statistics.save(os.path.join(workdir, "statistics.npz"), {**arrays, "label_names": label_names})
         if not run.ended:
             run.loop()
     best = config.copy_and_resolve_references()
     best.eval.step = -1
     evaluate.evaluate(best, workdir, log.info)
+
+
+def _open_workdir(config, workdir: str, source) -> dict:
+    """Makes the workdir, with what its checkpoints belong to: config.json and statistics.npz, returned."""
+    path = os.path.join(workdir, "statistics.npz")
+    arrays = statistics.load(path)
+    names = {"label_names": np.array(source.label_names)}
+    try:
+        if arrays is None:
+            arrays = {**statistics.of_source(source, log.info), **names}
+            os.makedirs(workdir, exist_ok=True)
+            statistics.save(path, arrays)
+        configuration.save(config, workdir)
+    except OSError as error:
+        raise InputError(f"--workdir={workdir}: cannot be written ({error}); give another") from None
+    return arrays
 
 
 class Run:

@@ -1,4 +1,19 @@
+"""jax starts with four CPU devices, and the shipped data set is prepared once for all tests."""
+
 import jax
+import pytest
 
 jax.config.update("jax_num_cpu_devices", 4)
 jax.devices()
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory):
+    """A folder with fashion_mnist_shipped prepared in it."""
+    from alexnet_jax import input_pipeline
+    from configs import quickstart
+
+    config = quickstart.get_config()
+    config.data.dir = str(tmp_path_factory.mktemp("data"))
+    input_pipeline.prepared_builder(config)
+    return config.data.dir

@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -38,11 +40,14 @@ def keys(number, seed=0):
     return jax.random.split(jax.random.key(seed), number)
 
 
+@functools.cache
+def compiled(config):
+    return jax.jit(functools.partial(augment.train_views, config=config))
+
+
 def train_views(images, keys, config, statistics=None):
     statistics = statistics or statistics_of(images.shape[1])
-    return np.asarray(
-        jax.jit(lambda *args: augment.train_views(*args, config))(jnp.asarray(images), keys, statistics)
-    )
+    return np.asarray(compiled(config)(jnp.asarray(images), keys, statistics))
 
 
 def all_crops(image, mean, crop):

@@ -73,7 +73,7 @@ def test_what_is_saved_is_not_what_the_next_step_writes(tmp_path, state):
     expected = jax.device_get(start)
     expected = jax.tree.map(np.array, expected)
     advance = jax.jit(lambda s: jax.tree.map(lambda x: x * 2 + 1, s), donate_argnums=0)
-    with Checkpoints(tmp_path) as checkpoints:
+    with Checkpoints(tmp_path, 1) as checkpoints:
         checkpoints.save(start)
         for _ in range(20):
             start = advance(start)
@@ -120,11 +120,23 @@ def test_a_checkpoint_that_was_cut_short_is_skipped_with_a_warning(tmp_path, sta
 
 def test_what_a_killed_run_was_writing_is_removed(tmp_path, state):
     write(tmp_path, state[0], {1: 0.1})
-    (tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp").mkdir()
-    with Checkpoints(tmp_path) as checkpoints:
-        assert checkpoints.latest_step() == 1
+    unfinished = tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp"
+    unfinished.mkdir()
+    with Checkpoints(tmp_path) as reader:  # an evaluation beside a run that is still writing
+        assert reader.latest_step() == 1 and unfinished.exists()
+    with Checkpoints(tmp_path, 1) as checkpoints:
         assert same(checkpoints.restore_latest(state[1]), at(state[0], 1))
-    assert steps(tmp_path) == [1]
+    assert os.listdir(tmp_path / "checkpoints") == ["1"]
+
+
+def test_metrics_that_were_cut_short_do_not_lock_the_others_out(tmp_path, state):
+    write(tmp_path, state[0], {1: 0.3, 2: 0.1})
+    os.truncate(tmp_path / "checkpoints" / "2" / "metrics" / "metrics", 5)
+    said = []
+    with Checkpoints(tmp_path, None, said.append) as checkpoints:
+        assert checkpoints.restore_params(state[1].params)[0] == 1 and len(said) == 1
+    with Checkpoints(tmp_path, 2, said.append) as checkpoints:
+        assert same(checkpoints.restore_latest(state[1]), at(state[0], 1)) and len(said) == 2
 
 
 def test_evaluation_skips_a_damaged_best_and_names_what_is_not_there(tmp_path, state):
@@ -132,7 +144,7 @@ def test_evaluation_skips_a_damaged_best_and_names_what_is_not_there(tmp_path, s
     for name in large_files(tmp_path / "checkpoints" / "2" / "params"):
         os.truncate(name, name.stat().st_size // 2)
     said = []
-    with Checkpoints(tmp_path, 2, said.append) as checkpoints:
+    with Checkpoints(tmp_path, None, said.append) as checkpoints:
         assert checkpoints.restore_params(state[1].params)[0] == 1 and len(said) == 1
         with pytest.raises(InputError, match=r"eval.step: 7 .* 1, 2"):
             checkpoints.restore_params(state[1].params, 7)

@@ -40,7 +40,7 @@ def test_eigenvectors_and_deviations_rebuild_the_covariance(source):
     rebuilt = vectors @ np.diag(got["standard_deviations"] ** 2) @ vectors.T
     np.testing.assert_allclose(rebuilt, got["covariance"], atol=1e-6 * got["covariance"].max())
     np.testing.assert_allclose(vectors.T @ vectors, np.eye(len(vectors)), atol=1e-6)
-    assert (np.diff(deviations) >= 0).all()
+    assert (np.diff(got["standard_deviations"]) >= 0).all()
 
 
 def test_deviation_along_each_eigenvector_is_that_of_the_pixels(source):
@@ -89,3 +89,16 @@ def test_file_that_is_not_there_or_cut_short_or_lacks_an_array_is_none(tmp_path)
     del arrays["covariance"]
     statistics.save(path, arrays)
     assert statistics.load(path) is None
+
+
+def test_file_with_a_damaged_directory_is_none(tmp_path):
+    path = tmp_path / "statistics.npz"
+    statistics.save(path, statistics.compute(Source(5, 3)))
+    content = bytearray(path.read_bytes())
+    entry = content.index(b"PK\x01\x02")
+    # Of an entry of a ZIP's central directory: the version needed, the flags, the compression method.
+    for offset, value in ((6, 99), (8, 1), (8, 64), (10, 99)):
+        damaged = bytearray(content)
+        damaged[entry + offset] = value
+        path.write_bytes(damaged)
+        assert statistics.load(path) is None, (offset, value)

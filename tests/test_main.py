@@ -1,0 +1,268 @@
+"""The whole program, as its user runs it: modes, resuming, kills, bad input."""
+
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+# 32 steps an epoch, two epochs; a checkpoint every five steps.
+SMALL = (
+    "--config=configs/quickstart.py",
+    "--config.data.train_split=train[:2048]",
+    "--config.data.val_split=train[59000:]",
+    "--config.data.test_split=test[:999]",
+    "--config.batch_size=64",
+    "--config.num_epochs=2",
+    "--config.checkpoint.every_steps=5",
+)
+LAST_STEP = 64
+
+
+def command(*flags):
+    return [sys.executable, "-m", "alexnet_jax.main", *map(str, flags)]
+
+
+def run(*flags, code=0, timeout=240):
+    """stdout and stderr of the finished program."""
+    done = subprocess.run(command(*flags), cwd=ROOT, capture_output=True, text=True, timeout=timeout)
+    assert done.returncode == code, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stdout + done.stderr
+
+
+def small(data_dir, workdir):
+    return *SMALL, f"--config.data.dir={data_dir}", f"--workdir={workdir}"
+
+
+def params_at(workdir, step):
+    folder = pathlib.Path(workdir) / "checkpoints" / str(step) / "params"
+    return jax.tree.map(np.asarray, ocp.StandardCheckpointer().restore(folder.resolve()))
+
+
+def rows(workdir):
+    """metrics.jsonl without what depends on the machine's speed."""
+    lines = (pathlib.Path(workdir) / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k != "images_per_second"} for line in lines]
+
+
+def same_end(one, other):
+    a, b = params_at(one, LAST_STEP), params_at(other, LAST_STEP)
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    assert all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+    assert rows(one) == rows(other)
+    read = [json.loads((pathlib.Path(workdir) / "eval.json").read_text()) for workdir in (one, other)]
+    assert read[0] == read[1]
+
+
+@pytest.fixture(scope="module")
+def finished(data_dir, tmp_path_factory):
+    """(the workdir of a run that nobody disturbed, what it printed)."""
+    workdir = tmp_path_factory.mktemp("runs") / "undisturbed"
+    return workdir, run(*small(data_dir, workdir))
+
+
+def test_a_run_leaves_what_the_contract_lists(finished):
+    workdir, printed = finished
+    assert "images/s" in printed or "validation top-1 error" in printed
+    metrics = rows(workdir)
+    assert [(row["step"], row["epoch"]) for row in metrics] == [(32, 1), (LAST_STEP, 2)]
+    wanted = {"learning_rate", "train_loss", "val_loss", "val_top1_error", "val_top5_error"}
+    assert all(wanted <= row.keys() and np.isfinite([row[name] for name in wanted]).all() for row in metrics)
+    evaluation = json.loads((workdir / "eval.json").read_text())
+    assert evaluation["examples"] == 999 and evaluation["split"] == "test[:999]"
+    assert evaluation["views"] == 10 and 0 <= evaluation["top5_error"] <= evaluation["top1_error"] < 0.8
+    config = json.loads((workdir / "config.json").read_text())
+    assert config["batch_size"] == 64 and config["data"]["train_split"] == "train[:2048]"
+    with np.load(workdir / "statistics.npz") as statistics:
+        assert statistics["mean_image"].shape == (28, 28, 1) and "Sneaker" in statistics["label_names"]
+    assert list(workdir.glob("events.out.tfevents.*")) and (workdir / "train.log").stat().st_size
+
+
+def test_the_same_command_again_says_that_the_run_is_finished(finished, data_dir):
+    workdir, _ = finished
+    before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*") if path.name != "train.log"}
+    assert "is finished" in run(*small(data_dir, workdir))
+    after = {path: path.stat().st_mtime_ns for path in workdir.rglob("*") if path.name != "train.log"}
+    assert {p: t for p, t in before.items() if p.is_file()} == {p: t for p, t in after.items() if p.is_file()}
+
+
+def test_evaluation_needs_only_the_workdir_and_gives_the_same_figures(finished):
+    workdir, _ = finished
+    of_the_run = json.loads((workdir / "eval.json").read_text())
+    run("--mode=eval", f"--workdir={workdir}")
+    assert json.loads((workdir / "eval.json").read_text()) == of_the_run
+    run(
+        "--mode=eval", "--config=configs/quickstart.py", f"--workdir={workdir}", "--config.eval.views=1",
+        "--config.mesh.column=1", "--config.eval.batch_size=100", "--config.eval.step=60",
+    )  # fmt: skip
+    other = json.loads((workdir / "eval.json").read_text())
+    assert (other["views"], other["step"], other["examples"]) == (1, 60, 999)
+    run("--mode=eval", f"--workdir={workdir}")
+
+
+def test_one_device_gives_the_same_run_up_to_rounding(finished, data_dir, tmp_path):
+    workdir, _ = finished
+    run(*small(data_dir, tmp_path / "one"), "--config.mesh.column=1")
+    for row, other in zip(rows(workdir), rows(tmp_path / "one"), strict=True):
+        # Sums in another order, and 32 steps in which the differences grow.
+        np.testing.assert_allclose(other["val_loss"], row["val_loss"], rtol=1e-3)
+
+
+def wait_for(condition, process, seconds=180):
+    """Polls until condition() holds or the process has ended."""
+    end = time.monotonic() + seconds
+    while process.poll() is None and not condition():
+        assert time.monotonic() < end
+        time.sleep(0.002)
+
+
+def test_sigkill_at_any_moment_changes_nothing(finished, data_dir, tmp_path):
+    undisturbed, _ = finished
+    workdir, checkpoints = tmp_path / "killed", tmp_path / "killed" / "checkpoints"
+    seed = random.randrange(2**32)
+    print("random moments from seed", seed)
+    moments = random.Random(seed)
+
+    def steps():
+        return {int(p.name) for p in checkpoints.glob("*") if p.name.isdigit()}
+
+    def being_written():
+        return any(not p.name.isdigit() for p in checkpoints.glob("*"))
+
+    for condition in (
+        lambda: workdir.exists(),  # while it starts
+        being_written,  # in the first checkpoint
+        lambda: max(steps(), default=0) >= moments.randrange(5, 30, 5),
+        lambda: (workdir / "metrics.jsonl").exists(),  # between a validation and its checkpoint
+        lambda: max(steps(), default=0) >= 45,
+    ):
+        process = subprocess.Popen(
+            command(*small(data_dir, workdir)), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        wait_for(condition, process)
+        time.sleep(moments.random() * 0.2)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+    printed = run(*small(data_dir, workdir))
+    assert "resuming" in printed
+    same_end(undisturbed, workdir)
+
+
+def test_sigterm_saves_and_the_same_command_goes_on(finished, data_dir, tmp_path):
+    undisturbed, _ = finished
+    workdir = tmp_path / "stopped"
+    flags = small(data_dir, workdir) + ("--config.checkpoint.every_steps=0",)
+    process = subprocess.Popen(command(*flags), cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    wait_for(lambda: (workdir / "metrics.jsonl").exists(), process)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGTERM)
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM and "is saved" in printed
+    saved = max(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())
+    assert 32 <= saved < LAST_STEP and f"step {saved} is saved" in printed
+    assert f"steps {saved + 1} to" in run(*flags)
+    same_end(undisturbed, workdir)
+
+
+def test_a_checkpoint_cut_short_is_skipped_and_more_epochs_go_on(finished, data_dir, tmp_path):
+    undisturbed, _ = finished
+    workdir = tmp_path / "grown"
+    run(*small(data_dir, workdir), "--config.num_epochs=1")
+    for path in (workdir / "checkpoints" / "32").rglob("*"):
+        if path.is_file():
+            os.truncate(path, path.stat().st_size // 2)
+    printed = run(*small(data_dir, workdir))
+    assert "checkpoints/32 cannot be read" in printed and "steps 31 to" in printed
+    same_end(undisturbed, workdir)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(data_dir, tmp_path):
+    flags = *small(data_dir, tmp_path / "nan"), "--config.optimizer.learning_rate=1e30"
+    printed = run(*flags, code=1)
+    (line,) = [line for line in printed.splitlines() if line.startswith("error:")]
+    assert "step " in line and "checkpoint" in line and "optimizer.learning_rate" in line
+
+
+def test_describe_prints_the_table_and_trains_nothing(tmp_path):
+    printed = run("--config=configs/paper.py", "--mode=describe", f"--workdir={tmp_path / 'x'}")
+    assert printed.splitlines()[-1] == "total: 60,965,224 parameters, 724,406,816 multiply-adds"
+    printed = run("--config=configs/paper.py", "--mode=describe", "--config.model.columns=1")
+    assert printed.splitlines()[-1].startswith("total: 62,378,344 parameters, ")
+    assert not (tmp_path / "x").exists()
+
+
+def test_prepare_builds_the_data_set(data_dir):
+    printed = run("--config=configs/quickstart.py", "--mode=prepare", f"--config.data.dir={data_dir}")
+    assert "is prepared in" in printed
+    assert list(pathlib.Path(data_dir).rglob("statistics-*.npz"))
+
+
+QUICKSTART = "--config=configs/quickstart.py"
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        ((), ("--config", "missing")),
+        (("--config=configs/nope.py",), ("configs/nope.py", "paper.py")),
+        (("--config=README.md",), ("README.md",)),
+        (("--config=configs/paper.py:2011",), ("2011", "2010 or 2012")),
+        ((QUICKSTART + ":x",), ("quickstart.py:x",)),
+        ((QUICKSTART, "--mode=fly"), ("--mode=fly", "train, eval, prepare, describe")),
+        ((QUICKSTART, "--modee=eval"), ("modee", "mode")),
+        ((QUICKSTART, "train"), ("'train'",)),
+        ((QUICKSTART, "--config.model.widht=2"), ("model.widht", "model.width")),
+        ((QUICKSTART, "--config.model.layers.conv9.kernel=3"), ("model.layers.conv9.kernel",)),
+        ((QUICKSTART, "--config.model.layers.conv1=3"), ("model.layers.conv1",)),
+        ((QUICKSTART, "--config.model.width=abc"), ("model.width", "'abc'", "number")),
+        ((QUICKSTART, "--config.num_epochs=2.5"), ("num_epochs", "'2.5'", "whole number")),
+        ((QUICKSTART, "--config.model.lrn.enabled=maybe"), ("model.lrn.enabled", "'maybe'", "True")),
+        ((QUICKSTART, "--config.model.dropout_rate=1.5"), ("model.dropout_rate", "1.5")),
+        ((QUICKSTART, "--config.optimizer.learning_rate=-1"), ("optimizer.learning_rate", "-1")),
+        ((QUICKSTART, "--config.model.activation=gelu"), ("model.activation", "gelu", "relu, tanh")),
+        ((QUICKSTART, "--config.model.width=0.3"), ("model.layers.conv2.features", "19", "multiple of 2")),
+        ((QUICKSTART, "--config.batch_size=33", "--config.mesh.data=2"), ("batch_size", "33")),
+        ((QUICKSTART, "--config.model.columns=1", "--config.mesh.column=2"), ("mesh.column", "2")),
+        ((QUICKSTART, "--config.data.crop_size=6"), ("model.pool.size", "crop_size")),
+        ((QUICKSTART, "--mode=eval", "--workdir=nowhere"), ("nowhere", "config.json")),
+        (("--mode=eval", "--config.eval.views=1"), ("--config",)),
+    ],
+)
+def test_bad_flags_are_one_line_and_exit_code_2(flags, words, tmp_path):
+    workdir = () if any(flag.startswith("--workdir") for flag in flags) else (f"--workdir={tmp_path / 'x'}",)
+    (line,) = run(*flags, *workdir, code=2).splitlines()
+    assert line.startswith("error: ") and all(word in line for word in words)
+    assert not (tmp_path / "x").exists()
+
+
+def test_bad_data_and_workdirs_are_one_line_and_write_nothing(finished, data_dir, tmp_path):
+    workdir, _ = finished
+    before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
+    new = tmp_path / "new"
+    for flags, words in (
+        ((*small(data_dir, workdir), "--config.seed=1"), ("seed is 0 there, 1 here",)),
+        ((*small(data_dir, workdir), "--config.num_epochs=1"), ("num_epochs",)),
+        ((*small(data_dir, new), "--config.data.train_split=train[:0]"), ("data.train_split", "train[:0]")),
+        ((*small(data_dir, new), "--config.data.name=fashion"), ("data.name", "fashion")),
+        ((*small(data_dir, new), "--config.model.num_classes=9"), ("model.num_classes", "10")),
+        ((*small(data_dir, ROOT / "Makefile"),), ("Makefile", "is a file")),
+        (("--mode=eval", f"--workdir={workdir}", "--config=configs/paper.py"), ("model.columns",)),
+        (("--mode=eval", f"--workdir={workdir}", QUICKSTART, "--config.eval.step=7"), ("eval.step", "7")),
+        (("--mode=eval", f"--workdir={workdir}", QUICKSTART, "--config.model.width=2"), ("model.width",)),
+    ):
+        if "model.columns" in words:
+            words = ("belongs to another configuration",)
+        (line,) = run(*flags, code=2).splitlines()
+        assert line.startswith("error: ") and all(word in line for word in words), line
+    assert not new.exists()
+    assert before == {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}

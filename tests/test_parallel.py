@@ -1,0 +1,356 @@
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+import pytest
+
+from alexnet_jax import model, optimizer, parallel
+from alexnet_jax.config import InputError
+from configs import paper, quickstart
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_in_half_the_time():
+    """Without LLVM's optimizations: what is tested here is who computes what, and who holds what."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+MESHES = [(1, 1), (1, 2), (2, 1), (2, 2)]
+BATCH = 16
+
+
+def small_config(mesh=(1, 1), only=None, **fields):
+    """The quickstart's network with a quarter of the features, in colour; dropout and augmentation on."""
+    config = quickstart.get_config()
+    config.model.width, config.batch_size, config.eval.batch_size = 0.25, BATCH, BATCH
+    config.data.channels = 3
+    config.mesh.data, config.mesh.column = mesh
+    for name in config.model.layers:
+        if only and name not in (*only, "fc8"):
+            config.model.layers[name].enabled = False
+    config.update_from_flattened_dict(fields)
+    return ml_collections.FrozenConfigDict(config)
+
+
+def statistics():
+    draw = np.random.default_rng(1)
+    vectors, _ = np.linalg.qr(draw.normal(size=(3, 3)))
+    arrays = {
+        "mean_image": draw.uniform(100, 140, (28, 28, 3)),
+        "eigenvectors": vectors,
+        "standard_deviations": np.array([10.0, 30.0, 100.0]),
+    }
+    return {name: array.astype(np.float32) for name, array in arrays.items()}
+
+
+def batch(seed=0, number=BATCH):
+    draw = np.random.default_rng(seed)
+    images = draw.integers(0, 256, (number, 28, 28, 3), dtype=np.uint8)
+    return images, draw.integers(0, 10, number).astype(np.int32)
+
+
+def state_of(config, mesh, rule, seed=0):
+    """As init_state, with weights of NumPy's: compiling the draws takes longer than all else here."""
+    shapes = parallel.abstract_state(config, mesh, rule)
+    stds = {layer.name: layer.init_std for layer in model.layer_shapes(config)}
+    draw = np.random.default_rng(seed)
+
+    def array(path, leaf):
+        name, kind = (key.key for key in path)
+        std = stds[name] if kind == "kernel" else 0.3
+        return draw.normal(0, std, leaf.shape).astype(np.float32)
+
+    params = jax.tree_util.tree_map_with_path(array, shapes.params)
+    state = parallel.TrainState(np.int32(0), params, rule.init(params), np.float32(0), np.int32(0))
+    return jax.tree.map(lambda x, shape: jax.device_put(x, shape.sharding), state, shapes)
+
+
+def params_of(config, mesh):
+    return state_of(config, mesh, optimizer.make(config)).params
+
+
+def assert_trees_close(got, want, tolerance=1e-5):
+    """Each leaf to its own largest value: float32 sums of some thousand terms, in another order."""
+
+    def close(path, x, y):
+        x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+        assert np.abs(x - y).max() <= tolerance * np.abs(y).max(), jax.tree_util.keystr(path)
+
+    jax.tree_util.tree_map_with_path(close, got, want)
+
+
+def three_steps(mesh):
+    config = small_config(mesh)
+    devices = parallel.make_mesh(config)
+    # A trace without decay keeps the gradients that it is given.
+    rule = optax.chain(optax.trace(0.0), optimizer.make(config))
+    step, state, history = parallel.train_step(config, devices, rule), state_of(config, devices, rule), []
+    for number in range(3):
+        state, loss = step(state, *batch(number), statistics())
+        history.append((loss, jax.tree.map(np.asarray, state)))
+    views = np.random.default_rng(5).uniform(-120, 120, (4, 24, 24, 3)).astype(np.float32)
+    params = params_of(config, devices)
+    images, labels = batch(3)
+    return {
+        "history": history,
+        "state": state,
+        "forward": parallel.forward(config, devices)(params, views),
+        "eval": parallel.eval_step(config, devices)(params, images, labels, labels != 3, statistics()),
+    }
+
+
+def gradients(state):
+    return state.opt_state[0].trace
+
+
+def velocity(state):
+    return state.opt_state[1]["momentum"].trace
+
+
+@pytest.fixture(scope="module")
+def runs():
+    return {mesh: three_steps(mesh) for mesh in MESHES}
+
+
+@pytest.mark.parametrize("mesh", MESHES[1:])
+def test_every_mesh_gives_the_same_losses_gradients_and_states(runs, mesh):
+    for step, (got, want) in enumerate(zip(runs[mesh]["history"], runs[1, 1]["history"], strict=True)):
+        (loss, state), (want_loss, want_state) = got, want
+        assert_trees_close(loss, want_loss)
+        assert_trees_close(gradients(state), gradients(want_state))
+        assert_trees_close(state.params, want_state.params)
+        assert_trees_close(velocity(state), velocity(want_state))
+        assert state.step == state.loss_count == step + 1
+    assert_trees_close(state.loss_sum, sum(loss for loss, _ in runs[mesh]["history"]), 1e-6)
+
+
+def test_every_parameter_is_trained(runs):
+    (_, first), (_, second), _ = runs[1, 1]["history"]
+    for before, after in zip(jax.tree.leaves(first.params), jax.tree.leaves(second.params), strict=True):
+        assert (before != after).any()
+
+
+def test_loss_is_a_function_of_seed_and_step():
+    def loss(step, seed):
+        config = small_config(only=("fc7",), **{"model.layers.fc7.gather": False, "seed": seed})
+        mesh = parallel.make_mesh(config)
+        run = jax.jit(parallel.loss_and_gradients(config, mesh))
+        return [float(run(params_of(config, mesh), *batch(), n, statistics())[0]) for n in step]
+
+    first, second, again = loss((0, 1, 0), seed=0)
+    assert first == again != second
+    assert loss((0,), seed=1) != [first]
+
+
+@pytest.mark.parametrize("mesh", MESHES[1:])
+def test_every_mesh_gives_the_same_activations(runs, mesh):
+    assert_trees_close(runs[mesh]["forward"], runs[1, 1]["forward"])
+
+
+@pytest.mark.parametrize("mesh", MESHES[1:])
+def test_every_mesh_gives_the_same_evaluation(runs, mesh):
+    assert_trees_close(runs[mesh]["eval"], runs[1, 1]["eval"])
+
+
+def held(x):
+    """The shapes of what devices hold, and how many different slices there are."""
+    shards = x.addressable_shards
+    return {shard.data.shape for shard in shards}, len({str(shard.index) for shard in shards})
+
+
+@pytest.mark.parametrize("mesh", [(1, 2), (2, 2)])
+def test_each_device_holds_its_own_column_only(runs, mesh):
+    state = runs[mesh]["state"]
+    for params in (state.params, gradients(state), velocity(state)):
+        assert held(params["conv2"]["kernel"]) == ({(1, 5, 5, 4, 8)}, 2)
+        assert held(params["fc6"]["bias"]) == ({(1, 64)}, 2)
+        assert held(params["fc8"]["kernel"]) == ({(1, 64, 10)}, 2)
+        assert held(params["fc8"]["bias"]) == ({(10,)}, 1)
+        assert len(params["conv2"]["kernel"].addressable_shards) == mesh[0] * mesh[1]
+
+
+def test_initial_state_is_on_the_devices_of_its_columns():
+    config = small_config((1, 2), only=("fc7",), **{"model.layers.fc7.gather": False})
+    state = parallel.init_state(config, parallel.make_mesh(config), optimizer.make(config))
+    for params in (state.params, state.opt_state["momentum"].trace):
+        assert held(params["fc7"]["kernel"]) == ({(1, 24 * 24 * 3, 64)}, 2)
+        assert held(params["fc8"]["bias"]) == ({(10,)}, 1)
+
+
+def test_loss_does_not_depend_on_the_order_of_the_devices(runs):
+    config = small_config((2, 2))
+    axis_types = (jax.sharding.AxisType.Auto,) * 2
+    devices = np.array(jax.devices())[[3, 0, 2, 1]].reshape(2, 2)
+    mesh = jax.sharding.Mesh(devices, ("data", "column"), axis_types=axis_types)
+    run = jax.jit(lambda *args: parallel.loss_and_gradients(config, mesh)(*args)[0])
+    loss = run(params_of(config, mesh), *batch(0), 0, statistics())
+    assert_trees_close(loss, runs[2, 2]["history"][0][0], 1e-6)
+
+
+ACROSS = {"model.lrn.across_columns": True, "model.lrn.alpha": 0.01, "augment.pca_std": 0.0}
+
+
+@pytest.fixture(scope="module")
+def across():
+    results = []
+    for mesh in ((1, 1), (1, 2)):
+        config = small_config(mesh, only=("conv1",), **ACROSS)
+        devices = parallel.make_mesh(config)
+        params = params_of(config, devices)
+        views = batch(0, 2)[0][:, 2:26, 2:26].astype(np.float32) - 128
+        run = jax.jit(parallel.loss_and_gradients(config, devices))
+        results.append(
+            (parallel.forward(config, devices)(params, views)[1], run(params, *batch(0), 0, statistics()))
+        )
+    return results
+
+
+@pytest.mark.parametrize("mesh", [0, 1], ids=["1x1", "1x2"])
+def test_normalisation_across_columns_is_over_the_joined_maps(across, mesh):
+    activations, _ = across[mesh]
+    a = np.asarray(activations["conv1/activation"], np.float64)
+    maps = a.shape[-1]
+    assert maps == 8
+    want = np.empty_like(a)
+    for i in range(maps):
+        neighbours = a[..., max(0, i - 2) : min(maps - 1, i + 2) + 1]
+        want[..., i] = a[..., i] / (2 + 0.01 * (neighbours**2).sum(axis=-1)) ** 0.75
+    assert_trees_close(activations["conv1/lrn"], want)
+
+
+def test_gradients_through_normalisation_across_columns_agree(across):
+    assert_trees_close(across[1][1], across[0][1])
+
+
+def mean_softmax(config, mesh, params, images):
+    """The mean over the ten views, cut out by NumPy, of the softmax of what `forward` gives."""
+    forward, mean = parallel.forward(config, mesh), statistics()["mean_image"]
+    total = 0
+    for top, left in ((0, 0), (0, 4), (4, 0), (4, 4), (2, 2)):
+        crop = (images.astype(np.float32) - mean)[:, top : top + 24, left : left + 24]
+        for view in (crop, crop[:, :, ::-1]):
+            logits = np.asarray(forward(params, view)[0], np.float64)
+            exp = np.exp(logits - logits.max(axis=1, keepdims=True))
+            total = total + exp / exp.sum(axis=1, keepdims=True)
+    return total / 10
+
+
+def test_ten_view_evaluation_is_of_the_mean_softmax_over_the_examples_that_are_real():
+    config = small_config((2, 2), **{"eval.views": 10})
+    mesh = parallel.make_mesh(config)
+    params, (images, labels) = params_of(config, mesh), batch(7)
+    real = np.arange(BATCH) < 11
+    probabilities = mean_softmax(config, mesh, params, images)[real]
+    own = probabilities[np.arange(11), labels[real]]
+    rank = (probabilities > own[:, None]).sum(axis=1)
+    assert 0 < (rank >= 5).sum() < (rank >= 1).sum() <= 11
+
+    step = parallel.eval_step(config, mesh)
+    sums = step(params, images, labels, real, statistics())
+    np.testing.assert_allclose(sums["loss"], -np.log(own).sum(), rtol=1e-5)
+    assert sums["top1_errors"] == (rank >= 1).sum()
+    assert sums["top5_errors"] == (rank >= 5).sum()
+    assert sums["examples"] == 11
+
+    images, labels = images.copy(), labels.copy()
+    images[~real], labels[~real] = 255, [-1, 10, 999, -(2**31), 2**31 - 1]
+    garbage = step(params, images, labels, real, statistics())
+    assert {name: float(x) for name, x in garbage.items()} == {name: float(x) for name, x in sums.items()}
+
+    none = step(params, images, labels, np.zeros(BATCH, bool), statistics())
+    assert {float(x) for x in none.values()} == {0.0}
+
+
+@pytest.fixture(scope="module")
+def errors_of_logits():
+    """(logits, labels) -> top-1 and top-5 errors of each, of a network whose logits are its last bias."""
+    config = small_config(only=("fc7",), **{"model.layers.fc7.gather": False})
+    mesh = parallel.make_mesh(config)
+    step, zeros = parallel.eval_step(config, mesh), jax.tree.map(jnp.zeros_like, params_of(config, mesh))
+
+    def run(logits, label):
+        fc8 = {**zeros["fc8"], "bias": jnp.array(logits, jnp.float32)}
+        images = batch()[0]
+        real = np.arange(BATCH) == 0
+        sums = step({**zeros, "fc8": fc8}, images, np.full(BATCH, label, np.int32), real, statistics())
+        return int(sums["top1_errors"]), int(sums["top5_errors"]), float(sums["loss"])
+
+    return run
+
+
+def test_classes_that_tie_score_in_the_order_of_their_labels(errors_of_logits):
+    for label in range(10):
+        top1, top5, loss = errors_of_logits([0.0] * 10, label)
+        assert (top1, top5) == (label > 0, label > 4), label
+        assert loss == pytest.approx(np.log(10), rel=1e-6)
+
+
+def test_top_five_counts_the_classes_ahead(errors_of_logits):
+    logits = [1, 5, 3, 3, 9, 3, 3, 0, 5, -2]
+    ranked = sorted(range(10), key=lambda label: (-logits[label], label))
+    assert ranked == [4, 1, 8, 2, 3, 5, 6, 0, 7, 9]
+    for label in range(10):
+        rank = ranked.index(label)
+        top1, top5, loss = errors_of_logits(logits, label)
+        assert (top1, top5) == (rank >= 1, rank >= 5), label
+        # One unit in the last place of the largest logit.
+        assert loss == pytest.approx(np.log(np.exp(np.array(logits) - logits[label]).sum()), abs=1e-6)
+
+
+def test_outputs_that_are_not_numbers_are_errors(errors_of_logits):
+    top1, top5, loss = errors_of_logits([float("nan")] * 10, 0)
+    assert (top1, top5) == (1, 1)
+    assert np.isnan(loss)
+
+
+def mesh_config(columns=2, data=-1, column=-1, batch_size=128, eval_batch_size=128):
+    config = paper.get_config()
+    config.model.columns, config.batch_size, config.eval.batch_size = columns, batch_size, eval_batch_size
+    config.mesh.update(data=data, column=column)
+    return ml_collections.FrozenConfigDict(config)
+
+
+@pytest.mark.parametrize(
+    "columns, devices, asked, given",
+    [
+        (2, None, (-1, -1), (1, 2)),
+        (1, None, (-1, -1), (1, 1)),
+        (2, None, (4, -1), (4, 2)),
+        (2, None, (-1, 1), (1, 1)),
+        (2, 1, (-1, -1), (1, 1)),
+        (2, 2, (-1, -1), (1, 2)),
+        (2, 3, (-1, -1), (1, 2)),
+        (2, 8, (-1, -1), (4, 2)),
+        (1, 8, (-1, -1), (8, 1)),
+        (2, 8, (-1, 1), (8, 1)),
+        (2, 8, (2, -1), (2, 2)),
+        (2, 4, (4, -1), (4, 1)),
+        (2, 2, (2, 1), (2, 1)),
+    ],
+)
+def test_mesh_is_chosen_from_the_devices(columns, devices, asked, given):
+    data, column = asked
+    assert parallel.mesh_shape(mesh_config(columns, data, column), devices) == given
+
+
+@pytest.mark.parametrize(
+    "config, devices, named",
+    [
+        (mesh_config(columns=1, column=2), 8, "mesh.column: 2"),
+        (mesh_config(data=4, column=2), 4, "mesh.data"),
+        (mesh_config(data=3), 2, "mesh.data"),
+        (mesh_config(column=2), 1, "mesh.column"),
+        (mesh_config(data=3, batch_size=100, eval_batch_size=99), 8, "batch_size: 100"),
+        (mesh_config(data=3, batch_size=99, eval_batch_size=100), 8, "eval.batch_size: 100"),
+        (mesh_config(batch_size=127), 4, "batch_size: 127"),
+        (mesh_config(data=5), None, "batch_size: 128"),
+    ],
+)
+def test_mesh_that_does_not_fit_names_the_field(config, devices, named):
+    with pytest.raises(InputError) as raised:
+        parallel.mesh_shape(config, devices)
+    assert named in str(raised.value)
+    assert "\n" not in str(raised.value)
