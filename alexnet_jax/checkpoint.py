@@ -13,7 +13,7 @@ import sys
 
 import orbax.checkpoint as ocp
 
-from alexnet_jax.config import InputError
+from alexnet_jax.errors import InputError
 from alexnet_jax.parallel import TrainState
 
 METRIC = "val_top1_error"

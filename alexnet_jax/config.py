@@ -17,11 +17,9 @@ from typing import Any
 
 import ml_collections
 
+from alexnet_jax.errors import InputError
+
 OPS = ("activation", "lrn", "pool", "dropout")
-
-
-class InputError(Exception):
-    """Something the user gave cannot work. The message is one line: what, where, what to do."""
 
 
 def _whole(low: int, high: float = float("inf"), special: tuple[int, ...] = ()):
@@ -255,7 +253,8 @@ def check_same_run(config, workdir: str) -> None:
         return
     differing = differing_fields(config, theirs)
     if differing:
-        fields = "; ".join(f"{field} is {b!r} there, {a!r} here" for field, a, b in differing)
+        fields = "; ".join(f"{field} is {b!r} there, {a!r} here" for field, a, b in differing[:5])
+        fields += f"; and {len(differing) - 5} more" if len(differing) > 5 else ""
         raise InputError(
             f"--workdir={workdir}: belongs to another configuration: {fields}; give another --workdir"
         )

@@ -10,8 +10,8 @@ import numpy as np
 from alexnet_jax import config as configuration
 from alexnet_jax import input_pipeline, optimizer, parallel
 from alexnet_jax.checkpoint import Checkpoints
-from alexnet_jax.config import InputError
 from alexnet_jax.datasets import statistics
+from alexnet_jax.errors import InputError
 
 
 def errors(step, params, source, config, mesh, arrays, say=lambda line: None) -> dict[str, float]:

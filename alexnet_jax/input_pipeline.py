@@ -20,7 +20,8 @@ from array_record.python import array_record_module
 from PIL import Image
 
 import alexnet_jax.datasets  # noqa: F401  (registers the builders)
-from alexnet_jax.config import InputError, nearest
+from alexnet_jax.config import nearest
+from alexnet_jax.errors import InputError
 
 
 class TfdsSource:

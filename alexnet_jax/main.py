@@ -20,7 +20,7 @@ from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from alexnet_jax import config as configuration
-from alexnet_jax.config import InputError
+from alexnet_jax.errors import Diverged, InputError
 
 MODES = ("train", "eval", "prepare", "describe")
 
@@ -103,9 +103,7 @@ def main(argv) -> None:
         run(_MODE.value, config, overrides, _WORKDIR.value or _default_workdir())
     except InputError as error:
         _fail(str(error), 2)
-    except Exception as error:
-        if type(error).__name__ != "Diverged":  # importing its module takes seconds
-            raise
+    except Diverged as error:
         _fail(str(error), 1)
 
 

@@ -22,7 +22,7 @@ from jax import lax
 from jaxtyping import Array, Float, Key
 
 from alexnet_jax import layers
-from alexnet_jax.config import InputError
+from alexnet_jax.errors import InputError
 
 AXIS = "column"
 ACTIVATIONS = {"relu": jax.nn.relu, "tanh": jnp.tanh}

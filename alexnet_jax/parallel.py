@@ -29,7 +29,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
 from alexnet_jax import augment
-from alexnet_jax.config import InputError
+from alexnet_jax.errors import InputError
 from alexnet_jax.model import AXIS, Column
 
 

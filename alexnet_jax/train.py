@@ -10,6 +10,7 @@ configs/paper.py. All that decides how a run goes on is in `parallel.TrainState`
 of it: a run that is killed anywhere and started again with the same command ends at the same parameters.
 """
 
+import contextlib
 import json
 import logging
 import os
@@ -23,14 +24,10 @@ from clu import metric_writers, parameter_overview, periodic_actions
 from alexnet_jax import config as configuration
 from alexnet_jax import evaluate, input_pipeline, model, optimizer, parallel
 from alexnet_jax.checkpoint import METRIC, Checkpoints
-from alexnet_jax.config import InputError
 from alexnet_jax.datasets import statistics
+from alexnet_jax.errors import Diverged, InputError
 
 log = logging.getLogger("alexnet_jax")
-
-
-class Diverged(Exception):
-    """The loss, or a parameter, is no longer a finite number."""
 
 
 def train(config, workdir: str) -> None:
@@ -122,18 +119,17 @@ class Run:
         batches = input_pipeline.batches(self.train_source, config, sharding, self.first_step, self.last_step)
         self.clock = _Clock(config.batch_size)
         progress = periodic_actions.PeriodicCallback(every_secs=10, callback_fn=self._progress)
-        stop = _StopRequest()
         self.unchecked = None
-        with stop:
+        with _StopRequest() as stop, contextlib.closing(self.writer):
             for step, (images, labels) in enumerate(batches, self.first_step + 1):
                 self.state, loss = step_fn(self.state, images, labels, self.arrays)
                 # One step late, so that the device has its next step before we wait for the last one.
                 self._check_loss()
                 self.unchecked = step, loss
                 self.clock.tick(loss)
+                ended = False
                 if self.epochs(step) > self.epochs(step - 1):
-                    if self.validate(step):
-                        break
+                    ended = self.validate(step)
                 elif config.checkpoint.every_steps and step % config.checkpoint.every_steps == 0:
                     self.save()
                 progress(step)
@@ -142,7 +138,8 @@ class Run:
                     self.checkpoints.wait()
                     log.info("stopped by %s; step %d is saved, the same command goes on", stop.name, step)
                     raise SystemExit(128 + stop.requested)
-        self.writer.close()
+                if ended:
+                    break
 
     def validate(self, step: int) -> bool:
         """Validates after `step` updates; True where the schedule ends the training."""

@@ -10,7 +10,7 @@ import pytest
 
 from alexnet_jax import optimizer, parallel
 from alexnet_jax.checkpoint import METRIC, Checkpoints
-from alexnet_jax.config import InputError
+from alexnet_jax.errors import InputError
 from configs import quickstart
 
 

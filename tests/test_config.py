@@ -6,7 +6,7 @@ import ml_collections
 import pytest
 
 from alexnet_jax import config as configuration
-from alexnet_jax.config import InputError
+from alexnet_jax.errors import InputError
 from configs import paper, quickstart
 
 

@@ -1,6 +1,7 @@
 """alexnet_jax/input_pipeline.py and the shipped data set: what is read, in which order, on which device."""
 
 import gzip
+import os
 import pathlib
 import shutil
 import struct
@@ -15,8 +16,8 @@ from jax.sharding import PartitionSpec as P
 from PIL import Image
 
 from alexnet_jax import input_pipeline
-from alexnet_jax.config import InputError
 from alexnet_jax.datasets import fashion_mnist
+from alexnet_jax.errors import InputError
 from configs import quickstart
 
 
@@ -196,6 +197,16 @@ def test_a_truncated_shipped_file_is_named(tmp_path):
         fashion_mnist.read_idx(cut, (10_000, 28, 28, 1))
     with pytest.raises(InputError, match="labels"):
         fashion_mnist.read_idx(fashion_mnist.FILES / "t10k-labels-idx1-ubyte.gz", (9_999,))
+
+
+def test_a_truncated_shipped_file_leaves_no_data_set(tmp_path, monkeypatch):
+    shutil.copytree(fashion_mnist.FILES, tmp_path / "files")
+    os.truncate(tmp_path / "files" / "t10k-images-idx3-ubyte.gz", 1000)
+    config = config_for(tmp_path / "data")
+    with monkeypatch.context() as patch, pytest.raises(InputError, match="t10k-images"):
+        patch.setattr(fashion_mnist, "FILES", tmp_path / "files")
+        input_pipeline.prepared_builder(config)
+    assert not list((tmp_path / "data").rglob("*.array_record*"))
 
 
 def test_reading_does_not_import_tensorflow(data_dir):

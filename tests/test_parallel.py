@@ -6,7 +6,7 @@ import optax
 import pytest
 
 from alexnet_jax import model, optimizer, parallel
-from alexnet_jax.config import InputError
+from alexnet_jax.errors import InputError
 from configs import paper, quickstart
 
 

@@ -1,0 +1,9 @@
+"""What stops the program with one line instead of a traceback."""
+
+
+class InputError(Exception):
+    """Something the user gave cannot work. The message is one line: what, where, what to do. Exit code 2."""
+
+
+class Diverged(Exception):
+    """The loss, or a parameter, is no longer a finite number. Exit code 1."""
