@@ -4,121 +4,31 @@
     batches       training: the examples of step n are a function of (seed, n), so a run resumes at any step
     padded        evaluation: every example once, the last batch padded and marked
 
-The host reads and decodes (TFDS's ArrayRecord, on Grain's threads); cropping, flipping and normalizing are
+The host reads and decodes, on Grain's threads; cropping, flipping and normalizing are
 part of the compiled step (augment.py). TensorFlow is not imported here: only preparing a data set needs it.
 """
 
 import functools
-import pathlib
 from collections.abc import Iterator
 
 import grain
 import jax
 import numpy as np
-import tensorflow_datasets as tfds
-from array_record.python import array_record_module
-from PIL import Image
 
-import alexnet_jax.datasets  # noqa: F401  (registers the builders)
-from alexnet_jax.config import nearest
-from alexnet_jax.errors import InputError
+from alexnet_jax.datasets.prepared import TfdsSource, prepared_builder
+from alexnet_jax.images import fit as fit
 
 
-class TfdsSource:
-    """One split of a TFDS data set in ArrayRecord, as [n, image_size, image_size, channels] uint8."""
+def open_source(config, split_field: str):
+    """A split of the data set of `config.data`; `split_field` is train_split, val_split or test_split.
 
-    def __init__(self, config, split_field: str):
-        """`split_field` is train_split, val_split or test_split. Raises InputError if it cannot be read."""
-        builder = prepared_builder(config)
-        split = config.data[split_field]
-        field = f"data.{split_field}"
-        try:
-            instructions = builder.info.splits[split].file_instructions
-            self._records = builder.as_data_source(split)
-        except (ValueError, KeyError, AssertionError) as error:
-            known = ", ".join(f"{name} ({info.num_examples:,})" for name, info in builder.info.splits.items())
-            reason = str(error).split("\n")[0]
-            raise InputError(f"{field}: {split!r} does not work ({reason}); there are {known}") from None
-        except NotImplementedError:
-            raise InputError(
-                f"data.dir: {config.data.name} lies there in another format than ArrayRecord; give a data.dir"
-                " without it, and it is prepared anew"
-            ) from None
-        if not len(self._records):
-            raise InputError(f"{field}: {split!r} is empty; give a split with examples")
-        for instruction in instructions:
-            _check_shard(instruction.filename, instruction.examples_in_shard)
-        self._size, self._channels = config.data.image_size, config.data.channels
-        self.label_names = tuple(builder.info.features["label"].names)
-        self.folder = pathlib.Path(builder.data_path)
-        self.split = split
-
-    def __len__(self) -> int:
-        return len(self._records)
-
-    def read(self, indices) -> tuple[np.ndarray, np.ndarray]:
-        """(images uint8 [n, image_size, image_size, channels], labels int32 [n])."""
-        examples = self._records.__getitems__([int(index) for index in indices])
-        images = np.stack([fit(example["image"], self._size, self._channels) for example in examples])
-        return images, np.array([example["label"] for example in examples], np.int32)
-
-
-open_source = TfdsSource
-
-
-def prepared_builder(config) -> tfds.core.DatasetBuilder:
-    """The TFDS builder of `config.data.name`; the data set is prepared first where it is not yet."""
-    name, data_dir = config.data.name, config.data.dir or None
-    try:
-        builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
-    except tfds.core.registered.DatasetNotFoundError:
-        known = tfds.list_builders(with_community_datasets=False)
-        raise InputError(
-            f"data.name: {name!r} is no data set of this project or of TFDS{nearest(name, known)}"
-        ) from None
-    except (ValueError, AssertionError) as error:
-        raise InputError(f"data.name: {name!r} does not work: {str(error).splitlines()[0]}") from None
-    features = builder.info.features
-    if not isinstance(features, dict | tfds.features.FeaturesDict) or not {"image", "label"} <= set(features):
-        raise InputError(f"data.name: {name!r} has no image and label; choose a classification data set")
-    if not builder.is_prepared():
-        download = tfds.download.DownloadConfig(manual_dir=config.data.manual_dir or None)
-        try:
-            builder.download_and_prepare(download_config=download, file_format="array_record")
-        except InputError:
-            raise
-        except Exception as error:  # whatever a builder or the network may raise
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise InputError(f"data.name: {name!r} cannot be prepared: {reason}") from None
-    return builder
-
-
-def _check_shard(path: str, examples: int) -> None:
-    try:
-        found = array_record_module.ArrayRecordReader(str(path)).num_records()
-    except (RuntimeError, ValueError, OSError):
-        found = None
-    if found != examples:
-        raise InputError(
-            f"{path}: missing, cut short or damaged ({examples:,} examples expected, {found or 0:,} found);"
-            " delete its folder, and it is prepared anew"
-        )
-
-
-def fit(image: np.ndarray, size: int, channels: int) -> np.ndarray:
-    """The paper's preparation (section 2): shorter side to `size`, central size x size.
-
-    image uint8 [height, width, 1 or 3]; greyscale is repeated or colour weighed to get `channels`.
+    A source has `len`, `read(indices)` -> (uint8 [n, image_size, image_size, channels], int32 [n]),
+    `label_names`, `folder`, where its statistics are kept, and `split`. It is prepared first where it is not
+    yet. Raises InputError if it cannot be, or cannot be read.
     """
-    if image.shape == (size, size, channels):
-        return image
-    picture = Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
-    picture = picture.convert("RGB" if channels == 3 else "L")
-    scale = size / min(picture.size)
-    width, height = (max(size, round(side * scale)) for side in picture.size)
-    left, top = (width - size) // 2, (height - size) // 2
-    picture = picture.resize((width, height), Image.Resampling.BICUBIC)
-    return np.asarray(picture.crop((left, top, left + size, top + size))).reshape(size, size, channels)
+    data, field = config.data, f"data.{split_field}"
+    what = data[split_field], data.image_size, data.channels, field
+    return TfdsSource(prepared_builder(config), *what)
 
 
 @functools.lru_cache(maxsize=4)

@@ -1,0 +1,103 @@
+"""ILSVRC-2010 and 2012 as TFDS data sets, `ilsvrc/2010` and `ilsvrc/2012`, from the official archives.
+
+The archives lie in data.manual_dir as they were downloaded (`ilsvrc_archives.FILES`). What is stored is the
+paper's preparation (section 2): shorter side to 256, central 256x256, RGB, as JPEG of quality 95 without
+subsampling of colour. That quality costs PSNR_TEXT
+
+Splits: `train`, `validation`, and in 2010 `test`. Labels come from the development kit. In both years label i
+is the i-th of the leaf classes in the order of their WordNet ids, which in 2012 is the order of Caffe,
+torchvision and TFDS; it is not that of the ILSVRC2012_ID or ILSVRC2010_ID. A name is the WordNet id and the
+words: "n01440764 tench, Tinca tinca".
+"""
+
+import os
+import shutil
+
+import tensorflow_datasets as tfds
+
+from alexnet_jax import images
+from alexnet_jax.datasets import ilsvrc_archives, streams
+from alexnet_jax.errors import InputError
+
+SIZE = 256
+# Bytes an image takes while the data set is written; TFDS writes it twice, to shuffle.
+_BYTES_WHILE_PREPARED = 100_000
+
+
+class Ilsvrc(tfds.core.GeneratorBasedBuilder):
+    """Features `image` uint8 [256, 256, 3], `label`, and `file_name`, the image's name in the archive."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    BUILDER_CONFIGS = [
+        tfds.core.BuilderConfig(name="2012", description="1,281,167 training and 50,000 validation images"),
+        tfds.core.BuilderConfig(
+            name="2010", description="1,261,406 training, 50,000 validation and 150,000 test images"
+        ),
+    ]
+    MANUAL_DOWNLOAD_INSTRUCTIONS = "Put the official archives, as downloaded, into data.manual_dir."
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=__doc__,
+            homepage="https://www.image-net.org",
+            supervised_keys=("image", "label"),
+            features=tfds.features.FeaturesDict(
+                {
+                    "image": tfds.features.Image(shape=(SIZE, SIZE, 3), encoding_format="jpeg"),
+                    "label": tfds.features.ClassLabel(),  # its names are the development kit's
+                    "file_name": tfds.features.Text(),
+                }
+            ),
+        )
+
+    def _download_and_prepare(self, dl_manager, download_config):
+        """Checks the archives first; TFDS then knows the numbers of images, and tells the time left."""
+        try:
+            folder = dl_manager.manual_dir
+        except AssertionError:
+            given = download_config.manual_dir or ""
+            raise InputError(
+                f"data.manual_dir: {given!r} is no folder with files; give the one with the official archives"
+                f" of ILSVRC-{self.builder_config.name}"
+            ) from None
+        self._archives = ilsvrc_archives.Archives(folder, self.builder_config.name)
+        counts = self._archives.counts
+        _check_space(self.data_dir, sum(counts.values()))
+        self.info.features["label"].names = list(self._archives.devkit.label_names)
+        self.info.set_splits(
+            tfds.core.splits.SplitDict(
+                [tfds.core.SplitInfo(name=s, shard_lengths=[n], num_bytes=0) for s, n in counts.items()]
+            )
+        )
+        super()._download_and_prepare(dl_manager, download_config)
+
+    def _split_generators(self, dl_manager):
+        del dl_manager
+        return {split: self._generate_examples(split) for split in self._archives.counts}
+
+    def _generate_examples(self, split: str):
+        pictures = self._archives.images(split)
+        for name, label, jpeg in streams.in_order(_prepared, pictures, streams.cores()):
+            yield f"{split}/{name}", {"image": jpeg, "label": label, "file_name": name}
+
+
+def _prepared(picture: ilsvrc_archives.Picture) -> tuple[str, int, bytes]:
+    """(name, label, JPEG of the paper's preparation)."""
+    try:
+        image = images.fit(images.decode(picture.unpacked()), SIZE, 3)
+    except ValueError as error:
+        raise InputError(
+            f"{picture.archive}: its member {picture.member!r} is no image that decodes ({error});"
+            " download the archive again"
+        ) from None
+    return picture.name, picture.label, images.encode(image)
+
+
+def _check_space(folder: str, examples: int) -> None:
+    needed, free = examples * _BYTES_WHILE_PREPARED, shutil.disk_usage(os.path.abspath(folder)).free
+    if free < needed:
+        raise InputError(
+            f"data.dir: {folder} is on a disk with {free / 1e9:,.1f} GB left; preparing {examples:,} images"
+            f" takes {needed / 1e9:,.1f} GB; make room, or give another"
+        )

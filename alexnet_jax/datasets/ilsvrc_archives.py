@@ -1,0 +1,328 @@
+"""The official archives of ILSVRC-2010 and 2012 as they were downloaded: what they hold, and the labels.
+
+    Archives(folder, year)      checks all that can be known without reading the images
+    Archives.images(split)      every image of a split, with its label, in the order of the archive
+
+Nothing is extracted to disk; a member's name is compared with what it should be, and never used as a path.
+Every InputError names the file (and the member) on one line.
+"""
+
+import contextlib
+import dataclasses
+import gzip
+import io
+import os
+import pathlib
+import re
+import tarfile
+import zlib
+from collections.abc import Iterator
+
+import numpy as np
+import scipy.io
+
+from alexnet_jax.errors import InputError
+
+FILES = {
+    "2010": {
+        "train": "ILSVRC2010_images_train.tar",
+        "validation": "ILSVRC2010_images_val.tar",
+        "test": "ILSVRC2010_images_test.tar",
+        "devkit": "ILSVRC2010_devkit-1.0.tar.gz",
+        "test_labels": "ILSVRC2010_test_ground_truth.txt",
+        "patches": "patch_images.tar",
+    },
+    "2012": {
+        "train": "ILSVRC2012_img_train.tar",
+        "validation": "ILSVRC2012_img_val.tar",
+        "devkit": "ILSVRC2012_devkit_t12.tar.gz",
+    },
+}
+# Far above any picture or table of the real ones: what is larger is refused rather than read into memory.
+LARGEST = 256 << 20
+_DAMAGE = (tarfile.TarError, OSError, EOFError, zlib.error, ValueError, OverflowError)
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """One picture as it lies in an archive."""
+
+    split: str
+    archive: str  # path of the archive
+    member: str  # name of the member, for messages only
+    name: str  # its last part, such as n01440764_18.JPEG
+    label: int
+    content: bytes  # of the picture, or of its replacement; may still be gzipped
+
+    def unpacked(self) -> bytes:
+        """The picture's file. Raises ValueError if it is gzipped and damaged."""
+        if not self.content.startswith(b"\x1f\x8b"):
+            return self.content
+        try:
+            with gzip.open(io.BytesIO(self.content)) as file:
+                content = file.read(LARGEST)
+        except _DAMAGE as error:
+            raise ValueError(f"gzipped and damaged: {error}") from None
+        return content
+
+
+@dataclasses.dataclass(frozen=True)
+class Devkit:
+    """Labels 0, 1, … are the leaf classes in the order of their WordNet ids."""
+
+    label_names: tuple[str, ...]  # "n01440764 tench, Tinca tinca"
+    label_of_wnid: dict[str, int]
+    label_of_number: dict[int, int]  # of an ILSVRC2012_ID or ILSVRC2010_ID
+    train_counts: dict[str, int]  # images of each WordNet id
+    validation_labels: list[int]  # in the order of the images' names
+
+
+class Archives:
+    """The archives of a year in a folder. Raises InputError for all that can be told at once:
+
+    a file that is missing, cut short or another one, and numbers of validation and test images, or classes
+    of the training archive, that are not those of the development kit. Reads the headers of the archives
+    only (of the training archive, those of the 1000 inner archives), which takes seconds.
+    """
+
+    def __init__(self, folder, year: str):
+        self.paths = {part: pathlib.Path(folder) / name for part, name in FILES[year].items()}
+        missing = [path.name for path in self.paths.values() if not path.is_file()]
+        if missing:
+            raise InputError(
+                f"data.manual_dir: {folder} lacks {', '.join(missing)}; put the official archives of"
+                f" ILSVRC-{year} there, as they were downloaded"
+            )
+        self.devkit = read_devkit(self.paths["devkit"], year)
+        self._classes = self._training_classes()
+        truth = f"{self.paths['devkit']}, {_truth(year)}"
+        self._labels = {"validation": self._match("validation", year, self.devkit.validation_labels, truth)}
+        if "test" in self.paths:
+            truth = self.paths["test_labels"]
+            with _open(truth) as file:
+                labels = _labels(file.read(LARGEST), self.devkit.label_of_number, truth)
+            self._labels["test"] = self._match("test", year, labels, truth)
+        self._patches = self._find_patches() if "patches" in self.paths else {}
+        self.counts = {"train": sum(self.devkit.train_counts.values())}
+        self.counts |= {split: len(found) for split, found in self._labels.items()}
+
+    def images(self, split: str) -> Iterator[Picture]:
+        """Raises InputError for an archive that proves to be damaged or incomplete as it is read."""
+        with contextlib.ExitStack() as stack:
+            patches = stack.enter_context(_open(self.paths["patches"])) if self._patches else None
+            found = self._train_images() if split == "train" else self._flat_images(split)
+            for image in found:
+                if image.name in self._patches:
+                    offset, size = self._patches[image.name]
+                    patches.seek(offset)
+                    image = dataclasses.replace(image, content=patches.read(size))
+                yield image
+
+    def _training_classes(self) -> list[tuple[str, int, int]]:
+        """(WordNet id, offset, size) of the inner archives, in the order of the outer one."""
+        path, counts = self.paths["train"], self.devkit.train_counts
+        classes = []
+        with _open(path) as file:
+            for member, offset, size in _entries(file, path):
+                wnid = member.rpartition("/")[2].removesuffix(".tar")
+                if not member.endswith(".tar") or wnid not in counts:
+                    raise _mistaken(path, member, "the archive of a class of the development kit")
+                classes.append((wnid, offset, size))
+        wnids = [wnid for wnid, _, _ in classes]
+        lacking = sorted(set(counts) - set(wnids))
+        twice = [wnid for wnid in counts if wnids.count(wnid) > 1]
+        if lacking or twice:
+            what = f"lacks {lacking[0]}.tar" if lacking else f"has {twice[0]}.tar twice"
+            raise InputError(
+                f"{path}: {what} (it has {len(classes)} classes, the development kit {len(counts)});"
+                " it is cut short or another archive; download it again"
+            )
+        return classes
+
+    def _match(self, split: str, year: str, labels: list[int], truth) -> dict[str, int]:
+        """Label of each image name: the ground truth has a line an image, in the order of the names."""
+        path = self.paths[split]
+        pattern = re.compile(rf"ILSVRC{year}_{'val' if split == 'validation' else 'test'}_\d{{8}}\.JPEG")
+        names = []
+        with _open(path) as file:
+            for member, _, _ in _entries(file, path):
+                name = member.rpartition("/")[2]
+                if not pattern.fullmatch(name):
+                    raise _mistaken(path, member, f"an image of the {split} split of ILSVRC-{year}")
+                names.append(name)
+        if len(names) != len(labels):
+            raise InputError(
+                f"{path}: has {len(names):,} images, but {truth} {len(labels):,} lines; one of the two is cut"
+                " short or damaged; download them again"
+            )
+        label_of_name = dict(zip(sorted(names), labels, strict=True))
+        if len(label_of_name) != len(names):
+            raise InputError(f"{path}: has images of the same name; it is damaged; download it again")
+        return label_of_name
+
+    def _find_patches(self) -> dict[str, tuple[int, int]]:
+        """(offset, size) of the replacement of each blank image, by the image's name."""
+        path = self.paths["patches"]
+        with _open(path) as file:
+            found = {
+                member.rpartition("/")[2]: (offset, size)
+                for member, offset, size in _entries(file, path)
+                if member.lower().endswith((".jpeg", ".jpg"))
+            }
+        return found
+
+    def _train_images(self) -> Iterator[Picture]:
+        path = self.paths["train"]
+        with _open(path) as file:
+            for wnid, offset, size in self._classes:
+                label, names = self.devkit.label_of_wnid[wnid], set()
+                # Every image's name is kept until its class is done; the archive itself is not.
+                inner = _Section(file, offset, size)
+                for member, content in _contents(inner, f"{path}, {wnid}.tar"):
+                    name = member.rpartition("/")[2]
+                    if name in names:
+                        raise InputError(f"{path}, {wnid}.tar: has {name!r} twice; download it again")
+                    names.add(name)
+                    yield Picture("train", str(path), f"{wnid}.tar, {member}", name, label, content)
+                if len(names) != self.devkit.train_counts[wnid]:
+                    raise InputError(
+                        f"{path}, {wnid}.tar: has {len(names):,} images, the development kit says"
+                        f" {self.devkit.train_counts[wnid]:,}; one of the two is damaged; download them again"
+                    )
+
+    def _flat_images(self, split: str) -> Iterator[Picture]:
+        path, labels = self.paths[split], self._labels[split]
+        with _open(path) as file:
+            for member, content in _contents(file, path):
+                name = member.rpartition("/")[2]
+                yield Picture(split, str(path), member, name, labels[name], content)
+
+
+def read_devkit(path, year: str) -> Devkit:
+    """Raises InputError if it is damaged, of another year, or contradicts itself."""
+    truth, contents = _truth(year), {}
+    try:
+        with tarfile.open(path, "r:gz") as tar:
+            for info in tar:
+                name = info.name.rpartition("/")[2]
+                if name in ("meta.mat", truth) and info.isreg() and info.size <= LARGEST:
+                    contents[name] = tar.extractfile(info).read()
+    except _DAMAGE as error:
+        raise InputError(f"{path}: cut short, damaged or no archive ({error}); download it again") from None
+    for name in ("meta.mat", truth):
+        if name not in contents:
+            raise InputError(f"{path}: has no {name}; give the development kit of ILSVRC-{year}")
+    try:
+        meta = scipy.io.loadmat(io.BytesIO(contents["meta.mat"]), squeeze_me=True)
+        synsets = np.atleast_1d(meta["synsets"])
+        leaves = sorted(
+            (str(row["WNID"]), str(row["words"]), int(row[f"ILSVRC{year}_ID"]), int(row["num_train_images"]))
+            for row in synsets
+            if int(row["num_children"]) == 0
+        )
+    except Exception as error:  # loadmat raises nearly every kind for a damaged file
+        raise InputError(
+            f"{path}, meta.mat: cannot be read ({type(error).__name__}: {error}); download it again"
+        ) from None
+    wnids, words, numbers, counts = zip(*leaves, strict=True) if leaves else ((), (), (), ())
+    sound = all(re.fullmatch(r"n\d{8}", wnid) for wnid in wnids) and min(counts, default=0) > 0
+    if not sound or len(set(wnids)) != len(wnids) or len(set(numbers)) != len(numbers):
+        raise InputError(f"{path}, meta.mat: its classes are not those of ILSVRC-{year}; download it again")
+    label_of_number = dict(zip(numbers, range(len(numbers)), strict=True))
+    return Devkit(
+        label_names=tuple(
+            f"{wnid} {' '.join(word.split())}" for wnid, word in zip(wnids, words, strict=True)
+        ),
+        label_of_wnid=dict(zip(wnids, range(len(wnids)), strict=True)),
+        label_of_number=label_of_number,
+        train_counts=dict(zip(wnids, counts, strict=True)),
+        validation_labels=_labels(contents[truth], label_of_number, f"{path}, {truth}"),
+    )
+
+
+def _labels(text: bytes, label_of_number: dict[int, int], where) -> list[int]:
+    """The ground truth: the number of a class on each line."""
+    labels = []
+    for line, word in enumerate(text.split(), 1):
+        label = label_of_number.get(int(word)) if word.isdigit() else None
+        if label is None:
+            raise InputError(f"{where}: line {line}, {word[:40]!r}, is no class of the development kit")
+        labels.append(label)
+    return labels
+
+
+def _truth(year: str) -> str:
+    return f"ILSVRC{year}_validation_ground_truth.txt"
+
+
+def _open(path):
+    try:
+        return open(path, "rb")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); see to its permissions") from None
+
+
+def _mistaken(path, member: str, wanted: str) -> InputError:
+    return InputError(f"{path}: its member {member!r} is not {wanted}; it is another archive or damaged")
+
+
+def _entries(file, where) -> Iterator[tuple[str, int, int]]:
+    """(name, offset, size) of every plain file in a tar, reading its headers only."""
+    try:
+        with tarfile.open(fileobj=file, mode="r:") as tar:
+            while (info := tar.next()) is not None:
+                tar.members.clear()  # it would keep them all
+                if info.isdir():
+                    continue
+                if not info.isreg() or info.issparse():
+                    raise InputError(f"{where}: its member {info.name!r} is no plain file; download it again")
+                yield info.name, info.offset_data, info.size
+            # tarfile takes a damaged header for the end, which is a block of zeros.
+            file.seek(tar.offset)
+            if file.read(tarfile.BLOCKSIZE).strip(b"\0"):
+                raise tarfile.ReadError(f"no header at byte {tar.offset:,}")
+    except _DAMAGE as error:
+        raise InputError(f"{where}: cut short, damaged or no archive ({error}); download it again") from None
+
+
+def _contents(file, where) -> Iterator[tuple[str, bytes]]:
+    """(name, content) of every plain file in a tar."""
+    for member, offset, size in _entries(file, where):
+        if size > LARGEST:
+            raise InputError(f"{where}: its member {member!r} has {size:,} bytes, which is no picture")
+        try:
+            file.seek(offset)
+            content = file.read(size)
+        except OSError as error:
+            raise InputError(f"{where}: its member {member!r} cannot be read ({error})") from None
+        if len(content) != size:
+            raise InputError(f"{where}: cut short in its member {member!r}; download it again")
+        yield member, content
+
+
+class _Section(io.RawIOBase):
+    """`size` bytes of a file from `start` on, as a file of their own."""
+
+    def __init__(self, file, start: int, size: int):
+        self._file, self._start, self._size, self._position = file, start, size, 0
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        base = (0, self._position, self._size)[whence]
+        self._position = base + offset
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int:
+        left = max(self._size - self._position, 0)
+        self._file.seek(self._start + self._position)
+        got = self._file.readinto(memoryview(buffer)[:left])
+        self._position += got
+        return got

@@ -1,0 +1,125 @@
+"""TFDS data sets in ArrayRecord: prepared where they are not yet, and read in any order.
+
+TensorFlow is not imported here: only TFDS's preparation needs it.
+"""
+
+import contextlib
+import logging
+import pathlib
+import shutil
+
+import numpy as np
+import tensorflow_datasets as tfds
+from array_record.python import array_record_module
+
+import alexnet_jax.datasets  # noqa: F401  (registers the builders)
+from alexnet_jax import images
+from alexnet_jax.config import nearest
+from alexnet_jax.datasets import streams
+from alexnet_jax.errors import InputError
+
+_log = logging.getLogger("alexnet_jax")
+
+
+def prepared_builder(config) -> tfds.core.DatasetBuilder:
+    """The TFDS builder of `config.data.name`; the data set is prepared first where it is not yet."""
+    name, data_dir = config.data.name, config.data.dir or None
+    try:
+        builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
+    except tfds.core.registered.DatasetNotFoundError:
+        known = tfds.list_builders(with_community_datasets=False)
+        raise InputError(
+            f"data.name: {name!r} is no data set of this project or of TFDS{nearest(name, known)}"
+        ) from None
+    except (ValueError, AssertionError) as error:
+        raise InputError(f"data.name: {name!r} does not work: {str(error).splitlines()[0]}") from None
+    features = builder.info.features
+    if not isinstance(features, dict | tfds.features.FeaturesDict) or not {"image", "label"} <= set(features):
+        raise InputError(f"data.name: {name!r} has no image and label; choose a classification data set")
+    if not builder.is_prepared():
+        _prepare(builder, name, config.data.manual_dir)
+    return builder
+
+
+def _prepare(builder, name: str, manual_dir: str) -> None:
+    final = pathlib.Path(builder.data_path)
+    download = tfds.download.DownloadConfig(manual_dir=manual_dir or None)
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        with streams.alone(final.parent / f".{final.name}.lock", _log.info) as alone:
+            if alone:  # otherwise another process may be writing one of these
+                for leftover in final.parent.glob(f"incomplete.*_{final.name}"):
+                    _log.info("deleting %s, which an interrupted preparation left", leftover)
+                    shutil.rmtree(leftover, ignore_errors=True)
+            with _small_shuffle_buffer():
+                builder.download_and_prepare(download_config=download, file_format="array_record")
+    except InputError:
+        raise
+    except Exception as error:  # whatever a builder or the network may raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"data.name: {name!r} cannot be prepared: {reason}") from None
+
+
+@contextlib.contextmanager
+def _small_shuffle_buffer():
+    """TFDS keeps 1 GiB of examples in memory before it shuffles them on disk; here a quarter of that."""
+    from tensorflow_datasets.core import shuffle
+
+    former, shuffle.MAX_MEM_BUFFER_SIZE = shuffle.MAX_MEM_BUFFER_SIZE, 256 << 20
+    try:
+        yield
+    finally:
+        shuffle.MAX_MEM_BUFFER_SIZE = former
+
+
+class TfdsSource:
+    """One split of a TFDS data set in ArrayRecord, as [n, image_size, image_size, channels] uint8."""
+
+    def __init__(self, builder, split: str, size: int, channels: int, field: str):
+        """`field` is the configuration's that gave the split. Raises InputError if it cannot be read."""
+        self.builder, self.split, self.size, self.channels = builder, split, size, channels
+        feature = builder.info.features["image"]
+        self._encoded = type(feature) is tfds.features.Image and feature.np_dtype == np.uint8
+        skip = {"image": tfds.decode.SkipDecoding()} if self._encoded else None
+        try:
+            instructions = builder.info.splits[split].file_instructions
+            self._records = builder.as_data_source(split, decoders=skip)
+        except (ValueError, KeyError, AssertionError) as error:
+            known = ", ".join(f"{name} ({info.num_examples:,})" for name, info in builder.info.splits.items())
+            reason = str(error).split("\n")[0]
+            raise InputError(f"{field}: {split!r} does not work ({reason}); there are {known}") from None
+        except NotImplementedError:
+            raise InputError(
+                f"data.dir: {builder.info.name} lies there in another format than ArrayRecord; give another,"
+                " and it is prepared there anew"
+            ) from None
+        if not len(self._records):
+            raise InputError(f"{field}: {split!r} is empty; give a split with examples")
+        for instruction in instructions:
+            _check_shard(instruction.filename, instruction.examples_in_shard)
+        self.label_names = tuple(builder.info.features["label"].names)
+        self.folder = pathlib.Path(builder.data_path)
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def read(self, indices) -> tuple[np.ndarray, np.ndarray]:
+        """(images uint8 [n, image_size, image_size, channels], labels int32 [n])."""
+        examples = self._records.__getitems__([int(index) for index in indices])
+        batch = np.empty((len(examples), self.size, self.size, self.channels), np.uint8)
+        for row, example in enumerate(examples):
+            image = images.decode(example["image"]) if self._encoded else example["image"]
+            batch[row] = images.fit(image, self.size, self.channels)
+        return batch, np.array([example["label"] for example in examples], np.int32)
+
+
+def _check_shard(path: str, examples: int) -> None:
+    try:
+        found = array_record_module.ArrayRecordReader(str(path)).num_records()
+    except (RuntimeError, ValueError, OSError):
+        found = None
+    if found != examples:
+        raise InputError(
+            f"{path}: missing, cut short or damaged ({examples:,} examples expected, {found or 0:,} found);"
+            " delete its folder, and it is prepared anew"
+        )

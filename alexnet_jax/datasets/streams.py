@@ -1,0 +1,68 @@
+"""Long passes over many examples: on all cores, in order, in bounded memory, with the time left."""
+
+import collections
+import contextlib
+import fcntl
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+
+def cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def in_order(function: Callable, items: Iterable, threads: int) -> Iterator:
+    """map(function, items), `threads` at a time; items are taken a few ahead of the result, no more.
+
+    Decoding, resizing, encoding and NumPy's arithmetic release the interpreter's lock, so threads do.
+    """
+    pool, pending = ThreadPoolExecutor(threads), collections.deque()
+    try:
+        for item in items:
+            pending.append(pool.submit(function, item))
+            if len(pending) > 2 * threads:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+class Progress:
+    """`say`s every few seconds how far a pass over `total` images is, and how long it still takes."""
+
+    def __init__(self, what: str, total: int, say: Callable[[str], None], every: float = 5):
+        self._what, self._total, self._say, self._every = what, total, say, every
+        self._start = self._last = time.monotonic()
+
+    def __call__(self, done: int) -> None:
+        now = time.monotonic()
+        if now - self._last > self._every or done == self._total:
+            self._last = now
+            rate = done / max(now - self._start, 1e-9)
+            left = (self._total - done) / rate
+            self._say(
+                f"{self._what}: {done:,} of {self._total:,} images, {rate:,.0f} images/s, {left:,.0f} s left"
+            )
+
+
+@contextlib.contextmanager
+def alone(path, say: Callable[[str], None]) -> Iterator[bool]:
+    """Within the block no other process is in an `alone` block of the same file `path`; waits for it.
+
+    Yields True, or False on a file system that has no locks. Where True, what lies half written beside
+    `path` is nobody's: its writer was killed. Raises OSError if `path` cannot be written.
+    """
+    with open(path, "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"waiting for another process, which is preparing the same data ({path})")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError:
+            yield False
+            return
+        yield True

@@ -1,0 +1,70 @@
+"""A picture's file as an array, and the paper's preparation of it (section 2)."""
+
+import io
+
+import numpy as np
+import simplejpeg
+from PIL import Image, UnidentifiedImageError
+
+JPEG_QUALITY = 95  # of what `encode` writes; colour is not subsampled
+# Pillow hands some formats to other programs (EPS to Ghostscript): a file of unknown origin may not.
+_FORMATS = (
+    "JPEG", "PNG", "GIF", "BMP", "DIB", "TIFF", "WEBP", "AVIF", "JPEG2000", "PPM", "TGA", "PCX", "ICO", "QOI",
+)  # fmt: skip
+
+
+def decode(content: bytes) -> np.ndarray:
+    """uint8 [height, width, 1 or 3]: grey, or RGB. Raises ValueError if it is no picture, or is cut short.
+
+    Colour profiles, orientation tags and transparency are ignored, as they are by the paper's successors.
+    """
+    if simplejpeg.is_jpeg(content):
+        # Bit for bit what Pillow gives, and faster. Pillow has CMYK, a limit of size, and more patience.
+        try:
+            height, width, space, _ = simplejpeg.decode_jpeg_header(content)
+            if space != "CMYK" and height * width <= Image.MAX_IMAGE_PIXELS:
+                return simplejpeg.decode_jpeg(content, "GRAY" if space == "Gray" else "RGB")
+        except ValueError:
+            pass
+    try:
+        return _decode_with_pillow(content)
+    except UnidentifiedImageError:
+        raise ValueError("not a picture of a known format") from None
+    except Exception as error:  # Pillow raises nearly every kind for a damaged file
+        raise ValueError((str(error) or type(error).__name__).splitlines()[0]) from None
+
+
+def _decode_with_pillow(content: bytes) -> np.ndarray:
+    with Image.open(io.BytesIO(content), formats=_FORMATS) as picture:
+        if picture.mode.startswith("I;16"):
+            return (np.asarray(picture) >> 8).astype(np.uint8)[..., None]
+        if picture.mode == "CMYK" and picture.format == "JPEG" and "adobe" not in picture.info:
+            # Pillow takes every CMYK JPEG for inverted, as Adobe's are; without its marker it is not.
+            inverted = 255 - np.asarray(picture)
+            return np.asarray(Image.fromarray(inverted, "CMYK").convert("RGB"))
+        if picture.mode in ("1", "L", "LA"):
+            return np.asarray(picture.convert("L"))[..., None]
+        return np.asarray(picture.convert("RGB"))
+
+
+def fit(image: np.ndarray, size: int, channels: int) -> np.ndarray:
+    """The paper's preparation (section 2): shorter side to `size`, central size x size.
+
+    image uint8 [height, width, 1 or 3]; greyscale is repeated or colour weighed to get `channels`.
+    """
+    if image.shape == (size, size, channels):
+        return image
+    picture = Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
+    picture = picture.convert("RGB" if channels == 3 else "L")
+    scale = size / min(picture.size)
+    width, height = (max(size, round(side * scale)) for side in picture.size)
+    left, top = (width - size) // 2, (height - size) // 2
+    picture = picture.resize((width, height), Image.Resampling.BICUBIC)
+    return np.asarray(picture.crop((left, top, left + size, top + size))).reshape(size, size, channels)
+
+
+def encode(image: np.ndarray) -> bytes:
+    """JPEG of uint8 [height, width, 3]."""
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "JPEG", quality=JPEG_QUALITY, subsampling="4:4:4")
+    return file.getvalue()
