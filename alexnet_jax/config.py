@@ -100,6 +100,7 @@ _FIELDS = {
     "data.name": _TEXT,
     "data.dir": _PATH,
     "data.manual_dir": _PATH,
+    "data.store": _one_of("raw", "jpeg"),
     "data.channels": _one_of(1, 3),
     "data.image_size": _whole(1),
     "data.crop_size": _whole(1),

@@ -1,0 +1,114 @@
+"""The fast store: the images of a split as one flat uint8 file, which is only copied, never decoded.
+
+It is made once from the prepared data set, in its folder, and holds the same pixels. Per split of TFDS
+
+    raw-SPLIT-SIZExCHANNELS.images   uint8 [n, size, size, channels], and nothing else
+    raw-SPLIT-SIZExCHANNELS.labels   int32 [n], little-endian
+"""
+
+import logging
+import math
+import os
+import shutil
+from collections.abc import Iterator
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from alexnet_jax.datasets import streams
+from alexnet_jax.datasets.prepared import TfdsSource
+from alexnet_jax.errors import InputError
+
+_BATCH = 64
+_log = logging.getLogger("alexnet_jax")
+
+
+class RawSource:
+    """A TfdsSource's images and labels, in its order, through np.memmap."""
+
+    def __init__(self, source: TfdsSource):
+        """Makes the files first where they are not yet. Raises InputError if they cannot be made or read."""
+        self.label_names, self.folder, self.split = source.label_names, source.folder, source.split
+        self._images, labels = [], []
+        for part in tfds.core.ReadInstruction.from_spec(source.split).to_absolute(source.builder.info.splits):
+            images, all_labels = _opened(source, part.splitname)
+            self._images.append(images[part.from_ : part.to])
+            labels.append(all_labels[part.from_ : part.to])
+        self._labels = np.concatenate(labels)
+        self._starts = np.cumsum([0] + [len(images) for images in self._images])
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def read(self, indices) -> tuple[np.ndarray, np.ndarray]:
+        """(images uint8 [n, image_size, image_size, channels], labels int32 [n])."""
+        indices = np.asarray(indices)
+        batch = np.empty((len(indices), *self._images[0].shape[1:]), np.uint8)
+        parts = np.searchsorted(self._starts, indices, side="right") - 1
+        # One by one: copying an image releases the interpreter's lock, NumPy's fancy indexing does not.
+        for row, (part, place) in enumerate(zip(parts, indices - self._starts[parts], strict=True)):
+            batch[row] = self._images[part][place]
+        return batch, self._labels[indices]
+
+
+def _opened(source: TfdsSource, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """(images, labels) of a whole split of TFDS; the images as a memmap."""
+    shape = (source.builder.info.splits[split].num_examples, source.size, source.size, source.channels)
+    stem = source.folder / f"raw-{split}-{source.size}x{source.channels}"
+    images, labels = stem.with_suffix(".images"), stem.with_suffix(".labels")
+    if not images.exists():
+        try:
+            _make(source, split, images, labels, shape)
+        except OSError as error:
+            raise InputError(
+                f"{images}: cannot be written ({error.strerror or error}); make it possible, or give"
+                " data.store=jpeg"
+            ) from None
+    for path, size in ((images, math.prod(shape)), (labels, 4 * shape[0])):
+        found = path.stat().st_size if path.exists() else 0
+        if found != size:
+            raise InputError(
+                f"{path}: missing, cut short or of another data set ({found:,} bytes, {size:,} expected);"
+                f" delete {images.name} there, and it is made anew"
+            )
+    return np.memmap(images, np.uint8, "r", shape=shape), np.fromfile(labels, "<i4")
+
+
+def _make(source: TfdsSource, split: str, images, labels, shape: tuple[int, ...]) -> None:
+    """Writes both files, whole or not at all: the images, by which they are found, come last."""
+    with streams.alone(source.folder / ".raw.lock", _log.info) as alone:
+        if images.exists():  # another process has made it while we waited
+            return
+        if alone:  # otherwise another process may be writing one of these
+            for leftover in source.folder.glob("raw-*.part"):
+                leftover.unlink()
+        free = shutil.disk_usage(source.folder).free
+        if free < math.prod(shape):
+            raise InputError(
+                f"data.store: the raw copy of {split} takes {math.prod(shape) / 1e9:,.1f} GB, and"
+                f" {source.folder} has {free / 1e9:,.1f} GB left; make room, or give data.store=jpeg"
+            )
+        parts = [path.with_name(f"{path.name}.{os.getpid()}.part") for path in (labels, images)]
+        try:
+            with open(parts[0], "wb") as label_file, open(parts[1], "wb") as image_file:
+                for image_batch, label_batch in _batches(source, split):
+                    image_file.write(image_batch)
+                    label_file.write(label_batch.astype("<i4"))
+                image_file.flush()
+                os.fsync(image_file.fileno())
+            for part, path in zip(parts, (labels, images), strict=True):
+                os.replace(part, path)
+        finally:
+            for part in parts:
+                part.unlink(missing_ok=True)
+
+
+def _batches(source: TfdsSource, split: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(images, labels) of a whole split of TFDS, in order."""
+    whole = TfdsSource(source.builder, split, source.size, source.channels, "data.store")
+    progress = streams.Progress(f"raw copy of {split}", len(whole), _log.info)
+    starts = range(0, len(whole), _BATCH)
+    read = lambda start: whole.read(range(start, min(start + _BATCH, len(whole))))  # noqa: E731
+    for start, batch in zip(starts, streams.in_order(read, starts, streams.cores()), strict=True):
+        yield batch
+        progress(min(start + _BATCH, len(whole)))
