@@ -1,7 +1,7 @@
 """From prepared examples to batches on the devices.
 
     open_source   a split of a data set: `source.read(indices)` -> uint8 images and labels, in any order,
-                  from a TFDS data set or its raw copy
+                  from a TFDS data set, its raw copy, or a folder of pictures
     batches       training: the examples of step n are a function of (seed, n), so a run resumes at any step
     padded        evaluation: every example once, the last batch padded and marked
 
@@ -16,6 +16,7 @@ import grain
 import jax
 import numpy as np
 
+from alexnet_jax.datasets.folder import FolderSource
 from alexnet_jax.datasets.prepared import TfdsSource, prepared_builder
 from alexnet_jax.datasets.raw import RawSource
 from alexnet_jax.images import fit as fit
@@ -30,6 +31,8 @@ def open_source(config, split_field: str):
     """
     data, field = config.data, f"data.{split_field}"
     what = data[split_field], data.image_size, data.channels, field
+    if data.name == "folder":
+        return FolderSource(data.dir, *what)
     source = TfdsSource(prepared_builder(config), *what)
     return RawSource(source) if data.store == "raw" else source
 

@@ -43,7 +43,10 @@ def compute(source, report=lambda done: None, batch: int = 256) -> dict[str, np.
 def of_source(source, say=print) -> dict[str, np.ndarray]:
     """`compute`d once for each split and kept in the data set's folder."""
     size, channels = source.read([0])[0].shape[2:]
-    path = source.folder / f"statistics-{re.sub(r'[^0-9a-zA-Z]+', '_', source.split)}-{size}x{channels}.npz"
+    name = "-".join([re.sub(r"[^0-9a-zA-Z]+", "_", source.split), f"{size}x{channels}"])
+    # What lies in a folder of pictures changes; a prepared data set does not.
+    name += f"-{source.fingerprint}" if hasattr(source, "fingerprint") else ""
+    path = source.folder / f"statistics-{name}.npz"
     arrays = load(path)
     if arrays is not None:
         return arrays

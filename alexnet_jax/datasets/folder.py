@@ -1,0 +1,94 @@
+"""A folder of pictures as a data set: train/CLASS/* and val/CLASS/*, resized as they are read."""
+
+import hashlib
+import os
+import pathlib
+import re
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from alexnet_jax import images
+from alexnet_jax.errors import InputError
+
+
+class FolderSource:
+    """One split, in the syntax of TFDS: `train` or `val`, slices such as `train[:90%]`, sums with +.
+
+    A class is a folder in `folder`/train, its label the position of its name among the sorted ones. Each of
+    its files is taken for a picture, whatever its kind, except those whose names begin with a dot.
+    """
+
+    def __init__(self, folder: str, split: str, size: int, channels: int, field: str):
+        """`field` is the configuration's that gave the split. Raises InputError if it cannot be read."""
+        self.folder, self.split, self._size, self._channels = pathlib.Path(folder), split, size, channels
+        if not folder or not self.folder.is_dir():
+            raise InputError(f"data.dir: {folder!r} is no folder; give the one with train and val in it")
+        self.label_names = tuple(_subfolders(self.folder / "train"))
+        if not self.label_names:
+            raise InputError(
+                f"{self.folder / 'train'}: has no folders of classes; put pictures into train/CLASS"
+            )
+        # Of the splits only those named are listed: a listing of a million files takes seconds.
+        named = [name for name in _subfolders(self.folder) if name in re.findall(r"[\w-]+", split)]
+        files = {name: self._list(name) for name in named}
+        lengths = {
+            name: tfds.core.SplitInfo(name=name, shard_lengths=[len(found)], num_bytes=0)
+            for name, found in files.items()
+        }
+        try:
+            parts = tfds.core.ReadInstruction.from_spec(split).to_absolute(lengths)
+        except (ValueError, NotImplementedError):
+            there = " and ".join(_subfolders(self.folder))
+            raise InputError(
+                f"{field}: {split!r} does not work; {folder} has {there}, and slices such as train[:90%]"
+            ) from None
+        self._files = [file for part in parts for file in files[part.splitname][part.from_ : part.to]]
+        if not self._files:
+            raise InputError(f"{field}: {split!r} is empty; give a split with pictures")
+        # Pictures come and go in a folder; statistics are of those that this names.
+        listing = "\0".join(f"{name}/{label}" for name, label in self._files)
+        self.fingerprint = hashlib.sha256(listing.encode("utf-8", "surrogateescape")).hexdigest()[:12]
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def read(self, indices) -> tuple[np.ndarray, np.ndarray]:
+        """(images uint8 [n, image_size, image_size, channels], labels int32 [n]).
+
+        Raises InputError for a file that is no picture.
+        """
+        batch = np.empty((len(indices), self._size, self._size, self._channels), np.uint8)
+        for row, index in enumerate(indices):
+            path = self.folder / self._files[index][0]
+            try:
+                batch[row] = images.fit(images.decode(path.read_bytes()), self._size, self._channels)
+            except (OSError, ValueError) as error:
+                raise InputError(f"{path}: cannot be read as a picture ({error}); remove it") from None
+        return batch, np.array([self._files[index][1] for index in indices], np.int32)
+
+    def _list(self, split: str) -> list[tuple[str, int]]:
+        """(path within the folder, label) of every picture of a split, sorted."""
+        labels = {name: label for label, name in enumerate(self.label_names)}
+        found = []
+        for name in _subfolders(self.folder / split):
+            if name not in labels:
+                raise InputError(f"{self.folder / split / name}: train has no such class; remove it")
+            entries = os.scandir(self.folder / split / name)
+            files = sorted(e.name for e in entries if not e.name.startswith(".") and not e.is_dir())
+            if not files and split == "train":
+                raise InputError(
+                    f"{self.folder / split / name}: is a class without pictures; add some, or remove it"
+                )
+            found += [(f"{split}/{name}/{file}", labels[name]) for file in files]
+        return found
+
+
+def _subfolders(folder: pathlib.Path) -> list[str]:
+    """Their names, sorted; none where there is no such folder."""
+    try:
+        return sorted(e.name for e in os.scandir(folder) if e.is_dir() and not e.name.startswith("."))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be read ({error.strerror}); see to its permissions") from None
