@@ -1,6 +1,7 @@
 """A picture's file as an array, and the paper's preparation of it (section 2)."""
 
 import io
+import tempfile
 
 import numpy as np
 import simplejpeg
@@ -65,6 +66,8 @@ def fit(image: np.ndarray, size: int, channels: int) -> np.ndarray:
 
 def encode(image: np.ndarray) -> bytes:
     """JPEG of uint8 [height, width, 3]."""
-    file = io.BytesIO()
-    Image.fromarray(image).save(file, "JPEG", quality=JPEG_QUALITY, subsampling="4:4:4")
-    return file.getvalue()
+    # Into a file that the system knows, Pillow encodes without the interpreter's lock; into BytesIO with it.
+    with tempfile.TemporaryFile() as file:
+        Image.fromarray(image).save(file, "JPEG", quality=JPEG_QUALITY, subsampling="4:4:4")
+        file.seek(0)
+        return file.read()

@@ -45,7 +45,8 @@ def run(mode: str, config, overrides: dict, workdir: str) -> None:
         from alexnet_jax.datasets import statistics
 
         _load_tensorflow()
-        source = input_pipeline.open_source(config, "train_split")
+        for split in ("test_split", "val_split", "train_split"):
+            source = input_pipeline.open_source(config, split)
         statistics.of_source(source, _log.info)
         _log.info("%s is prepared in %s", config.data.name, source.folder)
     else:

@@ -18,12 +18,22 @@ from alexnet_jax.config import nearest
 from alexnet_jax.datasets import streams
 from alexnet_jax.errors import InputError
 
+# TFDS keeps 1 GiB of examples in memory before it shuffles them on disk; a quarter of that serves as well.
+_SHUFFLE_BUFFER = 256 << 20
 _log = logging.getLogger("alexnet_jax")
 
 
 def prepared_builder(config) -> tfds.core.DatasetBuilder:
     """The TFDS builder of `config.data.name`; the data set is prepared first where it is not yet."""
     name, data_dir = config.data.name, config.data.dir or None
+    builder = _builder(name, data_dir)
+    if not builder.is_prepared():
+        _prepare(builder, name, config.data.manual_dir)
+        builder = _builder(name, data_dir)  # what lies there may be another process's work
+    return builder
+
+
+def _builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
     try:
         builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
     except tfds.core.registered.DatasetNotFoundError:
@@ -36,8 +46,6 @@ def prepared_builder(config) -> tfds.core.DatasetBuilder:
     features = builder.info.features
     if not isinstance(features, dict | tfds.features.FeaturesDict) or not {"image", "label"} <= set(features):
         raise InputError(f"data.name: {name!r} has no image and label; choose a classification data set")
-    if not builder.is_prepared():
-        _prepare(builder, name, config.data.manual_dir)
     return builder
 
 
@@ -62,10 +70,9 @@ def _prepare(builder, name: str, manual_dir: str) -> None:
 
 @contextlib.contextmanager
 def _small_shuffle_buffer():
-    """TFDS keeps 1 GiB of examples in memory before it shuffles them on disk; here a quarter of that."""
     from tensorflow_datasets.core import shuffle
 
-    former, shuffle.MAX_MEM_BUFFER_SIZE = shuffle.MAX_MEM_BUFFER_SIZE, 256 << 20
+    former, shuffle.MAX_MEM_BUFFER_SIZE = shuffle.MAX_MEM_BUFFER_SIZE, _SHUFFLE_BUFFER
     try:
         yield
     finally:

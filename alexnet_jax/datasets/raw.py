@@ -6,8 +6,10 @@ It is made once from the prepared data set, in its folder, and holds the same pi
     raw-SPLIT-SIZExCHANNELS.labels   int32 [n], little-endian
 """
 
+import bisect
 import logging
 import math
+import mmap
 import os
 import shutil
 from collections.abc import Iterator
@@ -19,7 +21,7 @@ from alexnet_jax.datasets import streams
 from alexnet_jax.datasets.prepared import TfdsSource
 from alexnet_jax.errors import InputError
 
-_BATCH = 64
+_BATCH = 16
 _log = logging.getLogger("alexnet_jax")
 
 
@@ -29,13 +31,13 @@ class RawSource:
     def __init__(self, source: TfdsSource):
         """Makes the files first where they are not yet. Raises InputError if they cannot be made or read."""
         self.label_names, self.folder, self.split = source.label_names, source.folder, source.split
-        self._images, labels = [], []
+        self._parts, labels, self._starts = [], [], [0]  # of a sum such as train[:90%]+validation
         for part in tfds.core.ReadInstruction.from_spec(source.split).to_absolute(source.builder.info.splits):
             images, all_labels = _opened(source, part.splitname)
-            self._images.append(images[part.from_ : part.to])
             labels.append(all_labels[part.from_ : part.to])
+            self._parts.append((images, part.from_ or 0))
+            self._starts.append(self._starts[-1] + len(labels[-1]))
         self._labels = np.concatenate(labels)
-        self._starts = np.cumsum([0] + [len(images) for images in self._images])
 
     def __len__(self) -> int:
         return len(self._labels)
@@ -43,12 +45,21 @@ class RawSource:
     def read(self, indices) -> tuple[np.ndarray, np.ndarray]:
         """(images uint8 [n, image_size, image_size, channels], labels int32 [n])."""
         indices = np.asarray(indices)
-        batch = np.empty((len(indices), *self._images[0].shape[1:]), np.uint8)
-        parts = np.searchsorted(self._starts, indices, side="right") - 1
+        batch = np.empty((len(indices), *self._parts[0][0].shape[1:]), np.uint8)
         # One by one: copying an image releases the interpreter's lock, NumPy's fancy indexing does not.
-        for row, (part, place) in enumerate(zip(parts, indices - self._starts[parts], strict=True)):
-            batch[row] = self._images[part][place]
+        for row, index in enumerate(indices.tolist()):
+            part = bisect.bisect_right(self._starts, index) - 1
+            images, first = self._parts[part]
+            _copy(images, first + index - self._starts[part], batch[row])
         return batch, self._labels[indices]
+
+
+def _copy(images: np.memmap, place: int, target: np.ndarray) -> None:
+    target[:] = images[place]
+    # Pages that were read count as this process's memory until they are given back: a whole split, at last.
+    # They stay in the system's cache.
+    start = place * target.nbytes // mmap.PAGESIZE * mmap.PAGESIZE
+    images._mmap.madvise(mmap.MADV_DONTNEED, start, (place + 1) * target.nbytes - start)
 
 
 def _opened(source: TfdsSource, split: str) -> tuple[np.ndarray, np.ndarray]:

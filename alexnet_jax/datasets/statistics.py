@@ -2,11 +2,13 @@
 
 import os
 import re
-import time
 import zipfile
 import zlib
+from functools import partial
 
 import numpy as np
+
+from alexnet_jax.datasets import streams
 
 # Of those that the compiled step takes; label_names goes with them in a workdir's statistics.npz.
 ARRAYS = (
@@ -14,21 +16,21 @@ ARRAYS = (
 )  # fmt: skip
 
 
-def compute(source, report=lambda done: None, batch: int = 256) -> dict[str, np.ndarray]:
-    """One pass over `source`; float32 arrays on the scale of 0 to 255, C channels.
+def compute(source, report=lambda done: None, batch: int = 32) -> dict[str, np.ndarray]:
+    """One pass over `source`, on all cores; float32 arrays on the scale of 0 to 255, C channels.
 
     mean_image [S, S, C]; channel_mean, channel_std [C]; covariance [C, C] of all pixels about the channel
     means; its eigenvectors [C, C] in columns, and the standard_deviations [C] along them, ascending.
     `report` is called with the number of images read so far.
     """
-    total, squares, pixels = 0.0, 0.0, 0
-    for start in range(0, len(source), batch):
-        images, _ = source.read(range(start, min(start + batch, len(source))))
-        total = total + images.sum(axis=0, dtype=np.int64)
-        flat = images.reshape(-1, images.shape[-1]).astype(np.float64)
-        squares = squares + flat.T @ flat
-        pixels += len(flat)
-        report(min(start + batch, len(source)))
+    total, squares, pixels, done = 0, 0.0, 0, 0
+    batches = [range(start, min(start + batch, len(source))) for start in range(0, len(source), batch)]
+    for indices, sums in zip(
+        batches, streams.in_order(partial(_sums, source), batches, streams.cores()), strict=True
+    ):
+        total, squares, pixels = total + sums[0], squares + sums[1], pixels + sums[2]
+        done += len(indices)
+        report(done)
     mean_image = total / len(source)
     channel_mean = mean_image.mean(axis=(0, 1))
     covariance = squares / pixels - np.outer(channel_mean, channel_mean)
@@ -38,6 +40,14 @@ def compute(source, report=lambda done: None, batch: int = 256) -> dict[str, np.
         np.sqrt(np.maximum(eigenvalues, 0)),
     )  # fmt: skip
     return {name: array.astype(np.float32) for name, array in zip(ARRAYS, arrays, strict=True)}
+
+
+def _sums(source, indices) -> tuple[np.ndarray, np.ndarray, int]:
+    """(sum of the images [S, S, C], of the products of channels [C, C], number of pixels), all exact."""
+    images, _ = source.read(indices)
+    flat = (image.reshape(-1, image.shape[-1]).astype(np.float64) for image in images)
+    squares = sum(pixels.T @ pixels for pixels in flat)
+    return images.sum(axis=0, dtype=np.uint32).astype(np.int64), squares, images[..., 0].size
 
 
 def of_source(source, say=print) -> dict[str, np.ndarray]:
@@ -50,16 +60,7 @@ def of_source(source, say=print) -> dict[str, np.ndarray]:
     arrays = load(path)
     if arrays is not None:
         return arrays
-    start = last = time.monotonic()
-
-    def report(done):
-        nonlocal last
-        now = time.monotonic()
-        if now - last > 5 or done == len(source):
-            last, left = now, (now - start) * (len(source) / done - 1)
-            say(f"statistics of {source.split}: {done:,} of {len(source):,} images, {left:.0f} s left")
-
-    arrays = compute(source, report)
+    arrays = compute(source, streams.Progress(f"statistics of {source.split}", len(source), say))
     try:
         save(path, arrays)
     except OSError as error:

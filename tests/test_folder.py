@@ -1,0 +1,135 @@
+"""alexnet_jax/datasets/folder.py: a folder of pictures as a data set."""
+
+import os
+
+import numpy as np
+import pytest
+import small_archives as small
+
+from alexnet_jax import config as configuration
+from alexnet_jax import input_pipeline
+from alexnet_jax.datasets import statistics
+from alexnet_jax.errors import InputError
+from configs import paper
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three classes, 25 training and 4 validation pictures of every kind."""
+    odd = [content for name, content in small.odd_pictures().items() if name != "gzipped"]
+    kinds = ["jpg", "JPEG", "png", "webp", "x"]  # a file's name says nothing of its kind
+    for number in range(29):
+        part = "train" if number < 25 else "val"
+        path = tmp_path / part / ["zebra", "ant", "dog house"][number % 3] / f"{number}.{kinds[number % 5]}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(odd[number % len(odd)])
+    (tmp_path / "train" / "ant" / ".hidden").write_text("not a picture")
+    (tmp_path / "train" / "read me.txt").write_text("not a class")
+    (tmp_path / "other").mkdir()
+    return tmp_path
+
+
+def opened(folder, split, field="train_split", **changes):
+    config = paper.get_config()
+    config.data.name, config.data.dir, config.data[field] = "folder", str(folder), split
+    config.update_from_flattened_dict(changes)
+    configuration.check(config)
+    return input_pipeline.open_source(config, field)
+
+
+def listed(folder, part):
+    return sorted(path for path in (folder / part).glob("*/*") if not path.name.startswith("."))
+
+
+@pytest.mark.parametrize("part", ["train", "val"])
+def test_pictures_are_resized_as_read_and_labelled_by_their_folder(folder, part):
+    source = opened(folder, part)
+    paths = listed(folder, part)
+    assert source.label_names == ("ant", "dog house", "zebra") and len(source) == len(paths)
+    images, labels = source.read(range(len(source)))
+    assert images.dtype == np.uint8 and labels.dtype == np.int32
+    for path, image, label in zip(paths, images, labels, strict=True):
+        assert source.label_names[label] == path.parent.name
+        np.testing.assert_array_equal(image, small.prepared(path.read_bytes()), err_msg=str(path))
+
+
+@pytest.mark.parametrize(
+    "split, places",
+    [
+        ("train[:10]", slice(0, 10)),
+        ("train[-5:]", slice(20, 25)),
+        ("train[20%:60%]", slice(5, 15)),
+    ],
+)
+def test_splits_are_those_of_tfds(folder, split, places):
+    sliced, whole = opened(folder, split), opened(folder, "train")
+    wanted = list(range(25))[places]
+    assert len(sliced) == len(wanted)
+    np.testing.assert_array_equal(sliced.read(range(len(sliced)))[0], whole.read(wanted)[0])
+
+
+def test_splits_add(folder):
+    assert len(opened(folder, "train[:3]+val")) == 3 + 4
+
+
+def test_greyscale_of_another_size(folder):
+    changes = {"data.channels": 1, "data.image_size": 40, "data.crop_size": 30}
+    assert opened(folder, "val", **changes).read([1, 0])[0].shape == (2, 40, 40, 1)
+
+
+@pytest.mark.parametrize(
+    "spoil, split, message",
+    [
+        (lambda f: os.rename(f, f.with_name("gone")), "train", "data.dir: "),
+        (lambda f: os.rename(f / "train", f / "training"), "train", "train: has no folders of classes"),
+        (lambda f: os.rename(f / "val", f / "v"), "val", "data.train_split: 'val' does not work"),
+        (lambda f: None, "validation", "data.train_split: 'validation' does not work; "),
+        (lambda f: None, "train[", "data.train_split: 'train[' does not work"),
+        (lambda f: None, "train[30:40]", "data.train_split: 'train[30:40]' does not work"),
+        (lambda f: None, "train[5:5]", "data.train_split: 'train[5:5]' is empty"),
+        (lambda f: (f / "train" / "empty").mkdir(), "train", "empty: is a class without pictures"),
+        (lambda f: (f / "val" / "yak").mkdir(), "val", "yak: train has no such class"),
+    ],
+)
+def test_what_cannot_be_opened_is_told_in_one_line(folder, spoil, split, message):
+    spoil(folder)
+    with pytest.raises(InputError) as raised:
+        opened(folder, split)
+    assert message in str(raised.value) and "\n" not in str(raised.value)
+    assert str(raised.value).startswith(("data.", str(folder)))
+
+
+def test_a_data_dir_that_is_not_given_is_told():
+    with pytest.raises(InputError, match="data.dir: ''"):
+        opened("", "train")
+
+
+def test_a_file_that_is_no_picture_is_named(folder):
+    bad = folder / "val" / "ant" / "note.jpg"
+    bad.write_text("not a picture")
+    source = opened(folder, "val")
+    with pytest.raises(InputError) as raised:
+        source.read(range(len(source)))
+    assert str(raised.value).startswith(f"{bad}: ") and "\n" not in str(raised.value)
+
+
+def test_statistics_are_kept_until_the_pictures_change(folder):
+    lines = []
+    first = statistics.of_source(opened(folder, "train"), lines.append)
+    assert len(lines) == 1
+    again = statistics.of_source(opened(folder, "train"), lines.append)
+    assert len(lines) == 1 and np.array_equal(first["mean_image"], again["mean_image"])
+    os.remove(listed(folder, "train")[0])
+    changed = statistics.of_source(opened(folder, "train"), lines.append)
+    assert len(lines) == 2 and not np.array_equal(first["mean_image"], changed["mean_image"])
+
+
+def test_statistics_of_a_folder_that_cannot_be_written_are_not_kept(folder, monkeypatch):
+    def refused(path, arrays):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(statistics, "save", refused)
+    before, lines = sorted(folder.rglob("*")), []
+    arrays = statistics.of_source(opened(folder, "train"), lines.append)
+    assert arrays["mean_image"].shape == (256, 256, 3) and "not kept" in lines[-1]
+    assert sorted(folder.rglob("*")) == before
