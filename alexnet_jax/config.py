@@ -146,8 +146,8 @@ def _rules(config) -> dict[str, tuple]:
     layers = config.get("model", {}).get("layers", {})
     for name in (*layers, "fc8"):
         kind = name if name == "fc8" else re.sub(r"\d+$", "", name)
-        if kind not in _LAYER_FIELDS or not re.search(r"\d$", name):
-            raise InputError(f"model.layers.{name}: a layer is named conv1, conv2, … or fc6, fc7, fc8")
+        if not re.fullmatch(r"conv\d+|fc[1-8]", name):
+            raise InputError(f"model.layers.{name}: a layer is named conv1, conv2, … or fc1 to fc8, the last")
         rules.update({f"model.layers.{name}.{field}": _LAYER[field] for field in _LAYER_FIELDS[kind]})
     return rules
 
@@ -155,7 +155,7 @@ def _rules(config) -> dict[str, tuple]:
 def _known(field: str) -> dict[str, tuple]:
     """The rules of all fields that a configuration with the paper's layers, and the one named, may have."""
     names = [f"conv{n}" for n in range(1, 6)] + ["fc6", "fc7", "fc8"]
-    named = re.match(r"model\.layers\.((conv|fc)\d+)\.", field)
+    named = re.match(r"model\.layers\.(conv\d+|fc[1-8])\.", field)
     layers = dict.fromkeys([*names, named[1]] if named else names)
     return _rules({"model": {"layers": layers}})
 

@@ -83,6 +83,11 @@ class Column(nn.Module):
         return lax.dynamic_slice_in_dim(everything, lax.axis_index(AXIS) * maps, maps, axis=-1)
 
 
+def _normal(std: float):
+    """N(0, std^2), drawn flat, which XLA compiles 20 times faster for a CPU than a kernel's shape."""
+    return lambda key, shape: std * jax.random.normal(key, (math.prod(shape),)).reshape(shape)
+
+
 class Linear(nn.Module):
     """A convolution, or a fully connected layer over flattened maps: this column's share of the outputs."""
 
@@ -93,7 +98,7 @@ class Linear(nn.Module):
     def __call__(self, x):
         layer = self.layer
         kernel_shape = layer.kernel + (layer.inputs, layer.column_features)
-        kernel = self.param("kernel", nn.initializers.normal(layer.init_std), kernel_shape)
+        kernel = self.param("kernel", _normal(layer.init_std), kernel_shape)
         bias = self.param("bias", nn.initializers.constant(layer.bias), (layer.column_features,))
         kernel, bias = kernel.astype(self.dtype), bias.astype(self.dtype)
         if layer.kernel:
@@ -110,7 +115,7 @@ class Classifier(nn.Module):
     def __call__(self, x):
         layer = self.layer
         kernel_shape = (layer.inputs, layer.column_features)
-        kernel = self.param("kernel", nn.initializers.normal(layer.init_std), kernel_shape)
+        kernel = self.param("kernel", _normal(layer.init_std), kernel_shape)
         bias = self.param("bias", nn.initializers.constant(layer.bias), (layer.column_features,))
         partial = x.reshape(x.shape[0], -1) @ kernel.astype(x.dtype)
         return lax.psum(partial.astype(jnp.float32), AXIS) + bias
@@ -153,7 +158,9 @@ def layer_shapes(config) -> list[LayerShape]:
 
 def _layer_shapes(config, width: float) -> list[LayerShape]:
     model, columns = config.model, config.model.columns
-    specs = {name: spec for name, spec in sorted(model.layers.items()) if spec.get("enabled", True)}
+    # conv1, conv2, …, conv10, …, fc6, fc7, fc8
+    names = sorted(model.layers, key=lambda name: (name.rstrip("0123456789"), int(name.lstrip("convf"))))
+    specs = {name: model.layers[name] for name in names if model.layers[name].get("enabled", True)}
     shape = (config.data.crop_size, config.data.crop_size, config.data.channels)
     image = True  # all columns see the whole image
     shapes = []

@@ -260,8 +260,10 @@ def eval_step(config, mesh: Mesh):
         log_probs = jax.nn.logsumexp(lax.map(log_softmax, views), axis=0) - np.log(len(views))
         own = jnp.take_along_axis(log_probs, labels[:, None], axis=1)
         # Where classes tie, the lower label comes first, as in argmax: a constant network scores by chance.
-        ahead = (log_probs > own) | ((log_probs == own) & (jnp.arange(log_probs.shape[1]) < labels[:, None]))
-        rank = ahead.sum(axis=1)
+        # What is not behind is ahead, so that an output that is not a number is an error.
+        higher_label = jnp.arange(log_probs.shape[1]) > labels[:, None]
+        behind = (log_probs < own) | ((log_probs == own) & higher_label)
+        rank = log_probs.shape[1] - 1 - behind.sum(axis=1)
         sums = {"loss": -own[:, 0], "top1_errors": rank >= 1, "top5_errors": rank >= 5, "examples": real}
         # `where`, not a product: padding may give anything, NaN included.
         sums = {name: jnp.where(real, value, 0).sum(dtype=jnp.float32) for name, value in sums.items()}

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from alexnet_jax import optimizer, parallel
-from alexnet_jax.errors import InputError, check
+from alexnet_jax.config import check
+from alexnet_jax.errors import InputError
 from alexnet_jax.model import Column, describe, layer_shapes
 from configs import paper, quickstart
 

@@ -265,17 +265,38 @@ def test_ten_view_evaluation_is_of_the_mean_softmax_over_the_examples_that_are_r
 
 
 @pytest.fixture(scope="module")
-def errors_of_logits():
-    """(logits, labels) -> top-1 and top-5 errors of each, of a network whose logits are its last bias."""
+def two_layers():
+    """The evaluation step of a network of fc7 and fc8, and parameters that are all zero."""
     config = small_config(only=("fc7",), **{"model.layers.fc7.gather": False})
     mesh = parallel.make_mesh(config)
-    step, zeros = parallel.eval_step(config, mesh), jax.tree.map(jnp.zeros_like, params_of(config, mesh))
+    return parallel.eval_step(config, mesh), jax.tree.map(jnp.zeros_like, params_of(config, mesh))
+
+
+def test_padding_may_give_outputs_that_are_not_numbers(two_layers):
+    step, params = two_layers
+    params = jax.tree.map(lambda x: x, params)
+    params["fc7"]["kernel"] += 3e38
+    params["fc8"]["kernel"] += 1
+    real = np.arange(BATCH) < 5
+    black = np.zeros((BATCH, 28, 28, 3), np.uint8)
+    mean = {**statistics(), "mean_image": np.zeros((28, 28, 3), np.float32)}
+    sums = step(params, black, np.zeros(BATCH, np.int32), real, mean)
+    assert float(sums["loss"]) == pytest.approx(5 * np.log(10), rel=1e-6)
+    black[~real] = 255
+    assert np.isnan(step(params, black, np.zeros(BATCH, np.int32), ~real, mean)["loss"])
+    assert step(params, black, np.zeros(BATCH, np.int32), real, mean) == sums
+
+
+@pytest.fixture(scope="module")
+def errors_of_logits(two_layers):
+    """(logits, label) -> top-1 and top-5 errors and loss, of a network whose logits are its last bias."""
+    step, zeros = two_layers
 
     def run(logits, label):
         fc8 = {**zeros["fc8"], "bias": jnp.array(logits, jnp.float32)}
-        images = batch()[0]
         real = np.arange(BATCH) == 0
-        sums = step({**zeros, "fc8": fc8}, images, np.full(BATCH, label, np.int32), real, statistics())
+        labels = np.full(BATCH, label, np.int32)
+        sums = step({**zeros, "fc8": fc8}, batch()[0], labels, real, statistics())
         return int(sums["top1_errors"]), int(sums["top5_errors"]), float(sums["loss"])
 
     return run

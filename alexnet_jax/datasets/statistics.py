@@ -78,5 +78,5 @@ def load(path) -> dict[str, np.ndarray] | None:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         return arrays if set(ARRAYS) <= set(arrays) else None
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error):
-        return None
+    except (OSError, ValueError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error):
+        return None  # zipfile raises all of these for a damaged file
