@@ -230,7 +230,10 @@ QUICKSTART = "--config=configs/quickstart.py"
         ((QUICKSTART, "--config.model.dropout_rate=1.5"), ("model.dropout_rate", "1.5")),
         ((QUICKSTART, "--config.optimizer.learning_rate=-1"), ("optimizer.learning_rate", "-1")),
         ((QUICKSTART, "--config.model.activation=gelu"), ("model.activation", "gelu", "relu, tanh")),
-        ((QUICKSTART, "--config.model.width=0.3"), ("model.layers.conv2.features", "19", "multiple of 2")),
+        (
+            (QUICKSTART, "--config.model.width=0.3"),
+            ("model.layers.conv1.features", "7 features", "multiple of 2"),
+        ),
         ((QUICKSTART, "--config.batch_size=33", "--config.mesh.data=2"), ("batch_size", "33")),
         ((QUICKSTART, "--config.model.columns=1", "--config.mesh.column=2"), ("mesh.column", "2")),
         ((QUICKSTART, "--config.data.crop_size=6"), ("model.pool.size", "crop_size")),
