@@ -1,3 +1,5 @@
+"""alexnet_jax/augment.py: crops, flips, colour noise and the ten views against NumPy and closed forms."""
+
 import functools
 
 import jax

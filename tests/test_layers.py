@@ -1,3 +1,5 @@
+"""alexnet_jax/layers.py: the layers against loops over the paper's formulas, closed forms and finite differences."""
+
 import functools
 
 import jax

@@ -1,3 +1,5 @@
+"""alexnet_jax/model.py: parameter counts, shapes, initial weights, and a whole forward pass against NumPy."""
+
 import math
 
 import jax

@@ -1,3 +1,5 @@
+"""alexnet_jax/optimizer.py: the update rule and the schedule against hand-written NumPy."""
+
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
