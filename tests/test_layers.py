@@ -1,4 +1,4 @@
-"""alexnet_jax/layers.py: the layers against loops over the paper's formulas, closed forms and finite differences."""
+"""alexnet_jax/layers.py: the layers against loops over the formulas, closed forms, finite differences."""
 
 import functools
 
