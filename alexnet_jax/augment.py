@@ -9,7 +9,6 @@ where it is computed. Pixels are on the scale 0 to 255.
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int, Key, UInt8
 
@@ -90,5 +89,5 @@ def test_views(config) -> list[tuple[int, int, bool]]:
 
 def test_view(images: Images, view, statistics: dict[str, Array], config) -> Views:
     """One of `test_views`, given as an array (top, left, flip), of each image."""
-    top, left, flip = (jnp.broadcast_to(value, images.shape[:1]) for value in np.moveaxis(view, 0, 0))
+    top, left, flip = (jnp.broadcast_to(value, images.shape[:1]) for value in view)
     return crop_flip_normalize(images, top, left, flip.astype(bool), statistics, config)

@@ -20,6 +20,7 @@ from array_record.python import array_record_module
 from PIL import Image
 
 import alexnet_jax.datasets  # noqa: F401  (registers the builders)
+from alexnet_jax import quiet_tensorflow
 from alexnet_jax.config import nearest
 from alexnet_jax.errors import InputError
 
@@ -82,6 +83,7 @@ def prepared_builder(config) -> tfds.core.DatasetBuilder:
     if not isinstance(features, dict | tfds.features.FeaturesDict) or not {"image", "label"} <= set(features):
         raise InputError(f"data.name: {name!r} has no image and label; choose a classification data set")
     if not builder.is_prepared():
+        quiet_tensorflow.load()
         download = tfds.download.DownloadConfig(manual_dir=config.data.manual_dir or None)
         try:
             builder.download_and_prepare(download_config=download, file_format="array_record")

@@ -44,13 +44,11 @@ def run(mode: str, config, overrides: dict, workdir: str) -> None:
         from alexnet_jax import input_pipeline
         from alexnet_jax.datasets import statistics
 
-        _load_tensorflow()
         source = input_pipeline.open_source(config, "train_split")
         statistics.of_source(source, _log.info)
         _log.info("%s is prepared in %s", config.data.name, source.folder)
     else:
         configuration.check_same_run(config, workdir)
-        _load_tensorflow()
         from alexnet_jax import train
 
         train.train(config, workdir)
@@ -68,20 +66,6 @@ def _config_of_workdir(given, overrides: dict, workdir: str):
     configuration.check(config)
     configuration.check_same_run(config, workdir)
     return config
-
-
-def _load_tensorflow() -> None:
-    """TFDS's preparation and clu's writer use it. It must not take the accelerators, and is kept from
-    telling on stderr, at its import, which accelerators it did not find."""
-    stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        import tensorflow as tf
-
-        tf.config.set_visible_devices([], "GPU")
-    finally:
-        os.dup2(stderr, 2)
-        os.close(nowhere)
 
 
 def main(argv) -> None:
@@ -186,7 +170,6 @@ def _start_log() -> None:
     _log.addHandler(handler)
     _log.setLevel(logging.DEBUG)
     _log.propagate = False
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     absl_logging.set_verbosity(absl_logging.ERROR)
 
 

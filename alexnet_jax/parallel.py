@@ -7,7 +7,7 @@ of its own (section 3.2). The network is the same `model.Column` everywhere:
     on_columns     runs one column's function on all columns: on this device by vmap, or as this device's part
     init_state     parameters and optimizer, each column's drawn from (seed, layer, column)
     train_step     images, labels -> new state and the loss      (shard_map, then the optimizer's update)
-    eval_step      images, labels -> sums of losses and errors   (shard_map)
+    eval_step      images, labels -> sums of losses and errors   (shard_map, for each view)
     forward        images -> logits and every layer's activations by name
 
 Parameters of a column are stacked on a leading axis: conv2/kernel is [2, 5, 5, 48, 128]. Only the
@@ -242,38 +242,43 @@ def all_finite(params) -> bool:
 
 
 def eval_step(config, mesh: Mesh):
-    """Compiled (params, images, labels, real, statistics) -> sums over the examples that are `real`.
+    """(params, images, labels, real, statistics) -> sums over the examples that are `real`.
 
     `loss`, `top1_errors`, `top5_errors`, `examples`. The softmax outputs of `config.eval.views` views are
-    averaged (section 4.1); the loss is of that average.
+    averaged (section 4.1); the loss is of that average. One view is compiled, and run for each: a loop
+    inside the compiled program would run on one core of a CPU.
     """
     run = on_columns(
         config, mesh, lambda params, views: (Column(config).apply({"params": params}, views)[0], ())
     )
-    views = jnp.array(augment.test_views(config), jnp.int32)
 
-    def local(params, images, labels, real, statistics):
-        def log_softmax(view):
-            logits, _ = run(params, augment.test_view(images, view, statistics, config))
-            return jax.nn.log_softmax(logits)
+    def local(params, images, view, statistics):
+        logits, _ = run(params, augment.test_view(images, view, statistics, config))
+        return jax.nn.log_softmax(logits)
 
-        log_probs = jax.nn.logsumexp(lax.map(log_softmax, views), axis=0) - np.log(len(views))
+    @jax.jit
+    def log_softmax(params, images, view, statistics):
+        in_specs = (_specs(params, mesh), P("data"), P(), P())
+        return _shard_map(mesh, local, in_specs, P("data"))(params, images, view, statistics)
+
+    @functools.partial(jax.jit, out_shardings=replicated(mesh))
+    def sums(log_probs, labels, real):
+        log_probs = jax.nn.logsumexp(jnp.stack(log_probs), axis=0) - np.log(len(log_probs))
         own = jnp.take_along_axis(log_probs, labels[:, None], axis=1)
         # Where classes tie, the lower label comes first, as in argmax: a constant network scores by chance.
         # What is not behind is ahead, so that an output that is not a number is an error.
         higher_label = jnp.arange(log_probs.shape[1]) > labels[:, None]
         behind = (log_probs < own) | ((log_probs == own) & higher_label)
         rank = log_probs.shape[1] - 1 - behind.sum(axis=1)
-        sums = {"loss": -own[:, 0], "top1_errors": rank >= 1, "top5_errors": rank >= 5, "examples": real}
+        values = {"loss": -own[:, 0], "top1_errors": rank >= 1, "top5_errors": rank >= 5, "examples": real}
         # `where`, not a product: padding may give anything, NaN included.
-        sums = {name: jnp.where(real, value, 0).sum(dtype=jnp.float32) for name, value in sums.items()}
-        return lax.psum(sums, "data")
+        return {name: jnp.where(real, value, 0).sum(dtype=jnp.float32) for name, value in values.items()}
 
-    def whole(params, images, labels, real, statistics):
-        in_specs = (_specs(params, mesh), P("data"), P("data"), P("data"), P())
-        return _shard_map(mesh, local, in_specs, P())(params, images, labels, real, statistics)
+    def step(params, images, labels, real, statistics):
+        views = [np.array(view, np.int32) for view in augment.test_views(config)]
+        return sums([log_softmax(params, images, view, statistics) for view in views], labels, real)
 
-    return jax.jit(whole)
+    return step
 
 
 def forward(config, mesh: Mesh):

@@ -19,13 +19,15 @@ import time
 
 import jax
 import numpy as np
-from clu import metric_writers, parameter_overview, periodic_actions
 
 from alexnet_jax import config as configuration
-from alexnet_jax import evaluate, input_pipeline, model, optimizer, parallel
+from alexnet_jax import evaluate, input_pipeline, model, optimizer, parallel, quiet_tensorflow
 from alexnet_jax.checkpoint import METRIC, Checkpoints
 from alexnet_jax.datasets import statistics
 from alexnet_jax.errors import Diverged, InputError
+
+quiet_tensorflow.load()  # before clu does
+from clu import metric_writers, parameter_overview, periodic_actions  # noqa: E402
 
 log = logging.getLogger("alexnet_jax")
 
