@@ -20,6 +20,7 @@ import functools
 
 import flax.struct
 import jax
+import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -120,11 +121,51 @@ def on_columns(config, mesh: Mesh, function):
         return shared, jax.tree.map(lambda x: x[None], own)
 
     def all_here(params, *args):
-        in_axes = (column_axes(params), *[None] * len(args))
-        run = jax.vmap(function, in_axes, out_axes=(None, 0), axis_name=AXIS, axis_size=config.model.columns)
-        return run(params, *args)
+        axes = column_axes(params)
+        columns = [
+            (jax.tree.map(lambda x, axis: x if axis is None else x[column], params, axes), *args)  # noqa: B023
+            for column in range(config.model.columns)
+        ]
+        results = _in_step(function, columns)
+        return results[0][0], jax.tree.map(lambda *own: jnp.stack(own), *[own for _, own in results])
 
     return this_device if _split(mesh) else all_here
+
+
+def _in_step(function, columns: list[tuple]) -> list:
+    """`function(*args)` for the args of each column, its collectives over AXIS taken among them.
+
+    The program of one column is traced once; each of its operations is then done for one column after the
+    other, and each collective for all at once, as vmap does it. What a device does for a column is so the
+    very same operations that it would do with that column alone: plain convolutions, not grouped ones, and
+    on a CPU the same bits.
+    """
+    size = len(columns)
+    jaxpr, shape = jax.make_jaxpr(function, axis_env=[(AXIS, size)], return_shape=True)(*columns[0])
+    inputs = [*jaxpr.jaxpr.constvars, *jaxpr.jaxpr.invars]
+    values = [dict(zip(inputs, [*jaxpr.consts, *jax.tree.leaves(args)], strict=True)) for args in columns]
+
+    def read(column, atom):
+        return atom.val if isinstance(atom, jax.extend.core.Literal) else values[column][atom]
+
+    for eqn in jaxpr.jaxpr.eqns:
+        params = eqn.primitive.get_bind_params(eqn.params)
+
+        def run(*operands, primitive=eqn.primitive, params=params):
+            out = primitive.bind(*operands, **params)
+            return out if primitive.multiple_results else [out]
+
+        operands = [[read(column, atom) for atom in eqn.invars] for column in range(size)]
+        if any(getattr(effect, "name", None) == AXIS for effect in eqn.effects):
+            stacked = [jnp.stack(same) for same in zip(*operands, strict=True)]
+            together = jax.vmap(run, axis_name=AXIS, axis_size=size)(*stacked)
+            outputs = [[x[column] for x in together] for column in range(size)]
+        else:
+            outputs = [run(*own) for own in operands]
+        for column in range(size):
+            values[column].update(zip(eqn.outvars, outputs[column], strict=True))
+    treedef = jax.tree.structure(shape)
+    return [treedef.unflatten([read(c, atom) for atom in jaxpr.jaxpr.outvars]) for c in range(size)]
 
 
 def _shard_map(mesh: Mesh, function, in_specs, out_specs):
@@ -179,22 +220,17 @@ def init_state(config, mesh: Mesh, optimizer: optax.GradientTransformation) -> T
     return jax.jit(lambda: _init_state(config, optimizer), out_shardings=shardings)()
 
 
-def _loss(config, params, views, labels, dropout_keys):
-    """One column's mean cross entropy over this device's examples (section 3.5)."""
-    logits, _ = Column(config).apply({"params": params}, views, dropout_keys)
-    loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
-    # The same in both columns. Taking the mean inside what is differentiated says so: the gradient of
-    # logits that both columns hold must not count twice.
-    return lax.pmean(loss, AXIS), ()
-
-
 def loss_and_gradients(config, mesh: Mesh):
     """(params, images, labels, step, statistics) -> the global batch's loss, and gradients like params.
 
     images uint8 [batch, image_size, image_size, channels], labels int32 [batch], both split over `data`.
     All randomness is drawn from (seed, step, index in the global batch), dropout also from (layer, column).
     """
-    run = on_columns(config, mesh, functools.partial(_loss, config))
+
+    def logits(params, views, dropout_keys):
+        return Column(config).apply({"params": params}, views, dropout_keys)[0], ()
+
+    run = on_columns(config, mesh, logits)
 
     def local(params, images, labels, step, statistics):
         batch = images.shape[0]
@@ -205,8 +241,13 @@ def loss_and_gradients(config, mesh: Mesh):
         views = augment.train_views(images, view_keys, statistics, config)
         # Without this cast jax would sum the gradients over `data` leaf by leaf as it meets them.
         params = jax.tree.map(lambda x: lax.pcast(x, "data", to="varying"), params)
-        value_and_grad = jax.value_and_grad(lambda params: run(params, views, labels, dropout_keys)[0])
-        return lax.pmean(value_and_grad(params), "data")
+
+        def loss(params):
+            """The mean cross entropy over this device's examples (section 3.5), the same in both columns."""
+            logits, _ = run(params, views, dropout_keys)
+            return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+        return lax.pmean(jax.value_and_grad(loss)(params), "data")
 
     def whole(params, images, labels, step, statistics):
         specs = _specs(params, mesh)
