@@ -12,6 +12,7 @@ Nothing else reads flags. Errors in what was given are one line on stderr and ex
 
 import logging
 import os
+import pathlib
 import re
 import sys
 
@@ -23,6 +24,8 @@ from alexnet_jax import config as configuration
 from alexnet_jax.errors import Diverged, InputError
 
 MODES = ("train", "eval", "prepare", "describe")
+
+log = logging.getLogger("alexnet_jax")
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "configs/NAME.py[:ARG]")
 _MODE = flags.DEFINE_string("mode", "train", ", ".join(MODES))
@@ -39,16 +42,16 @@ def run(mode: str, config, overrides: dict, workdir: str) -> None:
     elif mode == "eval":
         from alexnet_jax import evaluate
 
-        evaluate.evaluate(_config_of_workdir(config, overrides, workdir), workdir, _log.info)
+        config = _config_of_workdir(config, overrides, workdir)
+        evaluate.evaluate(config, workdir, config.eval.step)
     elif mode == "prepare":
         from alexnet_jax import input_pipeline
         from alexnet_jax.datasets import statistics
 
         source = input_pipeline.open_source(config, "train_split")
-        statistics.of_source(source, _log.info)
-        _log.info("%s is prepared in %s", config.data.name, source.folder)
+        statistics.of_source(source)
+        log.info("%s is prepared in %s", config.data.name, source.folder)
     else:
-        configuration.check_same_run(config, workdir)
         from alexnet_jax import train
 
         train.train(config, workdir)
@@ -131,7 +134,7 @@ def _explain(argv, error: Exception) -> str:
     message = lines[-1].strip() if lines else type(error).__name__
     path = _config_argument().partition(":")[0]
     if path and not os.path.isfile(path):
-        there = ", ".join(sorted(name for name in _listdir("configs") if name.endswith(".py"))) or "nothing"
+        there = ", ".join(sorted(path.name for path in pathlib.Path("configs").glob("*.py"))) or "nothing"
         return f"--config={_config_argument()}: there is no such file; configs/ has {there}"
     bad_value = re.match(r"flag --config\.(\S+?)=(.*?): ", message)
     if bad_value:
@@ -151,25 +154,18 @@ def _explain(argv, error: Exception) -> str:
     return f"--config={_config_argument()}: {re.sub(r'^[A-Za-z]+Error: ', '', message)}"
 
 
-def _listdir(folder: str) -> list[str]:
-    return os.listdir(folder) if os.path.isdir(folder) else []
-
-
 def _fail(message: str, code: int) -> None:
     print(f"error: {message}", file=sys.stderr)
     sys.exit(code)
-
-
-_log = logging.getLogger("alexnet_jax")
 
 
 def _start_log() -> None:
     """Our own lines on stdout; of the libraries, errors only."""
     handler = logging.StreamHandler(sys.stdout)
     handler.setLevel(logging.INFO)
-    _log.addHandler(handler)
-    _log.setLevel(logging.DEBUG)
-    _log.propagate = False
+    log.addHandler(handler)
+    log.setLevel(logging.DEBUG)
+    log.propagate = False
     absl_logging.set_verbosity(absl_logging.ERROR)
 
 

@@ -3,12 +3,14 @@
 The mesh is `data x column`. `data` splits the batch; `column` puts each of the network's columns on a device
 of its own (section 3.2). The network is the same `model.Column` everywhere:
 
-    make_mesh      devices as config.mesh asks for; the axis `column` exists only where it splits the columns
-    on_columns     runs one column's function on all columns: on this device by vmap, or as this device's part
-    init_state     parameters and optimizer, each column's drawn from (seed, layer, column)
-    train_step     images, labels -> new state and the loss      (shard_map, then the optimizer's update)
-    eval_step      images, labels -> sums of losses and errors   (shard_map, for each view)
-    forward        images -> logits and every layer's activations by name
+    TrainState            all that decides how a run goes on
+    make_mesh             devices as config.mesh asks; an axis `column` only where it splits the columns
+    on_columns            runs one column's function on all columns: here by vmap, or as this device's part
+    init_state            parameters and optimizer, each column's drawn from (seed, layer, column) (section 5)
+    loss_and_gradients    views of the images, the loss, one mean of the gradients over `data` (shard_map)
+    train_step            state, images, labels -> new state and the loss; section 5's update
+    eval_step             images, labels -> sums of losses and errors over 1 or 10 views (section 4.1)
+    forward               views -> logits and every layer's activations by name
 
 Parameters of a column are stacked on a leading axis: conv2/kernel is [2, 5, 5, 48, 128]. Only the
 classifier's bias is shared by all columns. Collectives: over `column`, all_gather of the maps that meet and
@@ -27,7 +29,7 @@ import optax
 from jax import lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from alexnet_jax import augment
 from alexnet_jax.errors import InputError
@@ -183,10 +185,6 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P("data"))
 
 
-def param_shardings(params, mesh: Mesh):
-    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), _specs(params, mesh))
-
-
 def _init_params(config):
     """Stacked parameters; a column's are drawn from (seed, layer, column) (section 5)."""
     image = jnp.zeros((1, config.data.crop_size, config.data.crop_size, config.data.channels))
@@ -199,7 +197,7 @@ def _init_params(config):
 def abstract_state(config, mesh: Mesh, optimizer: optax.GradientTransformation) -> TrainState:
     """Shapes, types and shardings of the state, computing nothing."""
     state = jax.eval_shape(lambda: _init_state(config, optimizer))
-    shardings = param_shardings(state.params, mesh)
+    shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), _specs(state.params, mesh))
     everywhere = replicated(mesh)
     like_params = optax.tree_map_params(
         optimizer, lambda _, s: s, state.opt_state, shardings, transform_non_params=lambda _: everywhere
@@ -273,25 +271,21 @@ def train_step(config, mesh: Mesh, optimizer: optax.GradientTransformation):
 
 
 @jax.jit
-def _all_finite(params):
+def all_finite(params) -> Bool[Array, ""]:
     return jnp.array([jnp.isfinite(x).all() for x in jax.tree.leaves(params)]).all()
 
 
-def all_finite(params) -> bool:
-    """Whether no parameter is NaN or infinite."""
-    return bool(_all_finite(params))
-
-
-def eval_step(config, mesh: Mesh):
+def eval_step(config, mesh: Mesh, views: int):
     """(params, images, labels, real, statistics) -> sums over the examples that are `real`.
 
-    `loss`, `top1_errors`, `top5_errors`, `examples`. The softmax outputs of `config.eval.views` views are
-    averaged (section 4.1); the loss is of that average. One view is compiled, and run for each: a loop
-    inside the compiled program would run on one core of a CPU.
+    `loss`, `top1_errors`, `top5_errors`, `examples`. The softmax outputs of 1 or 10 views are averaged
+    (section 4.1); the loss is of that average. One view is compiled, and run for each: a loop inside the
+    compiled program would run on one core of a CPU.
     """
     run = on_columns(
         config, mesh, lambda params, views: (Column(config).apply({"params": params}, views)[0], ())
     )
+    places = [np.array(view, np.int32) for view in augment.test_views(config, views)]
 
     def local(params, images, view, statistics):
         logits, _ = run(params, augment.test_view(images, view, statistics, config))
@@ -316,8 +310,7 @@ def eval_step(config, mesh: Mesh):
         return {name: jnp.where(real, value, 0).sum(dtype=jnp.float32) for name, value in values.items()}
 
     def step(params, images, labels, real, statistics):
-        views = [np.array(view, np.int32) for view in augment.test_views(config)]
-        return sums([log_softmax(params, images, view, statistics) for view in views], labels, real)
+        return sums([log_softmax(params, images, view, statistics) for view in places], labels, real)
 
     return step
 
@@ -333,7 +326,7 @@ def forward(config, mesh: Mesh):
     def whole(params, views):
         out_specs = (P("data"), P(AXIS, "data") if _split(mesh) else P(None, "data"))
         logits, own = _shard_map(mesh, run, (_specs(params, mesh), P("data")), out_specs)(params, views)
-        merge = lambda x: jnp.moveaxis(x, 0, -2).reshape(*x.shape[1:-1], -1)  # noqa: E731
-        return logits, {**jax.tree.map(merge, own), "fc8": logits}
+        joined = {name: jnp.moveaxis(x, 0, -2).reshape(*x.shape[1:-1], -1) for name, x in own.items()}
+        return logits, {**joined, "fc8": logits}
 
     return jax.jit(whole)

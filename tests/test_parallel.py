@@ -100,7 +100,7 @@ def three_steps(mesh):
         "history": history,
         "state": state,
         "forward": parallel.forward(config, devices)(params, views),
-        "eval": parallel.eval_step(config, devices)(params, images, labels, labels != 3, statistics()),
+        "eval": parallel.eval_step(config, devices, 10)(params, images, labels, labels != 3, statistics()),
     }
 
 
@@ -241,7 +241,7 @@ def mean_softmax(config, mesh, params, images):
 
 
 def test_ten_view_evaluation_is_of_the_mean_softmax_over_the_examples_that_are_real():
-    config = small_config((2, 2), **{"eval.views": 10})
+    config = small_config((2, 2))
     mesh = parallel.make_mesh(config)
     params, (images, labels) = params_of(config, mesh), batch(7)
     real = np.arange(BATCH) < 11
@@ -250,7 +250,7 @@ def test_ten_view_evaluation_is_of_the_mean_softmax_over_the_examples_that_are_r
     rank = (probabilities > own[:, None]).sum(axis=1)
     assert 0 < (rank >= 5).sum() < (rank >= 1).sum() <= 11
 
-    step = parallel.eval_step(config, mesh)
+    step = parallel.eval_step(config, mesh, 10)
     sums = step(params, images, labels, real, statistics())
     np.testing.assert_allclose(sums["loss"], -np.log(own).sum(), rtol=1e-5)
     assert sums["top1_errors"] == (rank >= 1).sum()
@@ -271,7 +271,7 @@ def two_layers():
     """The evaluation step of a network of fc7 and fc8, and parameters that are all zero."""
     config = small_config(only=("fc7",), **{"model.layers.fc7.gather": False})
     mesh = parallel.make_mesh(config)
-    return parallel.eval_step(config, mesh), jax.tree.map(jnp.zeros_like, params_of(config, mesh))
+    return parallel.eval_step(config, mesh, 10), jax.tree.map(jnp.zeros_like, params_of(config, mesh))
 
 
 def test_padding_may_give_outputs_that_are_not_numbers(two_layers):

@@ -1,5 +1,6 @@
 """The training split's mean image and colour covariance (sections 2 and 4.1), stored beside the data."""
 
+import logging
 import os
 import re
 import time
@@ -7,6 +8,8 @@ import zipfile
 import zlib
 
 import numpy as np
+
+log = logging.getLogger("alexnet_jax")
 
 # Of those that the compiled step takes; label_names goes with them in a workdir's statistics.npz.
 ARRAYS = (
@@ -40,7 +43,7 @@ def compute(source, report=lambda done: None, batch: int = 256) -> dict[str, np.
     return {name: array.astype(np.float32) for name, array in zip(ARRAYS, arrays, strict=True)}
 
 
-def of_source(source, say=print) -> dict[str, np.ndarray]:
+def of_source(source) -> dict[str, np.ndarray]:
     """`compute`d once for each split and kept in the data set's folder."""
     size, channels = source.read([0])[0].shape[2:]
     path = source.folder / f"statistics-{re.sub(r'[^0-9a-zA-Z]+', '_', source.split)}-{size}x{channels}.npz"
@@ -54,13 +57,13 @@ def of_source(source, say=print) -> dict[str, np.ndarray]:
         now = time.monotonic()
         if now - last > 5 or done == len(source):
             last, left = now, (now - start) * (len(source) / done - 1)
-            say(f"statistics of {source.split}: {done:,} of {len(source):,} images, {left:.0f} s left")
+            log.info(f"statistics of {source.split}: {done:,} of {len(source):,} images, {left:.0f} s left")
 
     arrays = compute(source, report)
     try:
         save(path, arrays)
     except OSError as error:
-        say(f"statistics are not kept for the next run: {error}")
+        log.warning(f"statistics are not kept for the next run: {error}")
     return arrays
 
 
