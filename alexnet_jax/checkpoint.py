@@ -8,6 +8,9 @@ are the latest `checkpoint.keep` and the best: lowest validation top-1 error, th
 import contextlib
 import gc
 import json
+import logging
+import math
+import operator
 import os
 import sys
 
@@ -16,23 +19,23 @@ import orbax.checkpoint as ocp
 from alexnet_jax.errors import InputError
 from alexnet_jax.parallel import TrainState
 
+log = logging.getLogger("alexnet_jax")
+
 METRIC = "val_top1_error"
-_DAMAGE = (OSError, ValueError, KeyError, TypeError)  # of a JSON file that was cut short
 
 
 class Checkpoints:
     """The checkpoints of one workdir. Leaving the `with` block waits for what is being written."""
 
-    def __init__(self, workdir: str, keep: int | None = None, say=print):
+    def __init__(self, workdir: str, keep: int | None = None):
         """`keep` latest ones besides the best; None only reads, also beside a run that is going on."""
         self._folder = os.path.join(os.path.abspath(workdir), "checkpoints")
-        self._say = say
         if keep is None:
             options = ocp.CheckpointManagerOptions(read_only=True, lightweight_initialize=True)
         else:
             self._put_aside_unrated()
             policies = ocp.checkpoint_managers
-            error = lambda metrics: metrics[METRIC]  # noqa: E731
+            error = operator.itemgetter(METRIC)
             best = policies.BestN(
                 get_metric_fn=error, reverse=True, n=1, keep_checkpoints_without_metrics=False
             )
@@ -103,31 +106,25 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def _best_first(self) -> list[int]:
-        def rating(step):
-            try:
-                return (self._metric(step), -step)
-            except _DAMAGE as error:
-                self._warn(step, error)
-                return (float("inf"), -step)
+        errors = {step: self._error(step) for step in self._manager.all_steps()}
+        return sorted(errors, key=lambda step: (math.inf if errors[step] is None else errors[step], -step))
 
-        return sorted(self._manager.all_steps(), key=rating)
-
-    def _metric(self, step: int) -> float:
-        """The validation error of a checkpoint, infinite where it was not validated."""
+    def _error(self, step: int) -> float | None:
+        """The validation error of a checkpoint: infinite if it was not validated, None if cut short."""
         try:
             with open(os.path.join(self._folder, str(step), "metrics", "metrics")) as file:
                 return json.load(file)[METRIC]
         except FileNotFoundError:
-            return float("inf")
+            return math.inf
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            self._warn(step, error)
+            return None
 
     def _put_aside_unrated(self) -> None:
         """Orbax does not open a folder in which one checkpoint's metrics were cut short."""
         names = os.listdir(self._folder) if os.path.isdir(self._folder) else []
         for step in (int(name) for name in names if name.isdigit()):
-            try:
-                self._metric(step)
-            except _DAMAGE as error:
-                self._warn(step, error)
+            if self._error(step) is None:
                 self._put_aside(step)
 
     def _put_aside(self, step: int) -> None:
@@ -148,7 +145,7 @@ class Checkpoints:
 
     def _warn(self, step: int, error: Exception) -> None:
         reason = (str(error).splitlines() or [""])[0][:120]
-        self._say(
+        log.warning(
             f"warning: checkpoint {self._folder}/{step} cannot be read ({type(error).__name__}: {reason});"
             " it is passed over"
         )

@@ -1,8 +1,8 @@
 """What a configuration may hold, and which configuration a workdir belongs to.
 
-    check                 every field: known, of its type, in its range; InputError otherwise
-    differing_fields      where two configurations describe different runs
-    load / save           config.json of a workdir
+    check             every field: known, of its type, in its range; InputError otherwise
+    check_same_run    a workdir belongs to one configuration; InputError for another
+    load / save       config.json of a workdir
 
 The values themselves are in configs/paper.py.
 """
@@ -12,7 +12,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import ml_collections
@@ -22,25 +22,13 @@ from alexnet_jax.errors import InputError
 OPS = ("activation", "lrn", "pool", "dropout")
 
 
-def _whole(low: int, high: float = float("inf"), special: tuple[int, ...] = ()):
-    limits = f"from {low} to {high}" if high != float("inf") else f"of at least {low}"
-    text = f"a whole number {limits}" + "".join(f", or {value}" for value in special)
-    return lambda v: type(v) is int and (low <= v <= high or v in special), text
+# A rule: does a value work, and what would.
+def _whole(works, text: str):
+    return lambda v: type(v) is int and works(v), f"a whole number {text}"
 
 
-def _number(low: float, high: float = float("inf"), above: bool = False, below: bool = False):
-    text = f"a number {'above' if above else 'of at least'} {low:g}"
-    if high != float("inf"):
-        text += f" and {'below' if below else 'at most'} {high:g}"
-    return (
-        lambda v: (
-            type(v) in (int, float)
-            and math.isfinite(v)
-            and (low < v if above else low <= v)
-            and (v < high if below else v <= high)
-        ),
-        text,
-    )
+def _number(works, text: str):
+    return lambda v: type(v) in (int, float) and math.isfinite(v) and works(v), f"a number {text}"
 
 
 def _one_of(*choices):
@@ -51,6 +39,10 @@ def _one_of(*choices):
     )
 
 
+_COUNT = _whole(lambda v: v >= 1, "of at least 1")
+_POSITIVE = _number(lambda v: v > 0, "above 0")
+_NOT_NEGATIVE = _number(lambda v: v >= 0, "of at least 0")
+_BELOW_1 = _number(lambda v: 0 <= v < 1, "of at least 0 and below 1")
 _FLAG = _one_of(True, False)
 _TEXT = (lambda v: isinstance(v, str) and v != "", "a text that is not empty")
 _PATH = (lambda v: isinstance(v, str), "a path")
@@ -64,12 +56,12 @@ _THEN = (
 )
 _LAYER = {
     "enabled": _FLAG,
-    "kernel": _whole(1),
-    "stride": _whole(1),
+    "kernel": _COUNT,
+    "stride": _COUNT,
     "padding": _PADDING,
-    "features": _whole(1),
+    "features": _COUNT,
     "gather": _FLAG,
-    "init_std": _number(0, above=True),
+    "init_std": _POSITIVE,
     "bias": (lambda v: type(v) in (int, float) and math.isfinite(v), "a number"),
     "then": _THEN,
 }
@@ -80,51 +72,51 @@ _LAYER_FIELDS = {
 }
 _FIELDS = {
     "name": _TEXT,
-    "seed": _whole(0, 2**31 - 1),
-    "num_epochs": _whole(1),
-    "batch_size": _whole(1),
+    "seed": _whole(lambda v: 0 <= v < 2**31, "from 0 to 2147483647"),
+    "num_epochs": _COUNT,
+    "batch_size": _COUNT,
     "model.columns": _one_of(1, 2),
-    "model.width": _number(0, above=True),
-    "model.num_classes": _whole(1),
+    "model.width": _POSITIVE,
+    "model.num_classes": _COUNT,
     "model.activation": _one_of("relu", "tanh"),
-    "model.dropout_rate": _number(0, 1, below=True),
+    "model.dropout_rate": _BELOW_1,
     "model.dtype": _one_of("float32", "bfloat16"),
     "model.lrn.enabled": _FLAG,
     "model.lrn.size": (lambda v: type(v) is int and v > 0 and v % 2 == 1, "an odd whole number, such as 5"),
-    "model.lrn.k": _number(0, above=True),
-    "model.lrn.alpha": _number(0),
-    "model.lrn.beta": _number(0),
+    "model.lrn.k": _POSITIVE,
+    "model.lrn.alpha": _NOT_NEGATIVE,
+    "model.lrn.beta": _NOT_NEGATIVE,
     "model.lrn.across_columns": _FLAG,
-    "model.pool.size": _whole(1),
-    "model.pool.stride": _whole(1),
+    "model.pool.size": _COUNT,
+    "model.pool.stride": _COUNT,
     "data.name": _TEXT,
     "data.dir": _PATH,
     "data.manual_dir": _PATH,
     "data.store": _one_of("raw", "jpeg"),
     "data.channels": _one_of(1, 3),
-    "data.image_size": _whole(1),
-    "data.crop_size": _whole(1),
+    "data.image_size": _COUNT,
+    "data.crop_size": _COUNT,
     "data.normalization": _one_of("mean_image", "channel_mean_std"),
     "data.train_split": _TEXT,
     "data.val_split": _TEXT,
     "data.test_split": _TEXT,
-    "data.threads": _whole(1, 256),
+    "data.threads": _whole(lambda v: 1 <= v <= 256, "from 1 to 256"),
     "augment.crop": _FLAG,
     "augment.flip": _FLAG,
-    "augment.pca_std": _number(0),
-    "optimizer.learning_rate": _number(0, above=True),
-    "optimizer.momentum": _number(0, 1, below=True),
-    "optimizer.weight_decay": _number(0),
-    "optimizer.plateau.factor": _number(0, 1, above=True),
-    "optimizer.plateau.patience": _whole(1),
-    "optimizer.plateau.max_drops": _whole(0),
+    "augment.pca_std": _NOT_NEGATIVE,
+    "optimizer.learning_rate": _POSITIVE,
+    "optimizer.momentum": _BELOW_1,
+    "optimizer.weight_decay": _NOT_NEGATIVE,
+    "optimizer.plateau.factor": _number(lambda v: 0 < v <= 1, "above 0 and at most 1"),
+    "optimizer.plateau.patience": _COUNT,
+    "optimizer.plateau.max_drops": _whole(lambda v: v >= 0, "of at least 0"),
     "mesh.column": _one_of(-1, 1, 2),
-    "mesh.data": _whole(1, special=(-1,)),
-    "checkpoint.every_steps": _whole(0),
-    "checkpoint.keep": _whole(1),
+    "mesh.data": _whole(lambda v: v >= 1 or v == -1, "of at least 1, or -1"),
+    "checkpoint.every_steps": _whole(lambda v: v >= 0, "of at least 0"),
+    "checkpoint.keep": _COUNT,
     "eval.views": _one_of(1, 10),
-    "eval.batch_size": _whole(1),
-    "eval.step": _whole(0, special=(-1,)),
+    "eval.batch_size": _COUNT,
+    "eval.step": _whole(lambda v: v >= -1, "of at least 0, or -1"),
 }
 # What decides a run's parameters: a workdir belongs to these values.
 _RUN_FIELDS = re.compile(
@@ -142,23 +134,22 @@ def flatten(config, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{key}", value
 
 
-def _rules(config) -> dict[str, tuple]:
+def _rules(layers: Iterable[str]) -> dict[str, tuple]:
+    """The rules of all fields that a configuration with these layers has."""
     rules = dict(_FIELDS)
-    layers = config.get("model", {}).get("layers", {})
     for name in (*layers, "fc8"):
-        kind = name if name == "fc8" else re.sub(r"\d+$", "", name)
-        if kind not in _LAYER_FIELDS or not re.search(r"\d$", name):
-            raise InputError(f"model.layers.{name}: a layer is named conv1, conv2, … or fc6, fc7, fc8")
+        kind = name if name == "fc8" else name.rstrip("0123456789")
+        if not re.fullmatch(r"conv\d+|fc[1-8]", name):
+            raise InputError(f"model.layers.{name}: a layer is named conv1, conv2, … or fc1 to fc8, the last")
         rules.update({f"model.layers.{name}.{field}": _LAYER[field] for field in _LAYER_FIELDS[kind]})
     return rules
 
 
 def _known(field: str) -> dict[str, tuple]:
-    """The rules of all fields that a configuration with the paper's layers, and the one named, may have."""
-    names = [f"conv{n}" for n in range(1, 6)] + ["fc6", "fc7", "fc8"]
-    named = re.match(r"model\.layers\.((conv|fc)\d+)\.", field)
-    layers = dict.fromkeys([*names, named[1]] if named else names)
-    return _rules({"model": {"layers": layers}})
+    """The rules of the paper's fields, and of the layer that `field` names."""
+    named = re.match(r"model\.layers\.(conv\d+|fc[1-8])\.", field)
+    paper = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7")
+    return _rules((*paper, named[1]) if named else paper)
 
 
 def unknown(field: str) -> str:
@@ -182,10 +173,10 @@ def nearest(field: str, known) -> str:
 
 def check(config) -> None:
     """Raises InputError for the first field that is unknown, missing, of a wrong type or out of range."""
-    rules, given = _rules(config), dict(flatten(config))
+    rules, given = _rules(config.get("model", {}).get("layers", {})), dict(flatten(config))
     for field in given:
         if field not in rules:
-            raise InputError(f"{field}: there is no such field{nearest(field, rules)}")
+            raise InputError(unknown(field))
     for field, (works, text) in rules.items():
         if field not in given:
             raise InputError(f"{field}: missing from the configuration; configs/paper.py has all fields")
@@ -232,17 +223,6 @@ def load(workdir: str) -> ml_collections.ConfigDict | None:
         raise InputError(f"{path}: is not a configuration ({error}); give another --workdir") from None
 
 
-def differing_fields(ours, theirs) -> list[tuple[str, Any, Any]]:
-    """(field, ours, theirs) wherever the two describe different runs."""
-    ours, theirs = dict(flatten(ours)), dict(flatten(theirs))
-    fields = sorted(field for field in ours.keys() | theirs.keys() if _RUN_FIELDS.fullmatch(field))
-    return [
-        (field, ours.get(field), theirs.get(field))
-        for field in fields
-        if ours.get(field) != theirs.get(field)
-    ]
-
-
 def check_same_run(config, workdir: str) -> None:
     """Raises InputError if `workdir` holds a run of another configuration, naming the fields that differ."""
     theirs = load(workdir)
@@ -252,9 +232,14 @@ def check_same_run(config, workdir: str) -> None:
         if os.path.isdir(os.path.join(workdir, "checkpoints")):
             raise InputError(f"{workdir}/config.json: missing beside its checkpoints; give another --workdir")
         return
-    differing = differing_fields(config, theirs)
+    here, there = dict(flatten(config)), dict(flatten(theirs))
+    differing = sorted(
+        field
+        for field in here.keys() | there.keys()
+        if _RUN_FIELDS.fullmatch(field) and here.get(field) != there.get(field)
+    )
     if differing:
-        fields = "; ".join(f"{field} is {b!r} there, {a!r} here" for field, a, b in differing[:5])
+        fields = "; ".join(f"{f} is {there.get(f)!r} there, {here.get(f)!r} here" for f in differing[:5])
         fields += f"; and {len(differing) - 5} more" if len(differing) > 5 else ""
         raise InputError(
             f"--workdir={workdir}: belongs to another configuration: {fields}; give another --workdir"

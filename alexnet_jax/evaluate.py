@@ -1,11 +1,11 @@
 """Errors of a network on a split: one central view while training, ten views as in section 4.1 at the end."""
 
 import json
+import logging
 import os
 import time
 
 import jax
-import numpy as np
 
 from alexnet_jax import config as configuration
 from alexnet_jax import input_pipeline, optimizer, parallel
@@ -13,8 +13,10 @@ from alexnet_jax.checkpoint import Checkpoints
 from alexnet_jax.datasets import statistics
 from alexnet_jax.errors import InputError
 
+log = logging.getLogger("alexnet_jax")
 
-def errors(step, params, source, config, mesh, arrays, say=lambda line: None) -> dict[str, float]:
+
+def errors(step, params, source, config, mesh, arrays) -> dict[str, float]:
     """Means over all examples of `source`: examples, loss, top1_error, top5_error (fractions in [0, 1]).
 
     `step` is parallel.eval_step's, `arrays` the statistics on the devices.
@@ -22,31 +24,29 @@ def errors(step, params, source, config, mesh, arrays, say=lambda line: None) ->
     sharding = parallel.batch_sharding(mesh)
     batches = input_pipeline.padded(source, config.eval.batch_size, sharding, config.data.threads)
     start = last = time.monotonic()
-    total = None
+    total = {"loss": 0.0, "top1_errors": 0.0, "top5_errors": 0.0, "examples": 0.0}
     for images, labels, real in batches:
-        sums = step(params, images, labels, real, arrays)
-        sums = jax.tree.map(np.float64, jax.device_get(sums))
-        total = sums if total is None else jax.tree.map(np.add, total, sums)
+        sums = jax.device_get(step(params, images, labels, real, arrays))
+        total = {name: total[name] + float(value) for name, value in sums.items()}
         now = time.monotonic()
         if now - last > 10:
             last, done = now, int(total["examples"])
             rate = done / (now - start)
             left = (len(source) - done) / rate
-            say(f"evaluated {done:,} of {len(source):,} images, {rate:,.0f} images/s, {left:.0f} s left")
+            log.info(f"evaluated {done:,} of {len(source):,} images, {rate:,.0f} images/s, {left:.0f} s left")
     examples = int(total["examples"])
     if examples != len(source):
         raise RuntimeError(f"evaluated {examples} examples of {len(source)}")
-    means = {name: float(total[name] / examples) for name in ("loss", "top1_errors", "top5_errors")}
     return {
         "examples": examples,
-        "loss": means["loss"],
-        "top1_error": means["top1_errors"],
-        "top5_error": means["top5_errors"],
+        "loss": total["loss"] / examples,
+        "top1_error": total["top1_errors"] / examples,
+        "top5_error": total["top5_errors"] / examples,
     }
 
 
-def evaluate(config, workdir: str, say=print) -> dict:
-    """Evaluates the checkpoint `config.eval.step` of a workdir on data.test_split and writes eval.json."""
+def evaluate(config, workdir: str, step: int = -1) -> None:
+    """Evaluates a checkpoint of a workdir, -1 being the best, on data.test_split and writes eval.json."""
     path = os.path.join(workdir, "statistics.npz")
     stored = statistics.load(path)
     if stored is None:
@@ -55,19 +55,27 @@ def evaluate(config, workdir: str, say=print) -> dict:
     source = input_pipeline.open_source(config, "test_split")
     check_labels(config, source)
     abstract = parallel.abstract_state(config, mesh, optimizer.make(config))
-    with Checkpoints(workdir, say=say) as checkpoints:
-        step, params = checkpoints.restore_params(abstract.params, config.eval.step)
+    with Checkpoints(workdir) as checkpoints:
+        step, params = checkpoints.restore_params(abstract.params, step)
     images = f"{len(source):,} images of {config.data.test_split}, views of each: {config.eval.views}"
-    say(f"evaluating step {step} on {images}")
-    arrays = on_devices(stored, mesh)
-    result = errors(parallel.eval_step(config, mesh), params, source, config, mesh, arrays, say)
+    log.info(f"evaluating step {step} on {images}")
+    eval_step = parallel.eval_step(config, mesh, config.eval.views)
+    result = errors(eval_step, params, source, config, mesh, on_devices(stored, mesh))
     result = {"split": config.data.test_split, "views": config.eval.views, "step": step, **result}
     configuration.write_atomically(os.path.join(workdir, "eval.json"), json.dumps(result, indent=2) + "\n")
-    say(
+    log.info(
         f"top-1 error {result['top1_error']:.4f}, top-5 error {result['top5_error']:.4f}, loss"
         f" {result['loss']:.4f} ({result['examples']:,} examples); written to {workdir}/eval.json"
     )
-    return result
+
+
+def read(workdir: str) -> dict:
+    """eval.json, or {} where there is none that can be read."""
+    try:
+        with open(os.path.join(workdir, "eval.json")) as file:
+            return json.load(file)
+    except (OSError, ValueError):
+        return {}
 
 
 def on_devices(stored: dict, mesh) -> dict:

@@ -12,6 +12,7 @@ Nothing else reads flags. Errors in what was given are one line on stderr and ex
 
 import logging
 import os
+import pathlib
 import re
 import sys
 
@@ -23,6 +24,8 @@ from alexnet_jax import config as configuration
 from alexnet_jax.errors import Diverged, InputError
 
 MODES = ("train", "eval", "prepare", "describe")
+
+log = logging.getLogger("alexnet_jax")
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "configs/NAME.py[:ARG]")
 _MODE = flags.DEFINE_string("mode", "train", ", ".join(MODES))
@@ -39,19 +42,17 @@ def run(mode: str, config, overrides: dict, workdir: str) -> None:
     elif mode == "eval":
         from alexnet_jax import evaluate
 
-        evaluate.evaluate(_config_of_workdir(config, overrides, workdir), workdir, _log.info)
+        config = _config_of_workdir(config, overrides, workdir)
+        evaluate.evaluate(config, workdir, config.eval.step)
     elif mode == "prepare":
         from alexnet_jax import input_pipeline
         from alexnet_jax.datasets import statistics
 
-        _load_tensorflow()
         for split in ("test_split", "val_split", "train_split"):
             source = input_pipeline.open_source(config, split)
-        statistics.of_source(source, _log.info)
-        _log.info("%s is prepared in %s", config.data.name, source.folder)
+        statistics.of_source(source)
+        log.info("%s is prepared in %s", config.data.name, source.folder)
     else:
-        configuration.check_same_run(config, workdir)
-        _load_tensorflow()
         from alexnet_jax import train
 
         train.train(config, workdir)
@@ -69,20 +70,6 @@ def _config_of_workdir(given, overrides: dict, workdir: str):
     configuration.check(config)
     configuration.check_same_run(config, workdir)
     return config
-
-
-def _load_tensorflow() -> None:
-    """TFDS's preparation and clu's writer use it. It must not take the accelerators, and is kept from
-    telling on stderr, at its import, which accelerators it did not find."""
-    stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        import tensorflow as tf
-
-        tf.config.set_visible_devices([], "GPU")
-    finally:
-        os.dup2(stderr, 2)
-        os.close(nowhere)
 
 
 def main(argv) -> None:
@@ -148,7 +135,7 @@ def _explain(argv, error: Exception) -> str:
     message = lines[-1].strip() if lines else type(error).__name__
     path = _config_argument().partition(":")[0]
     if path and not os.path.isfile(path):
-        there = ", ".join(sorted(name for name in _listdir("configs") if name.endswith(".py"))) or "nothing"
+        there = ", ".join(sorted(path.name for path in pathlib.Path("configs").glob("*.py"))) or "nothing"
         return f"--config={_config_argument()}: there is no such file; configs/ has {there}"
     bad_value = re.match(r"flag --config\.(\S+?)=(.*?): ", message)
     if bad_value:
@@ -168,26 +155,18 @@ def _explain(argv, error: Exception) -> str:
     return f"--config={_config_argument()}: {re.sub(r'^[A-Za-z]+Error: ', '', message)}"
 
 
-def _listdir(folder: str) -> list[str]:
-    return os.listdir(folder) if os.path.isdir(folder) else []
-
-
 def _fail(message: str, code: int) -> None:
     print(f"error: {message}", file=sys.stderr)
     sys.exit(code)
-
-
-_log = logging.getLogger("alexnet_jax")
 
 
 def _start_log() -> None:
     """Our own lines on stdout; of the libraries, errors only."""
     handler = logging.StreamHandler(sys.stdout)
     handler.setLevel(logging.INFO)
-    _log.addHandler(handler)
-    _log.setLevel(logging.DEBUG)
-    _log.propagate = False
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    log.addHandler(handler)
+    log.setLevel(logging.DEBUG)
+    log.propagate = False
     absl_logging.set_verbosity(absl_logging.ERROR)
 
 

@@ -41,7 +41,7 @@ def _scale_by_plateau(config) -> optax.GradientTransformation:
 
     def init(params):
         del params
-        return PlateauState(jnp.array(jnp.inf, jnp.float32), jnp.array(0, jnp.int32), jnp.array(0, jnp.int32))
+        return PlateauState(jnp.float32(jnp.inf), jnp.int32(0), jnp.int32(0))
 
     def update(updates, state, params=None):
         del params
@@ -55,23 +55,20 @@ def learning_rate(config, drops: int) -> float:
     return config.optimizer.learning_rate * config.optimizer.plateau.factor**drops
 
 
-def after_validation(config, state: PlateauState, error: float) -> tuple[PlateauState, bool]:
-    """The schedule's state after one more validation, and whether training has ended (section 5).
+def after_validation(config, state: PlateauState, error: float) -> PlateauState:
+    """The schedule's state after one more validation (section 5).
 
-    The rate drops after `patience` validations without a lower error; training ends where it would drop
-    once more than `max_drops`.
+    The rate drops after `patience` validations without a lower error; where it would drop once more than
+    `max_drops`, `stale` stays at `patience`, and training has `ended`.
     """
     plateau, error = config.optimizer.plateau, np.float32(error)
-    if error < state.best:
-        return PlateauState(error, np.int32(0), np.int32(state.drops)), False
-    if state.stale + 1 < plateau.patience:
-        return PlateauState(np.float32(state.best), np.int32(state.stale + 1), np.int32(state.drops)), False
-    if state.drops == plateau.max_drops:
-        # `stale` stays at the limit, so that a run that is opened again knows that it has ended.
-        return PlateauState(np.float32(state.best), np.int32(plateau.patience), np.int32(state.drops)), True
-    return PlateauState(np.float32(state.best), np.int32(0), np.int32(state.drops + 1)), False
+    best, stale, drops = state.best, state.stale + 1, state.drops
+    if error < best:
+        best, stale = error, 0
+    elif stale >= plateau.patience and drops < plateau.max_drops:
+        stale, drops = 0, drops + 1
+    return PlateauState(np.float32(best), np.int32(stale), np.int32(drops))
 
 
 def ended(config, state: PlateauState) -> bool:
-    """Whether `after_validation` said that training has ended."""
     return int(state.stale) >= config.optimizer.plateau.patience

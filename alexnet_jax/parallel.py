@@ -3,12 +3,14 @@
 The mesh is `data x column`. `data` splits the batch; `column` puts each of the network's columns on a device
 of its own (section 3.2). The network is the same `model.Column` everywhere:
 
-    make_mesh      devices as config.mesh asks for; the axis `column` exists only where it splits the columns
-    on_columns     runs one column's function on all columns: on this device by vmap, or as this device's part
-    init_state     parameters and optimizer, each column's drawn from (seed, layer, column)
-    train_step     images, labels -> new state and the loss      (shard_map, then the optimizer's update)
-    eval_step      images, labels -> sums of losses and errors   (shard_map)
-    forward        images -> logits and every layer's activations by name
+    TrainState            all that decides how a run goes on
+    make_mesh             devices as config.mesh asks; an axis `column` only where it splits the columns
+    on_columns            runs one column's function on all columns: here by vmap, or as this device's part
+    init_state            parameters and optimizer, each column's drawn from (seed, layer, column) (section 5)
+    loss_and_gradients    views of the images, the loss, one mean of the gradients over `data` (shard_map)
+    train_step            state, images, labels -> new state and the loss; section 5's update
+    eval_step             images, labels -> sums of losses and errors over 1 or 10 views (section 4.1)
+    forward               views -> logits and every layer's activations by name
 
 Parameters of a column are stacked on a leading axis: conv2/kernel is [2, 5, 5, 48, 128]. Only the
 classifier's bias is shared by all columns. Collectives: over `column`, all_gather of the maps that meet and
@@ -20,13 +22,14 @@ import functools
 
 import flax.struct
 import jax
+import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from alexnet_jax import augment
 from alexnet_jax.errors import InputError
@@ -120,11 +123,51 @@ def on_columns(config, mesh: Mesh, function):
         return shared, jax.tree.map(lambda x: x[None], own)
 
     def all_here(params, *args):
-        in_axes = (column_axes(params), *[None] * len(args))
-        run = jax.vmap(function, in_axes, out_axes=(None, 0), axis_name=AXIS, axis_size=config.model.columns)
-        return run(params, *args)
+        axes = column_axes(params)
+        columns = [
+            (jax.tree.map(lambda x, axis: x if axis is None else x[column], params, axes), *args)  # noqa: B023
+            for column in range(config.model.columns)
+        ]
+        results = _in_step(function, columns)
+        return results[0][0], jax.tree.map(lambda *own: jnp.stack(own), *[own for _, own in results])
 
     return this_device if _split(mesh) else all_here
+
+
+def _in_step(function, columns: list[tuple]) -> list:
+    """`function(*args)` for the args of each column, its collectives over AXIS taken among them.
+
+    The program of one column is traced once; each of its operations is then done for one column after the
+    other, and each collective for all at once, as vmap does it. What a device does for a column is so the
+    very same operations that it would do with that column alone: plain convolutions, not grouped ones, and
+    on a CPU the same bits.
+    """
+    size = len(columns)
+    jaxpr, shape = jax.make_jaxpr(function, axis_env=[(AXIS, size)], return_shape=True)(*columns[0])
+    inputs = [*jaxpr.jaxpr.constvars, *jaxpr.jaxpr.invars]
+    values = [dict(zip(inputs, [*jaxpr.consts, *jax.tree.leaves(args)], strict=True)) for args in columns]
+
+    def read(column, atom):
+        return atom.val if isinstance(atom, jax.extend.core.Literal) else values[column][atom]
+
+    for eqn in jaxpr.jaxpr.eqns:
+        params = eqn.primitive.get_bind_params(eqn.params)
+
+        def run(*operands, primitive=eqn.primitive, params=params):
+            out = primitive.bind(*operands, **params)
+            return out if primitive.multiple_results else [out]
+
+        operands = [[read(column, atom) for atom in eqn.invars] for column in range(size)]
+        if any(getattr(effect, "name", None) == AXIS for effect in eqn.effects):
+            stacked = [jnp.stack(same) for same in zip(*operands, strict=True)]
+            together = jax.vmap(run, axis_name=AXIS, axis_size=size)(*stacked)
+            outputs = [[x[column] for x in together] for column in range(size)]
+        else:
+            outputs = [run(*own) for own in operands]
+        for column in range(size):
+            values[column].update(zip(eqn.outvars, outputs[column], strict=True))
+    treedef = jax.tree.structure(shape)
+    return [treedef.unflatten([read(c, atom) for atom in jaxpr.jaxpr.outvars]) for c in range(size)]
 
 
 def _shard_map(mesh: Mesh, function, in_specs, out_specs):
@@ -142,10 +185,6 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P("data"))
 
 
-def param_shardings(params, mesh: Mesh):
-    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), _specs(params, mesh))
-
-
 def _init_params(config):
     """Stacked parameters; a column's are drawn from (seed, layer, column) (section 5)."""
     image = jnp.zeros((1, config.data.crop_size, config.data.crop_size, config.data.channels))
@@ -158,7 +197,7 @@ def _init_params(config):
 def abstract_state(config, mesh: Mesh, optimizer: optax.GradientTransformation) -> TrainState:
     """Shapes, types and shardings of the state, computing nothing."""
     state = jax.eval_shape(lambda: _init_state(config, optimizer))
-    shardings = param_shardings(state.params, mesh)
+    shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), _specs(state.params, mesh))
     everywhere = replicated(mesh)
     like_params = optax.tree_map_params(
         optimizer, lambda _, s: s, state.opt_state, shardings, transform_non_params=lambda _: everywhere
@@ -179,22 +218,17 @@ def init_state(config, mesh: Mesh, optimizer: optax.GradientTransformation) -> T
     return jax.jit(lambda: _init_state(config, optimizer), out_shardings=shardings)()
 
 
-def _loss(config, params, views, labels, dropout_keys):
-    """One column's mean cross entropy over this device's examples (section 3.5)."""
-    logits, _ = Column(config).apply({"params": params}, views, dropout_keys)
-    loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
-    # The same in both columns. Taking the mean inside what is differentiated says so: the gradient of
-    # logits that both columns hold must not count twice.
-    return lax.pmean(loss, AXIS), ()
-
-
 def loss_and_gradients(config, mesh: Mesh):
     """(params, images, labels, step, statistics) -> the global batch's loss, and gradients like params.
 
     images uint8 [batch, image_size, image_size, channels], labels int32 [batch], both split over `data`.
     All randomness is drawn from (seed, step, index in the global batch), dropout also from (layer, column).
     """
-    run = on_columns(config, mesh, functools.partial(_loss, config))
+
+    def logits(params, views, dropout_keys):
+        return Column(config).apply({"params": params}, views, dropout_keys)[0], ()
+
+    run = on_columns(config, mesh, logits)
 
     def local(params, images, labels, step, statistics):
         batch = images.shape[0]
@@ -205,8 +239,13 @@ def loss_and_gradients(config, mesh: Mesh):
         views = augment.train_views(images, view_keys, statistics, config)
         # Without this cast jax would sum the gradients over `data` leaf by leaf as it meets them.
         params = jax.tree.map(lambda x: lax.pcast(x, "data", to="varying"), params)
-        value_and_grad = jax.value_and_grad(lambda params: run(params, views, labels, dropout_keys)[0])
-        return lax.pmean(value_and_grad(params), "data")
+
+        def loss(params):
+            """The mean cross entropy over this device's examples (section 3.5), the same in both columns."""
+            logits, _ = run(params, views, dropout_keys)
+            return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+        return lax.pmean(jax.value_and_grad(loss)(params), "data")
 
     def whole(params, images, labels, step, statistics):
         specs = _specs(params, mesh)
@@ -232,46 +271,48 @@ def train_step(config, mesh: Mesh, optimizer: optax.GradientTransformation):
 
 
 @jax.jit
-def _all_finite(params):
+def all_finite(params) -> Bool[Array, ""]:
     return jnp.array([jnp.isfinite(x).all() for x in jax.tree.leaves(params)]).all()
 
 
-def all_finite(params) -> bool:
-    """Whether no parameter is NaN or infinite."""
-    return bool(_all_finite(params))
+def eval_step(config, mesh: Mesh, views: int):
+    """(params, images, labels, real, statistics) -> sums over the examples that are `real`.
 
-
-def eval_step(config, mesh: Mesh):
-    """Compiled (params, images, labels, real, statistics) -> sums over the examples that are `real`.
-
-    `loss`, `top1_errors`, `top5_errors`, `examples`. The softmax outputs of `config.eval.views` views are
-    averaged (section 4.1); the loss is of that average.
+    `loss`, `top1_errors`, `top5_errors`, `examples`. The softmax outputs of 1 or 10 views are averaged
+    (section 4.1); the loss is of that average. One view is compiled, and run for each: a loop inside the
+    compiled program would run on one core of a CPU.
     """
     run = on_columns(
         config, mesh, lambda params, views: (Column(config).apply({"params": params}, views)[0], ())
     )
-    views = jnp.array(augment.test_views(config), jnp.int32)
+    places = [np.array(view, np.int32) for view in augment.test_views(config, views)]
 
-    def local(params, images, labels, real, statistics):
-        def log_softmax(view):
-            logits, _ = run(params, augment.test_view(images, view, statistics, config))
-            return jax.nn.log_softmax(logits)
+    def local(params, images, view, statistics):
+        logits, _ = run(params, augment.test_view(images, view, statistics, config))
+        return jax.nn.log_softmax(logits)
 
-        log_probs = jax.nn.logsumexp(lax.map(log_softmax, views), axis=0) - np.log(len(views))
+    @jax.jit
+    def log_softmax(params, images, view, statistics):
+        in_specs = (_specs(params, mesh), P("data"), P(), P())
+        return _shard_map(mesh, local, in_specs, P("data"))(params, images, view, statistics)
+
+    @functools.partial(jax.jit, out_shardings=replicated(mesh))
+    def sums(log_probs, labels, real):
+        log_probs = jax.nn.logsumexp(jnp.stack(log_probs), axis=0) - np.log(len(log_probs))
         own = jnp.take_along_axis(log_probs, labels[:, None], axis=1)
         # Where classes tie, the lower label comes first, as in argmax: a constant network scores by chance.
-        ahead = (log_probs > own) | ((log_probs == own) & (jnp.arange(log_probs.shape[1]) < labels[:, None]))
-        rank = ahead.sum(axis=1)
-        sums = {"loss": -own[:, 0], "top1_errors": rank >= 1, "top5_errors": rank >= 5, "examples": real}
+        # What is not behind is ahead, so that an output that is not a number is an error.
+        higher_label = jnp.arange(log_probs.shape[1]) > labels[:, None]
+        behind = (log_probs < own) | ((log_probs == own) & higher_label)
+        rank = log_probs.shape[1] - 1 - behind.sum(axis=1)
+        values = {"loss": -own[:, 0], "top1_errors": rank >= 1, "top5_errors": rank >= 5, "examples": real}
         # `where`, not a product: padding may give anything, NaN included.
-        sums = {name: jnp.where(real, value, 0).sum(dtype=jnp.float32) for name, value in sums.items()}
-        return lax.psum(sums, "data")
+        return {name: jnp.where(real, value, 0).sum(dtype=jnp.float32) for name, value in values.items()}
 
-    def whole(params, images, labels, real, statistics):
-        in_specs = (_specs(params, mesh), P("data"), P("data"), P("data"), P())
-        return _shard_map(mesh, local, in_specs, P())(params, images, labels, real, statistics)
+    def step(params, images, labels, real, statistics):
+        return sums([log_softmax(params, images, view, statistics) for view in places], labels, real)
 
-    return jax.jit(whole)
+    return step
 
 
 def forward(config, mesh: Mesh):
@@ -285,7 +326,7 @@ def forward(config, mesh: Mesh):
     def whole(params, views):
         out_specs = (P("data"), P(AXIS, "data") if _split(mesh) else P(None, "data"))
         logits, own = _shard_map(mesh, run, (_specs(params, mesh), P("data")), out_specs)(params, views)
-        merge = lambda x: jnp.moveaxis(x, 0, -2).reshape(*x.shape[1:-1], -1)  # noqa: E731
-        return logits, {**jax.tree.map(merge, own), "fc8": logits}
+        joined = {name: jnp.moveaxis(x, 0, -2).reshape(*x.shape[1:-1], -1) for name, x in own.items()}
+        return logits, {**joined, "fc8": logits}
 
     return jax.jit(whole)

@@ -4,13 +4,16 @@
     Run.loop       the loop
     Run.validate   errors on the validation split -> schedule -> metrics.jsonl -> checkpoint
 
-Where things are: the network in model.py, one step of it and the devices in parallel.py, the update rule and
-the schedule in optimizer.py, crops and colour in augment.py, batches in input_pipeline.py, the numbers in
-configs/paper.py. All that decides how a run goes on is in `parallel.TrainState`, and a checkpoint holds all
-of it: a run that is killed anywhere and started again with the same command ends at the same parameters.
+The paper's sections elsewhere: 2 in images.py (`fit`) and datasets/statistics.py, 3 in model.py and
+layers.py, 3.2 also in parallel.py, 4.1 in augment.py, 4.2 in layers.py, 5's update rule and schedule in
+optimizer.py, all numbers in configs/paper.py. One step, and the devices that run it, are in parallel.py.
+
+All that decides how a run goes on is in `parallel.TrainState`, and a checkpoint holds all of it: a run that
+is killed anywhere and started again with the same command ends at the same parameters.
 """
 
 import contextlib
+import datetime
 import json
 import logging
 import os
@@ -19,13 +22,15 @@ import time
 
 import jax
 import numpy as np
-from clu import metric_writers, parameter_overview, periodic_actions
 
 from alexnet_jax import config as configuration
-from alexnet_jax import evaluate, input_pipeline, model, optimizer, parallel
+from alexnet_jax import evaluate, input_pipeline, model, optimizer, parallel, quiet_tensorflow
 from alexnet_jax.checkpoint import METRIC, Checkpoints
 from alexnet_jax.datasets import statistics
 from alexnet_jax.errors import Diverged, InputError
+
+quiet_tensorflow.load()  # before clu does
+from clu import metric_writers, parameter_overview, periodic_actions  # noqa: E402
 
 log = logging.getLogger("alexnet_jax")
 
@@ -37,33 +42,42 @@ def train(config, workdir: str) -> None:
     """
     configuration.check_same_run(config, workdir)
     mesh = parallel.make_mesh(config)
-    sources = {split: input_pipeline.open_source(config, split) for split in ("train_split", "val_split")}
+    train_source = input_pipeline.open_source(config, "train_split")
+    val_source = input_pipeline.open_source(config, "val_split")
     input_pipeline.open_source(config, "test_split")  # only to know now that it is there
-    evaluate.check_labels(config, sources["train_split"])
-    arrays = _open_workdir(config, workdir, sources["train_split"])
+    evaluate.check_labels(config, train_source)
+    arrays = _open_workdir(config, workdir, train_source)
     handler = logging.FileHandler(os.path.join(workdir, "train.log"))
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     log.addHandler(handler)
-    with Checkpoints(workdir, config.checkpoint.keep, log.warning) as checkpoints:
-        run = Run(config, workdir, mesh, sources, arrays, checkpoints)
-        if run.ended and run.evaluated():
-            log.info("the run in %s is finished: %s", workdir, _summary(workdir))
-            return
+    with Checkpoints(workdir, config.checkpoint.keep) as checkpoints:
+        run = Run(config, workdir, mesh, train_source, val_source, arrays, checkpoints)
         if not run.ended:
             run.loop()
-    best = config.copy_and_resolve_references()
-    best.eval.step = -1
-    evaluate.evaluate(best, workdir, log.info)
+        else:
+            found = evaluate.read(workdir)
+            wanted = {
+                "step": checkpoints.best_step(),
+                "views": config.eval.views,
+                "split": config.data.test_split,
+            }
+            if wanted.items() <= found.items():
+                log.info(
+                    f"the run in {workdir} is finished: top-1 error {found['top1_error']:.4f}, top-5 error"
+                    f" {found['top5_error']:.4f} on {found['examples']:,} images of {found['split']}"
+                    f" (step {found['step']})"
+                )
+                return
+    evaluate.evaluate(config, workdir)
 
 
 def _open_workdir(config, workdir: str, source) -> dict:
     """Makes the workdir, with what its checkpoints belong to: config.json and statistics.npz, returned."""
     path = os.path.join(workdir, "statistics.npz")
     arrays = statistics.load(path)
-    names = {"label_names": np.array(source.label_names)}
     try:
         if arrays is None:
-            arrays = {**statistics.of_source(source, log.info), **names}
+            arrays = {**statistics.of_source(source), "label_names": np.array(source.label_names)}
             os.makedirs(workdir, exist_ok=True)
             statistics.save(path, arrays)
         configuration.save(config, workdir)
@@ -75,30 +89,20 @@ def _open_workdir(config, workdir: str, source) -> dict:
 class Run:
     """A run of `workdir` from where its checkpoints left it."""
 
-    def __init__(self, config, workdir, mesh, sources, arrays, checkpoints):
+    def __init__(self, config, workdir, mesh, train_source, val_source, arrays, checkpoints):
         self.config, self.workdir, self.mesh, self.checkpoints = config, workdir, mesh, checkpoints
-        self.train_source, self.val_source = sources["train_split"], sources["val_split"]
+        self.train_source, self.val_source = train_source, val_source
         self.arrays = evaluate.on_devices(arrays, mesh)
         self.rule = optimizer.make(config)
+        self.metrics_path = os.path.join(workdir, "metrics.jsonl")
         # The step that completes the last epoch; batches run on across epochs.
-        self.last_step = -(-config.num_epochs * len(self.train_source) // config.batch_size)
+        self.last_step = -(-config.num_epochs * len(train_source) // config.batch_size)
         self.state = checkpoints.restore_latest(parallel.abstract_state(config, mesh, self.rule))
-        self.resumed = self.state is not None
-        if not self.resumed:
+        if self.state is None:
             self.state = parallel.init_state(config, mesh, self.rule)
         self.first_step = int(self.state.step)
         plateau = self.state.opt_state["learning_rate"]
         self.ended = self.first_step >= self.last_step or optimizer.ended(config, plateau)
-
-    def evaluated(self) -> bool:
-        """Whether eval.json is of the best checkpoint, as this configuration evaluates it."""
-        found = _read_json(os.path.join(self.workdir, "eval.json"))
-        wanted = {
-            "step": self.checkpoints.best_step(),
-            "views": self.config.eval.views,
-            "split": self.config.data.test_split,
-        }
-        return found is not None and wanted == {name: found.get(name) for name in wanted}
 
     def epochs(self, step: int) -> int:
         """Epochs that `step` updates complete."""
@@ -107,13 +111,11 @@ class Run:
     def loop(self) -> None:
         """Trains to the last step, or to where the schedule ends it. Raises Diverged, or exits on SIGTERM."""
         config, mesh = self.config, self.mesh
-        _keep_rows(self._metrics_path, self.first_step)
+        _keep_rows(self.metrics_path, self.first_step)
         self.writer = metric_writers.AsyncWriter(metric_writers.SummaryWriter(self.workdir))
         self.writer.write_hparams(dict(configuration.flatten(config)))
         self._announce()
-        validation = config.copy_and_resolve_references()
-        validation.eval.views = 1
-        self.eval_step = parallel.eval_step(validation, mesh)
+        self.eval_step = parallel.eval_step(config, mesh, views=1)
         step_fn = parallel.train_step(config, mesh, self.rule)
         sharding = parallel.batch_sharding(mesh)
         batches = input_pipeline.batches(self.train_source, config, sharding, self.first_step, self.last_step)
@@ -136,7 +138,7 @@ class Run:
                 if stop.requested:
                     self.save()
                     self.checkpoints.wait()
-                    log.info("stopped by %s; step %d is saved, the same command goes on", stop.name, step)
+                    log.info(f"stopped by {stop.name}; step {step} is saved, the same command goes on")
                     raise SystemExit(128 + stop.requested)
                 if ended:
                     break
@@ -146,12 +148,13 @@ class Run:
         self._check_loss()
         images_per_second = self.clock.images_per_second()
         result = evaluate.errors(
-            self.eval_step, self.state.params, self.val_source, self.config, self.mesh, self.arrays, log.info
+            self.eval_step, self.state.params, self.val_source, self.config, self.mesh, self.arrays
         )
         opt_state = self.state.opt_state
-        plateau, ended = optimizer.after_validation(
+        plateau = optimizer.after_validation(
             self.config, jax.device_get(opt_state["learning_rate"]), result["top1_error"]
         )
+        ended = optimizer.ended(self.config, plateau)
         row = {
             "step": step,
             "epoch": self.epochs(step),
@@ -170,19 +173,19 @@ class Run:
             opt_state=opt_state | {"learning_rate": jax.device_put(plateau, everywhere)},
             **jax.device_put(zero, everywhere),
         )
-        with open(self._metrics_path, "a") as file:
+        with open(self.metrics_path, "a") as file:
             file.write(json.dumps(row) + "\n")
         self.writer.write_scalars(step, {name: value for name, value in row.items() if name != "step"})
         self.save({METRIC: row[METRIC]})
         log.info(
-            "epoch %d/%d: validation top-1 error %.4f, top-5 error %.4f, loss %.4f (training loss %.4f)",
-            row["epoch"], self.config.num_epochs, row["val_top1_error"], row["val_top5_error"],
-            row["val_loss"], row["train_loss"],
-        )  # fmt: skip
+            f"epoch {row['epoch']}/{self.config.num_epochs}: validation top-1 error"
+            f" {row['val_top1_error']:.4f}, top-5 error {row['val_top5_error']:.4f},"
+            f" loss {row['val_loss']:.4f} (training loss {row['train_loss']:.4f})"
+        )
         if ended:
             log.info("the validation error no longer improves at the lowest learning rate: training ends")
         elif self._learning_rate() != row["learning_rate"]:
-            log.info("the validation error stopped improving: learning rate %g", self._learning_rate())
+            log.info(f"the validation error stopped improving: learning rate {self._learning_rate():g}")
         self.clock.restart()
         return ended
 
@@ -191,10 +194,6 @@ class Run:
         if not parallel.all_finite(self.state.params):
             self._diverged(int(self.state.step), "a parameter is not a finite number")
         self.checkpoints.save(self.state, metrics)
-
-    @property
-    def _metrics_path(self) -> str:
-        return os.path.join(self.workdir, "metrics.jsonl")
 
     def _learning_rate(self) -> float:
         return optimizer.learning_rate(self.config, int(self.state.opt_state["learning_rate"].drops))
@@ -214,28 +213,28 @@ class Run:
         )
 
     def _announce(self) -> None:
-        log.info("%s\n", model.describe(self.config))
+        log.info(f"{model.describe(self.config)}\n")
         overview = parameter_overview.get_parameter_overview(self.state.params, include_stats="global")
-        log.debug("parameters\n%s", overview)  # to train.log only
+        log.debug(f"parameters\n{overview}")  # to train.log only
         shape = " x ".join(f"{size} ({name})" for name, size in self.mesh.shape.items())
         log.info(
-            "%s %s on a mesh of %s %s devices: steps %d to %d, %d epochs of %s images, batches of %d",
-            "resuming" if self.resumed else "training", self.workdir, shape, jax.default_backend(),
-            self.first_step + 1, self.last_step, self.config.num_epochs, f"{len(self.train_source):,}",
-            self.config.batch_size,
-        )  # fmt: skip
+            f"{'resuming' if self.first_step else 'training'} {self.workdir} on a mesh of {shape}"
+            f" {jax.default_backend()} devices: steps {self.first_step + 1} to {self.last_step},"
+            f" {self.config.num_epochs} epochs of {len(self.train_source):,} images, batches of"
+            f" {self.config.batch_size}"
+        )
 
     def _progress(self, step: int, t: float) -> None:
         del t
         rate = self.clock.images_per_second()
         if not rate:
             return
-        left = _duration((self.last_step - step) * self.config.batch_size / rate)
+        left = datetime.timedelta(seconds=round((self.last_step - step) * self.config.batch_size / rate))
+        loss = float(self.state.loss_sum) / max(int(self.state.loss_count), 1)
         log.info(
-            "epoch %d/%d  step %d/%d  loss %.4f  %s images/s  %s left",
-            self.epochs(step) + 1, self.config.num_epochs, step, self.last_step,
-            float(self.state.loss_sum) / max(int(self.state.loss_count), 1), f"{rate:,.0f}", left,
-        )  # fmt: skip
+            f"epoch {self.epochs(step) + 1}/{self.config.num_epochs}  step {step}/{self.last_step}"
+            f"  loss {loss:.4f}  {rate:,.0f} images/s  {left} left"
+        )
         self.writer.write_scalars(step, {"images_per_second": rate})
 
 
@@ -281,7 +280,7 @@ class _StopRequest:
         del frame
         self.requested = number
         signal.signal(number, self._former[number])
-        log.info("%s: saving after this step", self.name)
+        log.info(f"{self.name}: saving after this step")
 
 
 def _keep_rows(path: str, last_step: int) -> None:
@@ -300,25 +299,3 @@ def _parse(line: str):
         return json.loads(line)
     except ValueError:
         return None  # the line that a killed run was writing
-
-
-def _read_json(path: str):
-    try:
-        with open(path) as file:
-            return json.load(file)
-    except (OSError, ValueError):
-        return None
-
-
-def _summary(workdir: str) -> str:
-    found = _read_json(os.path.join(workdir, "eval.json"))
-    return (
-        f"top-1 error {found['top1_error']:.4f}, top-5 error {found['top5_error']:.4f} on"
-        f" {found['examples']:,} images of {found['split']} (step {found['step']})"
-    )
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}"

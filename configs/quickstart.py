@@ -11,18 +11,19 @@ from configs import paper
 def get_config() -> ml_collections.ConfigDict:
     config = paper.get_config()
     config.name = "quickstart"
-    config.num_epochs = 4
+    config.num_epochs = 7
+    config.batch_size = 64
     config.model.num_classes = 10
 
     # Maps: 24, pooled 11, 11, pooled 5, 5, 5, 5, pooled 2. Kernels and inputs are not the paper's, so
     # init_std is not either: its product with sqrt(weights of a kernel) is that of the paper's layer.
     layers = config.model.layers
-    layers.conv1.update(kernel=5, stride=1, padding=(2, 2), features=32, init_std=0.038)
-    layers.conv2.update(features=64, init_std=0.0173)
-    layers.conv3.update(features=96, init_std=0.02)
-    layers.conv4.update(features=96, init_std=0.02)
-    layers.conv5.update(features=64, init_std=0.02)
-    layers.fc6.update(features=512, init_std=0.06)
+    layers.conv1.update(kernel=5, stride=1, padding=(2, 2), features=24, init_std=0.038)
+    layers.conv2.update(features=48, init_std=0.02)
+    layers.conv3.update(features=64, init_std=0.0231)
+    layers.conv4.update(features=64, init_std=0.0245)
+    layers.conv5.update(features=48, init_std=0.0245)
+    layers.fc6.update(features=512, init_std=0.069)
     layers.fc7.update(features=512, init_std=0.0283)
     layers.fc8.update(init_std=0.0283)
 
@@ -35,6 +36,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.val_split = "train[55000:]"
     config.data.test_split = "test"
 
+    config.optimizer.learning_rate = 0.02
     config.optimizer.plateau.patience = 1
     config.checkpoint.every_steps = 100
     config.eval.batch_size = 250

@@ -1,3 +1,5 @@
+"""alexnet_jax/augment.py: crops, flips, colour noise and the ten views against NumPy and closed forms."""
+
 import functools
 
 import jax
@@ -10,11 +12,10 @@ from alexnet_jax import augment
 from configs import paper
 
 
-def config_of(image_size=12, crop_size=8, views=10, pca_std=0.0, normalization="mean_image", **choices):
+def config_of(image_size=12, crop_size=8, pca_std=0.0, normalization="mean_image", **choices):
     config = paper.get_config()
     config.data.update(image_size=image_size, crop_size=crop_size, normalization=normalization)
     config.augment.update(pca_std=pca_std, **choices)
-    config.eval.views = views
     return ml_collections.FrozenConfigDict(config)
 
 
@@ -139,7 +140,7 @@ def test_a_view_depends_on_its_own_image_and_key_only():
 def test_colour_noise_has_the_papers_covariance():
     number, statistics = 40_000, statistics_of()
     noise = np.asarray(
-        jax.jit(lambda keys: augment.colour_noise(keys, 0.1, statistics))(keys(number)), np.float64
+        jax.jit(jax.vmap(lambda key: augment.colour_noise(key, 0.1, statistics)))(keys(number)), np.float64
     )
     vectors, deviations = statistics["eigenvectors"], statistics["standard_deviations"]
     want = 0.1**2 * vectors @ np.diag(deviations**2) @ vectors.T
@@ -167,14 +168,14 @@ def test_noise_is_one_vector_an_image_on_the_scale_of_the_pixels(normalization):
 
 
 def test_ten_views_are_the_papers():
-    views = augment.test_views(config_of(256, 224))
+    views = augment.test_views(config_of(256, 224), 10)
     places = [(16, 16), (0, 0), (0, 32), (32, 0), (32, 32)]
     assert len(views) == 10
     assert set(views) == {(top, left, flip) for top, left in places for flip in (False, True)}
 
 
 def test_one_view_is_the_centre():
-    assert augment.test_views(config_of(256, 224, views=1)) == [(16, 16, False)]
+    assert augment.test_views(config_of(256, 224), 1) == [(16, 16, False)]
 
 
 def test_views_for_evaluation_equal_slices():
@@ -182,7 +183,7 @@ def test_views_for_evaluation_equal_slices():
     config = config_of()
     centred = images - statistics["mean_image"]
     view = jax.jit(lambda view: augment.test_view(jnp.asarray(images), view, statistics, config))
-    for top, left, flip in augment.test_views(config):
+    for top, left, flip in augment.test_views(config, 10):
         want = centred[:, top : top + 8, left : left + 8]
         got = view(jnp.array((top, left, flip), jnp.int32))
         assert got.dtype == jnp.float32

@@ -91,6 +91,10 @@ def test_a_checkpoint_opens_on_every_placement(tmp_path, state, data, column):
     assert restored.params["conv2"]["kernel"].sharding == abstract.params["conv2"]["kernel"].sharding
 
 
+def said(caplog):
+    return [record.message for record in caplog.records if record.name == "alexnet_jax"]
+
+
 def large_files(folder):
     """The files of a checkpoint that are read: its arrays and their index."""
     found = [path for path in pathlib.Path(folder).rglob("*") if path.is_file()]
@@ -98,8 +102,7 @@ def large_files(folder):
     return [p for p in used if p.name == "manifest.ocdbt" or p.parent.name == "d" or p.name == "_METADATA"]
 
 
-def test_a_checkpoint_that_was_cut_short_is_skipped_with_a_warning(tmp_path, state):
-    said = []
+def test_a_checkpoint_that_was_cut_short_is_skipped_with_a_warning(tmp_path, state, caplog):
     write(tmp_path / "whole", state[0], {1: 0.1, 2: 0.2})
     victims = large_files(tmp_path / "whole" / "checkpoints" / "2")
     assert len(victims) >= 6
@@ -108,9 +111,9 @@ def test_a_checkpoint_that_was_cut_short_is_skipped_with_a_warning(tmp_path, sta
         shutil.copytree(tmp_path / "whole", folder)
         name = folder / victim.relative_to(tmp_path / "whole")
         os.truncate(name, name.stat().st_size // 2)
-        with Checkpoints(folder, 2, said.append) as checkpoints:
+        with Checkpoints(folder, 2) as checkpoints:
             assert same(checkpoints.restore_latest(state[1]), at(state[0], 1)), victim
-            assert "checkpoints/2 cannot be read" in said[-1] and "\n" not in said[-1]
+            assert "checkpoints/2 cannot be read" in said(caplog)[-1] and "\n" not in said(caplog)[-1]
             # The step can be saved again, and the damaged one is still there to look at.
             checkpoints.save(at(state[0], 2), {METRIC: 0.05})
         assert steps(folder) == [1, 2] and (folder / "checkpoints" / "damaged-2").is_dir()
@@ -129,23 +132,21 @@ def test_what_a_killed_run_was_writing_is_removed(tmp_path, state):
     assert os.listdir(tmp_path / "checkpoints") == ["1"]
 
 
-def test_metrics_that_were_cut_short_do_not_lock_the_others_out(tmp_path, state):
+def test_metrics_that_were_cut_short_do_not_lock_the_others_out(tmp_path, state, caplog):
     write(tmp_path, state[0], {1: 0.3, 2: 0.1})
     os.truncate(tmp_path / "checkpoints" / "2" / "metrics" / "metrics", 5)
-    said = []
-    with Checkpoints(tmp_path, None, said.append) as checkpoints:
-        assert checkpoints.restore_params(state[1].params)[0] == 1 and len(said) == 1
-    with Checkpoints(tmp_path, 2, said.append) as checkpoints:
-        assert same(checkpoints.restore_latest(state[1]), at(state[0], 1)) and len(said) == 2
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.restore_params(state[1].params)[0] == 1 and len(said(caplog)) == 1
+    with Checkpoints(tmp_path, 2) as checkpoints:
+        assert same(checkpoints.restore_latest(state[1]), at(state[0], 1)) and len(said(caplog)) == 2
 
 
-def test_evaluation_skips_a_damaged_best_and_names_what_is_not_there(tmp_path, state):
+def test_evaluation_skips_a_damaged_best_and_names_what_is_not_there(tmp_path, state, caplog):
     write(tmp_path, state[0], {1: 0.3, 2: 0.1})
     for name in large_files(tmp_path / "checkpoints" / "2" / "params"):
         os.truncate(name, name.stat().st_size // 2)
-    said = []
-    with Checkpoints(tmp_path, None, said.append) as checkpoints:
-        assert checkpoints.restore_params(state[1].params)[0] == 1 and len(said) == 1
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.restore_params(state[1].params)[0] == 1 and len(said(caplog)) == 1
         with pytest.raises(InputError, match=r"eval.step: 7 .* 1, 2"):
             checkpoints.restore_params(state[1].params, 7)
         with pytest.raises(InputError, match="no checkpoint that can be read"):

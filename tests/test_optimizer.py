@@ -1,3 +1,5 @@
+"""alexnet_jax/optimizer.py: the update rule and the schedule against hand-written NumPy."""
+
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
@@ -53,24 +55,6 @@ def test_update_is_the_papers_over_drops_of_the_learning_rate():
         w = optax.apply_updates(w, updates)
         for name in ("kernel", "bias"):
             np.testing.assert_allclose(w["conv1"][name], want["conv1"][name], rtol=1e-6, atol=1e-6)
-
-
-def test_optax_sgd_is_another_rule_after_a_drop():
-    params, gradients = problem()
-    rates = jnp.array([0.01 * 0.1**drops for drops in DROPS])
-    rule = optax.chain(
-        optax.add_decayed_weights(0.0005, mask={"conv1": {"kernel": True, "bias": False}}),
-        optax.sgd(lambda step: rates[step], momentum=0.9),
-    )
-    w = to_float32(params)
-    state = rule.init(w)
-    differences = []
-    for g, want in zip(gradients, paper_rule(params, gradients), strict=True):
-        updates, state = rule.update(to_float32(g), state, w)
-        w = optax.apply_updates(w, updates)
-        differences.append(np.abs(w["conv1"]["kernel"] - want["conv1"]["kernel"]).max())
-    assert max(differences[:3]) < 1e-6
-    assert min(differences[3:]) > 1e-2
 
 
 def test_bias_does_not_decay_and_a_kernel_does():
@@ -137,23 +121,14 @@ def test_schedule_follows_the_validation_errors(case):
     state = start(config)
     assert not optimizer.ended(config, state)
     for number, (error, drops, ends) in enumerate(validations):
-        state, said = optimizer.after_validation(config, state, error)
-        assert (int(state.drops), bool(said)) == (drops, ends), f"validation {number}"
-        assert optimizer.ended(config, state) == ends, f"validation {number}"
+        state = optimizer.after_validation(config, state, error)
+        assert (int(state.drops), optimizer.ended(config, state)) == (drops, ends), f"validation {number}"
 
 
 def test_schedule_keeps_the_types_that_the_compiled_step_takes():
-    config = config_of(patience=1)
-    first = start(config)
-    for error in (0.5, 0.6, 0.4):
-        state, _ = optimizer.after_validation(config, first, error)
+    config = config_of(patience=2, max_drops=1)
+    state = first = start(config)
+    for error in (0.5, 0.6, 0.6, 0.6, 0.6):  # an improvement, a stale one, a drop, a stale one, the end
+        state = optimizer.after_validation(config, state, error)
         assert [np.asarray(x).dtype for x in state] == [np.asarray(x).dtype for x in first]
-
-
-def test_best_is_the_lowest_error_so_far():
-    config = config_of()
-    state = start(config)
-    assert np.isinf(state.best)
-    for error, best in ((0.75, 0.75), (0.875, 0.75), (0.5, 0.5), (0.625, 0.5)):
-        state, _ = optimizer.after_validation(config, state, error)
-        assert float(state.best) == best
+    assert optimizer.ended(config, state)

@@ -1,3 +1,5 @@
+"""alexnet_jax/parallel.py: the same step on every mesh, and what evaluation counts."""
+
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -98,7 +100,7 @@ def three_steps(mesh):
         "history": history,
         "state": state,
         "forward": parallel.forward(config, devices)(params, views),
-        "eval": parallel.eval_step(config, devices)(params, images, labels, labels != 3, statistics()),
+        "eval": parallel.eval_step(config, devices, 10)(params, images, labels, labels != 3, statistics()),
     }
 
 
@@ -165,7 +167,7 @@ def held(x):
 def test_each_device_holds_its_own_column_only(runs, mesh):
     state = runs[mesh]["state"]
     for params in (state.params, gradients(state), velocity(state)):
-        assert held(params["conv2"]["kernel"]) == ({(1, 5, 5, 4, 8)}, 2)
+        assert held(params["conv2"]["kernel"]) == ({(1, 5, 5, 3, 6)}, 2)
         assert held(params["fc6"]["bias"]) == ({(1, 64)}, 2)
         assert held(params["fc8"]["kernel"]) == ({(1, 64, 10)}, 2)
         assert held(params["fc8"]["bias"]) == ({(10,)}, 1)
@@ -213,7 +215,7 @@ def test_normalisation_across_columns_is_over_the_joined_maps(across, mesh):
     activations, _ = across[mesh]
     a = np.asarray(activations["conv1/activation"], np.float64)
     maps = a.shape[-1]
-    assert maps == 8
+    assert maps == 6
     want = np.empty_like(a)
     for i in range(maps):
         neighbours = a[..., max(0, i - 2) : min(maps - 1, i + 2) + 1]
@@ -239,7 +241,7 @@ def mean_softmax(config, mesh, params, images):
 
 
 def test_ten_view_evaluation_is_of_the_mean_softmax_over_the_examples_that_are_real():
-    config = small_config((2, 2), **{"eval.views": 10})
+    config = small_config((2, 2))
     mesh = parallel.make_mesh(config)
     params, (images, labels) = params_of(config, mesh), batch(7)
     real = np.arange(BATCH) < 11
@@ -248,7 +250,7 @@ def test_ten_view_evaluation_is_of_the_mean_softmax_over_the_examples_that_are_r
     rank = (probabilities > own[:, None]).sum(axis=1)
     assert 0 < (rank >= 5).sum() < (rank >= 1).sum() <= 11
 
-    step = parallel.eval_step(config, mesh)
+    step = parallel.eval_step(config, mesh, 10)
     sums = step(params, images, labels, real, statistics())
     np.testing.assert_allclose(sums["loss"], -np.log(own).sum(), rtol=1e-5)
     assert sums["top1_errors"] == (rank >= 1).sum()
@@ -265,17 +267,38 @@ def test_ten_view_evaluation_is_of_the_mean_softmax_over_the_examples_that_are_r
 
 
 @pytest.fixture(scope="module")
-def errors_of_logits():
-    """(logits, labels) -> top-1 and top-5 errors of each, of a network whose logits are its last bias."""
+def two_layers():
+    """The evaluation step of a network of fc7 and fc8, and parameters that are all zero."""
     config = small_config(only=("fc7",), **{"model.layers.fc7.gather": False})
     mesh = parallel.make_mesh(config)
-    step, zeros = parallel.eval_step(config, mesh), jax.tree.map(jnp.zeros_like, params_of(config, mesh))
+    return parallel.eval_step(config, mesh, 10), jax.tree.map(jnp.zeros_like, params_of(config, mesh))
+
+
+def test_padding_may_give_outputs_that_are_not_numbers(two_layers):
+    step, params = two_layers
+    params = jax.tree.map(lambda x: x, params)
+    params["fc7"]["kernel"] += 3e38
+    params["fc8"]["kernel"] += 1
+    real = np.arange(BATCH) < 5
+    black = np.zeros((BATCH, 28, 28, 3), np.uint8)
+    mean = {**statistics(), "mean_image": np.zeros((28, 28, 3), np.float32)}
+    sums = step(params, black, np.zeros(BATCH, np.int32), real, mean)
+    assert float(sums["loss"]) == pytest.approx(5 * np.log(10), rel=1e-6)
+    black[~real] = 255
+    assert np.isnan(step(params, black, np.zeros(BATCH, np.int32), ~real, mean)["loss"])
+    assert step(params, black, np.zeros(BATCH, np.int32), real, mean) == sums
+
+
+@pytest.fixture(scope="module")
+def errors_of_logits(two_layers):
+    """(logits, label) -> top-1 and top-5 errors and loss, of a network whose logits are its last bias."""
+    step, zeros = two_layers
 
     def run(logits, label):
         fc8 = {**zeros["fc8"], "bias": jnp.array(logits, jnp.float32)}
-        images = batch()[0]
         real = np.arange(BATCH) == 0
-        sums = step({**zeros, "fc8": fc8}, images, np.full(BATCH, label, np.int32), real, statistics())
+        labels = np.full(BATCH, label, np.int32)
+        sums = step({**zeros, "fc8": fc8}, batch()[0], labels, real, statistics())
         return int(sums["top1_errors"]), int(sums["top5_errors"]), float(sums["loss"])
 
     return run

@@ -1,3 +1,5 @@
+"""alexnet_jax/datasets/statistics.py: the mean image and the colour covariance against NumPy."""
+
 import numpy as np
 import pytest
 

@@ -45,20 +45,16 @@ class FashionMnistShipped(tfds.core.GeneratorBasedBuilder):
         files = {"train": ("train", 60_000), "test": ("t10k", 10_000)}
         # All four files are read before the first example is written.
         return {
-            split: _examples(
+            split: self._generate_examples(
                 read_idx(FILES / f"{stem}-images-idx3-ubyte.gz", (count, 28, 28, 1)),
                 read_idx(FILES / f"{stem}-labels-idx1-ubyte.gz", (count,)),
             )
             for split, (stem, count) in files.items()
         }
 
-    def _generate_examples(self, **kwargs):
-        raise NotImplementedError("_split_generators gives the examples")
-
-
-def _examples(images, labels):
-    for index, (image, label) in enumerate(zip(images, labels, strict=True)):
-        yield index, {"image": image, "label": int(label)}
+    def _generate_examples(self, images, labels):
+        for index, (image, label) in enumerate(zip(images, labels, strict=True)):
+            yield index, {"image": image, "label": int(label)}
 
 
 def read_idx(path: pathlib.Path, shape: tuple[int, ...]) -> np.ndarray:

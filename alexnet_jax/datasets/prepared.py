@@ -13,14 +13,14 @@ import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 
 import alexnet_jax.datasets  # noqa: F401  (registers the builders)
-from alexnet_jax import images
+from alexnet_jax import images, quiet_tensorflow
 from alexnet_jax.config import nearest
 from alexnet_jax.datasets import streams
 from alexnet_jax.errors import InputError
 
 # TFDS keeps 1 GiB of examples in memory before it shuffles them on disk; a quarter of that serves as well.
 _SHUFFLE_BUFFER = 256 << 20
-_log = logging.getLogger("alexnet_jax")
+log = logging.getLogger("alexnet_jax")
 
 
 def prepared_builder(config) -> tfds.core.DatasetBuilder:
@@ -51,13 +51,14 @@ def _builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
 
 def _prepare(builder, name: str, manual_dir: str) -> None:
     final = pathlib.Path(builder.data_path)
+    quiet_tensorflow.load()
     download = tfds.download.DownloadConfig(manual_dir=manual_dir or None)
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
-        with streams.alone(final.parent / f".{final.name}.lock", _log.info) as alone:
+        with streams.alone(final.parent / f".{final.name}.lock") as alone:
             if alone:  # otherwise another process may be writing one of these
                 for leftover in final.parent.glob(f"incomplete.*_{final.name}"):
-                    _log.info("deleting %s, which an interrupted preparation left", leftover)
+                    log.info(f"deleting {leftover}, which an interrupted preparation left")
                     shutil.rmtree(leftover, ignore_errors=True)
             with _small_shuffle_buffer():
                 builder.download_and_prepare(download_config=download, file_format="array_record")

@@ -7,7 +7,6 @@ It is made once from the prepared data set, in its folder, and holds the same pi
 """
 
 import bisect
-import logging
 import math
 import mmap
 import os
@@ -22,7 +21,6 @@ from alexnet_jax.datasets.prepared import TfdsSource
 from alexnet_jax.errors import InputError
 
 _BATCH = 16
-_log = logging.getLogger("alexnet_jax")
 
 
 class RawSource:
@@ -87,7 +85,7 @@ def _opened(source: TfdsSource, split: str) -> tuple[np.ndarray, np.ndarray]:
 
 def _make(source: TfdsSource, split: str, images, labels, shape: tuple[int, ...]) -> None:
     """Writes both files, whole or not at all: the images, by which they are found, come last."""
-    with streams.alone(source.folder / ".raw.lock", _log.info) as alone:
+    with streams.alone(source.folder / ".raw.lock") as alone:
         if images.exists():  # another process has made it while we waited
             return
         if alone:  # otherwise another process may be writing one of these
@@ -117,7 +115,7 @@ def _make(source: TfdsSource, split: str, images, labels, shape: tuple[int, ...]
 def _batches(source: TfdsSource, split: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """(images, labels) of a whole split of TFDS, in order."""
     whole = TfdsSource(source.builder, split, source.size, source.channels, "data.store")
-    progress = streams.Progress(f"raw copy of {split}", len(whole), _log.info)
+    progress = streams.Progress(f"raw copy of {split}", len(whole))
     starts = range(0, len(whole), _BATCH)
     read = lambda start: whole.read(range(start, min(start + _BATCH, len(whole))))  # noqa: E731
     for start, batch in zip(starts, streams.in_order(read, starts, streams.cores()), strict=True):

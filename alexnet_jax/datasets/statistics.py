@@ -1,7 +1,8 @@
 """The training split's mean image and colour covariance (sections 2 and 4.1), stored beside the data."""
 
+import logging
 import os
-import re
+import urllib.parse
 import zipfile
 import zlib
 from functools import partial
@@ -9,6 +10,8 @@ from functools import partial
 import numpy as np
 
 from alexnet_jax.datasets import streams
+
+log = logging.getLogger("alexnet_jax")
 
 # Of those that the compiled step takes; label_names goes with them in a workdir's statistics.npz.
 ARRAYS = (
@@ -50,21 +53,21 @@ def _sums(source, indices) -> tuple[np.ndarray, np.ndarray, int]:
     return images.sum(axis=0, dtype=np.uint32).astype(np.int64), squares, images[..., 0].size
 
 
-def of_source(source, say=print) -> dict[str, np.ndarray]:
+def of_source(source) -> dict[str, np.ndarray]:
     """`compute`d once for each split and kept in the data set's folder."""
     size, channels = source.read([0])[0].shape[2:]
-    name = "-".join([re.sub(r"[^0-9a-zA-Z]+", "_", source.split), f"{size}x{channels}"])
+    name = f"{urllib.parse.quote(source.split, safe='')}-{size}x{channels}"
     # What lies in a folder of pictures changes; a prepared data set does not.
     name += f"-{source.fingerprint}" if hasattr(source, "fingerprint") else ""
     path = source.folder / f"statistics-{name}.npz"
     arrays = load(path)
     if arrays is not None:
         return arrays
-    arrays = compute(source, streams.Progress(f"statistics of {source.split}", len(source), say))
+    arrays = compute(source, streams.Progress(f"statistics of {source.split}", len(source)))
     try:
         save(path, arrays)
     except OSError as error:
-        say(f"statistics are not kept for the next run: {error}")
+        log.warning(f"statistics are not kept for the next run: {error}")
     return arrays
 
 
@@ -82,5 +85,5 @@ def load(path) -> dict[str, np.ndarray] | None:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         return arrays if set(ARRAYS) <= set(arrays) else None
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error):
-        return None
+    except (OSError, ValueError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error):
+        return None  # zipfile raises all of these for a damaged file

@@ -3,10 +3,13 @@
 import collections
 import contextlib
 import fcntl
+import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+
+log = logging.getLogger("alexnet_jax")
 
 
 def cores() -> int:
@@ -32,10 +35,10 @@ def in_order(function: Callable, items: Iterable, threads: int) -> Iterator:
 
 
 class Progress:
-    """`say`s every few seconds how far a pass over `total` images is, and how long it still takes."""
+    """Logs every few seconds how far a pass over `total` images is, and how long it still takes."""
 
-    def __init__(self, what: str, total: int, say: Callable[[str], None], every: float = 5):
-        self._what, self._total, self._say, self._every = what, total, say, every
+    def __init__(self, what: str, total: int, every: float = 5):
+        self._what, self._total, self._every = what, total, every
         self._start = self._last = time.monotonic()
 
     def __call__(self, done: int) -> None:
@@ -44,13 +47,13 @@ class Progress:
             self._last = now
             rate = done / max(now - self._start, 1e-9)
             left = (self._total - done) / rate
-            self._say(
+            log.info(
                 f"{self._what}: {done:,} of {self._total:,} images, {rate:,.0f} images/s, {left:,.0f} s left"
             )
 
 
 @contextlib.contextmanager
-def alone(path, say: Callable[[str], None]) -> Iterator[bool]:
+def alone(path) -> Iterator[bool]:
     """Within the block no other process is in an `alone` block of the same file `path`; waits for it.
 
     Yields True, or False on a file system that has no locks. Where True, what lies half written beside
@@ -60,7 +63,7 @@ def alone(path, say: Callable[[str], None]) -> Iterator[bool]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            say(f"waiting for another process, which is preparing the same data ({path})")
+            log.info(f"waiting for another process, which is preparing the same data ({path})")
             fcntl.flock(file, fcntl.LOCK_EX)
         except OSError:
             yield False
