@@ -40,6 +40,7 @@ def test_every_configuration_is_accepted():
         ("model.layers.fc6.features", 0),
         ("data.name", ""),
         ("data.channels", 4),
+        ("data.store", "png"),
         ("data.crop_size", 257),
         ("data.normalization", "none"),
         ("augment.pca_std", -0.1),
@@ -107,7 +108,7 @@ def saved(tmp_path, **changes):
         {"mesh.column": 1, "mesh.data": 2},
         {"eval.views": 1},
         {"checkpoint.every_steps": 7},
-        {"data.dir": "/elsewhere", "data.manual_dir": "/there"},
+        {"data.dir": "/elsewhere", "data.manual_dir": "/there", "data.store": "raw"},
     ],
 )
 def test_a_workdir_takes_what_does_not_decide_the_run(tmp_path, changes):

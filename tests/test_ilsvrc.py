@@ -258,6 +258,19 @@ def test_what_is_wrong_inside_is_told_with_the_member(case, sound, tmp_path):
     told(folder, tmp_path, message)
 
 
+def test_a_year_that_is_not_there_is_told_with_those_that_are(tmp_path):
+    config = config_for("2012", tmp_path, tmp_path, **{"data.name": "ilsvrc/2011"})
+    with pytest.raises(InputError, match="data.name: 'ilsvrc/2011' .* ilsvrc/2012, ilsvrc/2010"):
+        input_pipeline.open_source(config, "train_split")
+
+
+def test_a_data_dir_that_cannot_be_written_is_told(sound, tmp_path):
+    (tmp_path / "data").write_text("a file")
+    config = config_for("2010", sound, tmp_path / "data")
+    with pytest.raises(InputError, match="data.dir: .* cannot be written"):
+        input_pipeline.open_source(config, "train_split")
+
+
 def test_a_full_disk_is_foreseen(sound, tmp_path, monkeypatch):
     monkeypatch.setattr(ilsvrc.shutil, "disk_usage", lambda folder: types.SimpleNamespace(free=1000))
     told(sound, tmp_path, "data.dir: ")
@@ -347,12 +360,6 @@ def test_the_raw_store_of_another_size_and_greyscale(whole):
     config.update_from_flattened_dict(changes)
     ours, theirs = raw_of(config).read([2, 0]), input_pipeline.open_source(config, "test_split").read([2, 0])
     assert ours[0].shape == (2, 37, 37, 1) and np.array_equal(ours[0], theirs[0])
-
-
-def test_the_store_does_not_decide_a_run(whole):
-    other = whole[0].copy_and_resolve_references()
-    other.data.store = "raw"
-    assert configuration.differing_fields(whole[0], other) == []
 
 
 @pytest.mark.parametrize("kind", ["images", "labels"])

@@ -42,31 +42,45 @@ def _builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
             f"data.name: {name!r} is no data set of this project or of TFDS{nearest(name, known)}"
         ) from None
     except (ValueError, AssertionError) as error:
-        raise InputError(f"data.name: {name!r} does not work: {str(error).splitlines()[0]}") from None
+        configs = [f"{name.split('/')[0]}/{config}" for config in _configs(name)][:10]
+        reason = f"there are {', '.join(configs)}" if configs else str(error).splitlines()[0]
+        raise InputError(f"data.name: {name!r} does not work; {reason}") from None
     features = builder.info.features
     if not isinstance(features, dict | tfds.features.FeaturesDict) or not {"image", "label"} <= set(features):
         raise InputError(f"data.name: {name!r} has no image and label; choose a classification data set")
     return builder
 
 
+def _configs(name: str) -> list[str]:
+    try:
+        return list(tfds.builder_cls(name.split("/")[0]).builder_configs)
+    except (ValueError, ImportError):
+        return []
+
+
 def _prepare(builder, name: str, manual_dir: str) -> None:
     final = pathlib.Path(builder.data_path)
     quiet_tensorflow.load()
-    download = tfds.download.DownloadConfig(manual_dir=manual_dir or None)
-    try:
-        final.parent.mkdir(parents=True, exist_ok=True)
-        with streams.alone(final.parent / f".{final.name}.lock") as alone:
-            if alone:  # otherwise another process may be writing one of these
-                for leftover in final.parent.glob(f"incomplete.*_{final.name}"):
-                    log.info(f"deleting {leftover}, which an interrupted preparation left")
-                    shutil.rmtree(leftover, ignore_errors=True)
-            with _small_shuffle_buffer():
-                builder.download_and_prepare(download_config=download, file_format="array_record")
-    except InputError:
-        raise
-    except Exception as error:  # whatever a builder or the network may raise
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"data.name: {name!r} cannot be prepared: {reason}") from None
+    with contextlib.ExitStack() as stack:
+        try:
+            final.parent.mkdir(parents=True, exist_ok=True)
+            alone = stack.enter_context(streams.alone(final.parent / f".{final.name}.lock"))
+        except OSError as error:
+            reason = error.strerror or error
+            raise InputError(f"data.dir: {final.parent} cannot be written ({reason}); give another") from None
+        if alone:  # otherwise another process may be writing one of these
+            for leftover in final.parent.glob(f"incomplete.*_{final.name}"):
+                log.info(f"deleting {leftover}, which an interrupted preparation left")
+                shutil.rmtree(leftover, ignore_errors=True)
+        stack.enter_context(_small_shuffle_buffer())
+        download = tfds.download.DownloadConfig(manual_dir=manual_dir or None)
+        try:
+            builder.download_and_prepare(download_config=download, file_format="array_record")
+        except InputError:
+            raise
+        except Exception as error:  # whatever a builder or the network may raise
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise InputError(f"data.name: {name!r} cannot be prepared: {reason}") from None
 
 
 @contextlib.contextmanager
