@@ -210,6 +210,9 @@ SPOILT_INSIDE = {
     "an image of val is cut short": (
         lambda f: rewritten(f, VAL, lambda m: [(m[0][0], m[0][1][:-100]), *m[1:]]),
         f"{VAL}: its member 'val/ILSVRC2010_val_00000005.JPEG'"),
+    "a replacement does not decode": (
+        lambda f: rewritten(f, "patch_images.tar", lambda m: [(m[0][0], b"no image"), *m[1:]]),
+        "patch_images.tar: its member 'patch_images/val/ILSVRC2010_val_00000002.JPEG'"),
     "a gzipped image is cut short": (
         lambda f: rewritten(f, VAL, lambda m: [(m[0][0], gzip.compress(m[0][1])[:-100]), *m[1:]]),
         f"{VAL}: its member 'val/ILSVRC2010_val_00000005.JPEG'"),

@@ -12,6 +12,7 @@ torchvision and TFDS; it is not that of the ILSVRC2012_ID or ILSVRC2010_ID. A na
 words: "n01440764 tench, Tinca tinca".
 """
 
+import logging
 import os
 import shutil
 
@@ -20,6 +21,8 @@ import tensorflow_datasets as tfds
 from alexnet_jax import images
 from alexnet_jax.datasets import ilsvrc_archives, streams
 from alexnet_jax.errors import InputError
+
+log = logging.getLogger("alexnet_jax")
 
 SIZE = 256
 # Bytes an image takes while the data set is written; TFDS writes it twice, to shuffle.
@@ -63,6 +66,7 @@ class Ilsvrc(tfds.core.GeneratorBasedBuilder):
                 f"data.manual_dir: {given!r} is no folder with files; give the one with the official archives"
                 f" of ILSVRC-{self.builder_config.name}"
             ) from None
+        log.info(f"checking the archives in {folder}")
         self._archives = ilsvrc_archives.Archives(folder, self.builder_config.name)
         counts = self._archives.counts
         _check_space(self.data_dir, sum(counts.values()))

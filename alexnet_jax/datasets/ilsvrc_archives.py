@@ -111,12 +111,13 @@ class Archives:
         with contextlib.ExitStack() as stack:
             patches = stack.enter_context(_open(self.paths["patches"])) if self._patches else None
             found = self._train_images() if split == "train" else self._flat_images(split)
-            for image in found:
-                if image.name in self._patches:
-                    offset, size = self._patches[image.name]
+            for picture in found:
+                if picture.name in self._patches:
+                    member, offset, size = self._patches[picture.name]
                     patches.seek(offset)
-                    image = dataclasses.replace(image, content=patches.read(size))
-                yield image
+                    content, archive = patches.read(size), str(self.paths["patches"])
+                    picture = dataclasses.replace(picture, archive=archive, member=member, content=content)
+                yield picture
 
     def _training_classes(self) -> list[tuple[str, int, int]]:
         """(WordNet id, offset, size) of the inner archives, in the order of the outer one."""
@@ -160,16 +161,11 @@ class Archives:
             raise InputError(f"{path}: has images of the same name; it is damaged; download it again")
         return label_of_name
 
-    def _find_patches(self) -> dict[str, tuple[int, int]]:
-        """(offset, size) of the replacement of each blank image, by the image's name."""
+    def _find_patches(self) -> dict[str, tuple[str, int, int]]:
+        """(member, offset, size) of the replacement of each blank image, by the image's name."""
         path = self.paths["patches"]
         with _open(path) as file:
-            found = {
-                member.rpartition("/")[2]: (offset, size)
-                for member, offset, size in _entries(file, path)
-                if member.lower().endswith((".jpeg", ".jpg"))
-            }
-        return found
+            return {entry[0].rpartition("/")[2]: entry for entry in _entries(file, path)}
 
     def _train_images(self) -> Iterator[Picture]:
         path = self.paths["train"]
