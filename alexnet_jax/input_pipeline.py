@@ -9,6 +9,7 @@ part of the compiled step (augment.py). TensorFlow is not imported here: only pr
 """
 
 import functools
+import os
 import pathlib
 from collections.abc import Iterator
 
@@ -36,16 +37,18 @@ class TfdsSource:
         try:
             instructions = builder.info.splits[split].file_instructions
             self._records = builder.as_data_source(split)
+            self._length = len(self._records)
         except (ValueError, KeyError, AssertionError) as error:
             known = ", ".join(f"{name} ({info.num_examples:,})" for name, info in builder.info.splits.items())
-            reason = str(error).split("\n")[0]
-            raise InputError(f"{field}: {split!r} does not work ({reason}); there are {known}") from None
+            raise InputError(
+                f"{field}: {split!r} does not work ({_reason(error)}); there are {known}"
+            ) from None
         except NotImplementedError:
             raise InputError(
                 f"data.dir: {config.data.name} lies there in another format than ArrayRecord; give a data.dir"
                 " without it, and it is prepared anew"
             ) from None
-        if not len(self._records):
+        if not self._length:
             raise InputError(f"{field}: {split!r} is empty; give a split with examples")
         for instruction in instructions:
             _check_shard(instruction.filename, instruction.examples_in_shard)
@@ -55,7 +58,7 @@ class TfdsSource:
         self.split = split
 
     def __len__(self) -> int:
-        return len(self._records)
+        return self._length
 
     def read(self, indices) -> tuple[np.ndarray, np.ndarray]:
         """(images uint8 [n, image_size, image_size, channels], labels int32 [n])."""
@@ -69,30 +72,45 @@ open_source = TfdsSource
 
 def prepared_builder(config) -> tfds.core.DatasetBuilder:
     """The TFDS builder of `config.data.name`; the data set is prepared first where it is not yet."""
-    name, data_dir = config.data.name, config.data.dir or None
+    name, data_dir = config.data.name, os.path.expanduser(config.data.dir) or None
+    if data_dir and os.path.exists(data_dir) and not os.path.isdir(data_dir):
+        raise InputError(f"data.dir: {data_dir!r} is not a folder; give one")
+    builder = _builder(name, data_dir)
+    if builder.is_prepared():
+        return builder
+    quiet_tensorflow.load()
+    download = tfds.download.DownloadConfig(manual_dir=config.data.manual_dir or None)
+    try:
+        builder.download_and_prepare(download_config=download, file_format="array_record")
+    except InputError:
+        raise
+    except Exception as error:  # whatever a builder, the file system or the network may raise
+        builder = _builder(name, data_dir)
+        if not builder.is_prepared():  # by another process meanwhile
+            where = data_dir or "TFDS's folder (data.dir gives another)"
+            raise InputError(f"data.name: {name!r} cannot be prepared in {where}: {_reason(error)}") from None
+    return builder
+
+
+def _builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
     try:
         builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
+        features = builder.info.features
     except tfds.core.registered.DatasetNotFoundError:
         known = tfds.list_builders(with_community_datasets=False)
         raise InputError(
             f"data.name: {name!r} is no data set of this project or of TFDS{nearest(name, known)}"
         ) from None
-    except (ValueError, AssertionError) as error:
-        raise InputError(f"data.name: {name!r} does not work: {str(error).splitlines()[0]}") from None
-    features = builder.info.features
+    except Exception as error:  # TFDS lets through what reading a damaged or a foreign data set raises
+        where = data_dir or "TFDS's folder"
+        raise InputError(f"data.name: {name!r} cannot be opened in {where}: {_reason(error)}") from None
     if not isinstance(features, dict | tfds.features.FeaturesDict) or not {"image", "label"} <= set(features):
         raise InputError(f"data.name: {name!r} has no image and label; choose a classification data set")
-    if not builder.is_prepared():
-        quiet_tensorflow.load()
-        download = tfds.download.DownloadConfig(manual_dir=config.data.manual_dir or None)
-        try:
-            builder.download_and_prepare(download_config=download, file_format="array_record")
-        except InputError:
-            raise
-        except Exception as error:  # whatever a builder or the network may raise
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise InputError(f"data.name: {name!r} cannot be prepared: {reason}") from None
     return builder
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _check_shard(path: str, examples: int) -> None:

@@ -48,8 +48,10 @@ def run(mode: str, config, overrides: dict, workdir: str) -> None:
         from alexnet_jax import input_pipeline
         from alexnet_jax.datasets import statistics
 
-        source = input_pipeline.open_source(config, "train_split")
-        statistics.of_source(source)
+        for split in ("train_split", "val_split", "test_split"):
+            source = input_pipeline.open_source(config, split)
+            if split == "train_split":
+                statistics.of_source(source)
         log.info("%s is prepared in %s", config.data.name, source.folder)
     else:
         from alexnet_jax import train
@@ -86,8 +88,8 @@ def main(argv) -> None:
             from alexnet_jax import model, parallel
 
             model.layer_shapes(config)
-            parallel.mesh_shape(config, None)
-        run(_MODE.value, config, overrides, _WORKDIR.value or _default_workdir())
+            parallel.mesh_shape(config, None, () if _MODE.value == "eval" else ("batch_size",))
+        run(_MODE.value, config, overrides, os.path.expanduser(_WORKDIR.value or _default_workdir()))
     except InputError as error:
         _fail(str(error), 2)
     except Diverged as error:
