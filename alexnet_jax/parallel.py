@@ -171,9 +171,8 @@ def _in_step(function, columns: list[tuple]) -> list:
 
 
 def _shard_map(mesh: Mesh, function, in_specs, out_specs):
-    # jax 0.10 refuses collectives over an axis that is not the mesh's while it checks which values vary over
-    # the mesh. Without a mesh axis `column` no derivative passes through a collective of the mesh, and nothing
-    # needs the check.
+    # Checking which values vary over the mesh, jax 0.10 refuses collectives over any other axis. Without a
+    # mesh axis `column` no derivative passes through a collective of the mesh, and nothing needs the check.
     return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=_split(mesh))
 
 

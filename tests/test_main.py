@@ -227,6 +227,7 @@ QUICKSTART = "--config=configs/quickstart.py"
         (("--config=README.md",), ("README.md",)),
         (("--config=configs/paper.py:2011",), ("2011", "2010 or 2012")),
         ((QUICKSTART + ":x",), ("quickstart.py:x",)),
+        ((QUICKSTART, "--flagfile=nowhere"), ("flagfile", "nowhere")),
         ((QUICKSTART, "--mode=fly"), ("--mode=fly", "train, eval, prepare, describe")),
         ((QUICKSTART, "--modee=eval"), ("modee", "mode")),
         ((QUICKSTART, "train"), ("'train'",)),
