@@ -5,8 +5,6 @@ a validation, `metrics`. Writing is asynchronous; a folder has its final name on
 are the latest `checkpoint.keep` and the best: lowest validation top-1 error, the later of equals.
 """
 
-import contextlib
-import gc
 import json
 import logging
 import math
@@ -22,6 +20,7 @@ from alexnet_jax.parallel import TrainState
 log = logging.getLogger("alexnet_jax")
 
 METRIC = "val_top1_error"
+_ASIDE = "damaged-"
 
 
 class Checkpoints:
@@ -63,16 +62,19 @@ class Checkpoints:
     def restore_latest(self, abstract_state: TrainState) -> TrainState | None:
         """The latest state that can be read, placed as `abstract_state` says; None where there is none.
 
-        Those that cannot be read are reported and put aside, so that their steps can be saved again.
+        Later ones that cannot be read are reported and put aside, so that their steps can be saved again.
+        Raises InputError, and leaves all as it is, where there are checkpoints and none can be read: the
+        cause may pass, and a run must not start over because of it.
         """
         steps = sorted(self._manager.all_steps(), reverse=True)
-        for step in steps:
+        for number, step in enumerate(steps):
             restored = self._try_restore(step, _items(abstract_state))
             if restored is not None:
+                for damaged in steps[:number]:
+                    self._put_aside(damaged)
+                self._manager.reload()
                 return TrainState(params=restored["params"], **restored["rest"])
-            self._put_aside(step)
-            self._manager.reload()
-        if steps:
+        if steps or any(name.startswith(_ASIDE) for name in os.listdir(self._folder)):
             raise InputError(f"{self._folder}: none of its checkpoints can be read; give another --workdir")
         return None
 
@@ -128,20 +130,25 @@ class Checkpoints:
                 self._put_aside(step)
 
     def _put_aside(self, step: int) -> None:
-        target, number = os.path.join(self._folder, f"damaged-{step}"), 0
+        target, number = os.path.join(self._folder, f"{_ASIDE}{step}"), 0
         while os.path.exists(target):
             number += 1
-            target = os.path.join(self._folder, f"damaged-{step}.{number}")
+            target = os.path.join(self._folder, f"{_ASIDE}{step}.{number}")
         os.rename(os.path.join(self._folder, str(step)), target)
 
     def _try_restore(self, step: int, items: dict) -> dict | None:
         arguments = {name: ocp.args.StandardRestore(item) for name, item in items.items()}
+        # When one array cannot be read, Orbax abandons the reads of all others, and each prints a page, now
+        # or at any later time.
+        hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
         try:
-            with _quiet():
-                return dict(self._manager.restore(step, args=ocp.args.Composite(**arguments)))
+            restored = dict(self._manager.restore(step, args=ocp.args.Composite(**arguments)))
         except Exception as error:  # Orbax, tensorstore and the file system have no common one
+            logging.getLogger("asyncio").setLevel(logging.CRITICAL)
             self._warn(step, error)
             return None
+        sys.unraisablehook = hook
+        return restored
 
     def _warn(self, step: int, error: Exception) -> None:
         reason = (str(error).splitlines() or [""])[0][:120]
@@ -154,14 +161,3 @@ class Checkpoints:
 def _items(state: TrainState) -> dict:
     rest = {name: value for name, value in vars(state).items() if name != "params"}
     return {"params": state.params, "rest": rest}
-
-
-@contextlib.contextmanager
-def _quiet():
-    """When one array cannot be read, Orbax abandons the reads of all others, and each prints a page."""
-    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
-    try:
-        yield
-    finally:
-        gc.collect()
-        sys.unraisablehook = hook

@@ -51,7 +51,9 @@ def evaluate(config, workdir: str, step: int = -1) -> None:
     stored = statistics.load(path)
     if stored is None:
         raise InputError(f"{path}: missing or damaged; the workdir cannot be evaluated without it")
-    mesh = parallel.make_mesh(config)
+    if not os.access(workdir, os.W_OK):
+        raise InputError(f"--workdir={workdir}: cannot be written, and eval.json goes there; copy it first")
+    mesh = parallel.make_mesh(config, ("eval.batch_size",))
     source = input_pipeline.open_source(config, "test_split")
     check_labels(config, source)
     abstract = parallel.abstract_state(config, mesh, optimizer.make(config))

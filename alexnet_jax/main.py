@@ -27,7 +27,16 @@ MODES = ("train", "eval", "prepare", "describe")
 
 log = logging.getLogger("alexnet_jax")
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "configs/NAME.py[:ARG]")
+
+def _fail(message: str, code: int) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+try:
+    _CONFIG = config_flags.DEFINE_config_file("config", None, "configs/NAME.py[:ARG]")
+except flags.Error as error:  # ml_collections reads the command line already here, files of --flagfile too
+    _fail(str(error), 2)
 _MODE = flags.DEFINE_string("mode", "train", ", ".join(MODES))
 _WORKDIR = flags.DEFINE_string("workdir", None, "the folder of the run; runs/NAME[-ARG] if left out")
 
@@ -48,9 +57,10 @@ def run(mode: str, config, overrides: dict, workdir: str) -> None:
         from alexnet_jax import input_pipeline
         from alexnet_jax.datasets import statistics
 
-        for split in ("test_split", "val_split", "train_split"):
+        for split in ("train_split", "val_split", "test_split"):
             source = input_pipeline.open_source(config, split)
-        statistics.of_source(source)
+            if split == "train_split":
+                statistics.of_source(source)
         log.info("%s is prepared in %s", config.data.name, source.folder)
     else:
         from alexnet_jax import train
@@ -87,8 +97,8 @@ def main(argv) -> None:
             from alexnet_jax import model, parallel
 
             model.layer_shapes(config)
-            parallel.mesh_shape(config, None)
-        run(_MODE.value, config, overrides, _WORKDIR.value or _default_workdir())
+            parallel.mesh_shape(config, None, () if _MODE.value == "eval" else ("batch_size",))
+        run(_MODE.value, config, overrides, os.path.expanduser(_WORKDIR.value or _default_workdir()))
     except InputError as error:
         _fail(str(error), 2)
     except Diverged as error:
@@ -135,8 +145,8 @@ def _explain(argv, error: Exception) -> str:
     message = lines[-1].strip() if lines else type(error).__name__
     path = _config_argument().partition(":")[0]
     if path and not os.path.isfile(path):
-        there = ", ".join(sorted(path.name for path in pathlib.Path("configs").glob("*.py"))) or "nothing"
-        return f"--config={_config_argument()}: there is no such file; configs/ has {there}"
+        there = sorted(path.name for path in pathlib.Path("configs").glob("[a-z]*.py"))
+        return f"--config={_config_argument()}: there is no such file; configs/ has {', '.join(there)}"
     bad_value = re.match(r"flag --config\.(\S+?)=(.*?): ", message)
     if bad_value:
         field, value = bad_value.groups()
@@ -153,11 +163,6 @@ def _explain(argv, error: Exception) -> str:
     if "Unknown command line flag" in message or "Missing value for flag" in message:
         return f"{message.rstrip(' ?')}; see --help"
     return f"--config={_config_argument()}: {re.sub(r'^[A-Za-z]+Error: ', '', message)}"
-
-
-def _fail(message: str, code: int) -> None:
-    print(f"error: {message}", file=sys.stderr)
-    sys.exit(code)
 
 
 def _start_log() -> None:

@@ -5,7 +5,7 @@
     describe        these as a table
 
 `Column` is run once for each column under the axis name "column": by `shard_map` where each has a device of
-its own, by `vmap` where one device has them all (parallel.py). Where the paper's columns meet (conv3, fc6,
+its own, in step where one device has them all (parallel.py). Where the paper's columns meet (conv3, fc6,
 fc7) it gathers the other column's maps; the last layer is split over its inputs and summed over the columns.
 Layers (response normalisation, pooling, dropout) are in layers.py, all numbers in configs/paper.py.
 """

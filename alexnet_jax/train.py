@@ -14,6 +14,7 @@ is killed anywhere and started again with the same command ends at the same para
 
 import contextlib
 import datetime
+import fcntl
 import json
 import logging
 import os
@@ -41,20 +42,22 @@ def train(config, workdir: str) -> None:
     Raises InputError before anything is written, and Diverged.
     """
     configuration.check_same_run(config, workdir)
-    mesh = parallel.make_mesh(config)
+    if config.eval.step != -1:
+        raise InputError(
+            f"eval.step: {config.eval.step} is for --mode=eval; training evaluates the best (-1)"
+        )
+    mesh = parallel.make_mesh(config, ("batch_size", "eval.batch_size"))
     train_source = input_pipeline.open_source(config, "train_split")
     val_source = input_pipeline.open_source(config, "val_split")
     input_pipeline.open_source(config, "test_split")  # only to know now that it is there
     evaluate.check_labels(config, train_source)
-    arrays = _open_workdir(config, workdir, train_source)
-    handler = logging.FileHandler(os.path.join(workdir, "train.log"))
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-    log.addHandler(handler)
-    with Checkpoints(workdir, config.checkpoint.keep) as checkpoints:
+    with (
+        _open_workdir(config, workdir, train_source),
+        Checkpoints(workdir, config.checkpoint.keep) as checkpoints,
+    ):
+        arrays = statistics.load(os.path.join(workdir, "statistics.npz"))
         run = Run(config, workdir, mesh, train_source, val_source, arrays, checkpoints)
-        if not run.ended:
-            run.loop()
-        else:
+        if run.ended:
             found = evaluate.read(workdir)
             wanted = {
                 "step": checkpoints.best_step(),
@@ -68,22 +71,38 @@ def train(config, workdir: str) -> None:
                     f" (step {found['step']})"
                 )
                 return
-    evaluate.evaluate(config, workdir)
-
-
-def _open_workdir(config, workdir: str, source) -> dict:
-    """Makes the workdir, with what its checkpoints belong to: config.json and statistics.npz, returned."""
-    path = os.path.join(workdir, "statistics.npz")
-    arrays = statistics.load(path)
-    try:
-        if arrays is None:
-            arrays = {**statistics.of_source(source), "label_names": np.array(source.label_names)}
-            os.makedirs(workdir, exist_ok=True)
-            statistics.save(path, arrays)
         configuration.save(config, workdir)
+        if not run.ended:
+            run.loop()
+        checkpoints.wait()
+        evaluate.evaluate(config, workdir)
+
+
+@contextlib.contextmanager
+def _open_workdir(config, workdir: str, source):
+    """Within the block the workdir is this process's, and holds what its checkpoints belong to."""
+    path = os.path.join(workdir, "statistics.npz")
+    try:
+        os.makedirs(workdir, exist_ok=True)
+        lock = open(os.path.join(workdir, ".lock"), "a")  # noqa: SIM115 (held to the end of the block)
+        handler = logging.FileHandler(os.path.join(workdir, "train.log"))
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # let go by the system, however the process ends
+        if configuration.load(workdir) is None or statistics.load(path) is None:
+            label_names = np.array(source.label_names)
+            statistics.save(path, {**statistics.of_source(source), "label_names": label_names})
+        if configuration.load(workdir) is None:
+            configuration.save(config, workdir)
+    except BlockingIOError:
+        raise InputError(
+            f"--workdir={workdir}: another process trains there; wait, or give another"
+        ) from None
     except OSError as error:
         raise InputError(f"--workdir={workdir}: cannot be written ({error}); give another") from None
-    return arrays
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    log.addHandler(handler)
+    with lock, contextlib.closing(handler):
+        yield
+    log.removeHandler(handler)
 
 
 class Run:

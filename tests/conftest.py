@@ -1,8 +1,12 @@
 """jax starts with four CPU devices, and the shipped data set is prepared once for all tests."""
 
+import os
+
 import jax
 import pytest
 
+os.environ["JAX_PLATFORMS"] = "cpu"  # of the programs that the tests start
+jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 4)
 jax.devices()
 

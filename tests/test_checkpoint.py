@@ -153,8 +153,23 @@ def test_evaluation_skips_a_damaged_best_and_names_what_is_not_there(tmp_path, s
             checkpoints.restore_params(state[1].params, 2)
 
 
+def test_a_run_does_not_start_over_because_nothing_can_be_read(tmp_path, state):
+    write(tmp_path, state[0], {1: 0.3, 2: 0.1})
+    for step in ("1", "2"):
+        for name in large_files(tmp_path / "checkpoints" / step):
+            os.truncate(name, name.stat().st_size // 2)
+    for _ in range(2):
+        with Checkpoints(tmp_path, 2) as checkpoints, pytest.raises(InputError, match="none of its"):
+            checkpoints.restore_latest(state[1])
+        assert steps(tmp_path) == [1, 2]
+    for step in ("1", "2"):
+        (tmp_path / "checkpoints" / step).rename(tmp_path / "checkpoints" / f"damaged-{step}")
+    with Checkpoints(tmp_path, 2) as checkpoints, pytest.raises(InputError, match="none of its"):
+        checkpoints.restore_latest(state[1])
+
+
 def test_no_checkpoint_at_all(tmp_path, state):
-    with Checkpoints(tmp_path) as checkpoints:
+    with Checkpoints(tmp_path, 1) as checkpoints:
         assert checkpoints.restore_latest(state[1]) is None
         with pytest.raises(InputError, match="no checkpoint"):
             checkpoints.restore_params(state[1].params)

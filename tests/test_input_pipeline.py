@@ -162,10 +162,12 @@ def test_splits_are_disjoint_slices_of_what_they_name(data_dir):
         ("data.train_split", "train[:0]"),
         ("data.val_split", "train["),
         ("data.val_split", "train[60000:]"),
+        ("data.val_split", "train[10:5]"),
         ("data.name", "fashion_mnist_shiped"),
         ("data.name", "no such"),
         ("data.name", "../etc"),
         ("data.name", "wiki40b"),
+        ("data.name", "huggingface:mnist"),
     ],
 )
 def test_what_cannot_be_opened_is_told_in_one_line(data_dir, field, value):
@@ -174,6 +176,16 @@ def test_what_cannot_be_opened_is_told_in_one_line(data_dir, field, value):
     with pytest.raises(InputError) as raised:
         input_pipeline.open_source(config, split)
     assert str(raised.value).startswith(f"{field}: {value!r}") and "\n" not in str(raised.value)
+
+
+def test_a_data_set_that_cannot_be_opened_is_named(data_dir, tmp_path):
+    shutil.copytree(data_dir, tmp_path / "data")
+    (info,) = (tmp_path / "data").rglob("dataset_info.json")
+    os.truncate(info, 50)
+    with pytest.raises(InputError, match=f"cannot be opened in {tmp_path}"):
+        input_pipeline.open_source(config_for(tmp_path / "data"), "train_split")
+    with pytest.raises(InputError, match=r"data.dir: .*info.json' is not a folder"):
+        input_pipeline.open_source(config_for(info), "train_split")
 
 
 def test_a_truncated_data_file_is_named(data_dir, tmp_path):

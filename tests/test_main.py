@@ -110,12 +110,10 @@ def test_evaluation_needs_only_the_workdir_and_gives_the_same_figures(finished):
     run("--mode=eval", f"--workdir={workdir}")
 
 
-def test_one_device_gives_the_same_run_up_to_rounding(finished, data_dir, tmp_path):
+def test_one_device_gives_the_same_run_to_the_bit(finished, data_dir, tmp_path):
     workdir, _ = finished
     run(*small(data_dir, tmp_path / "one"), "--config.mesh.column=1")
-    for row, other in zip(rows(workdir), rows(tmp_path / "one"), strict=True):
-        # Sums in another order, and 32 steps in which the differences grow.
-        np.testing.assert_allclose(other["val_loss"], row["val_loss"], rtol=1e-3)
+    same_end(workdir, tmp_path / "one")  # rounding alone would grow to per cents within an epoch
 
 
 def wait_for(condition, process, seconds=180):
@@ -139,10 +137,11 @@ def test_sigkill_at_any_moment_changes_nothing(finished, data_dir, tmp_path):
     def being_written():
         return any(not p.name.isdigit() for p in checkpoints.glob("*"))
 
+    first = moments.randrange(5, 30, 5)
     for condition in (
         lambda: workdir.exists(),  # while it starts
         being_written,  # in the first checkpoint
-        lambda: max(steps(), default=0) >= moments.randrange(5, 30, 5),
+        lambda: max(steps(), default=0) >= first,
         lambda: (workdir / "metrics.jsonl").exists(),  # between a validation and its checkpoint
         lambda: max(steps(), default=0) >= 45,
     ):
@@ -186,6 +185,16 @@ def test_a_checkpoint_cut_short_is_skipped_and_more_epochs_go_on(finished, data_
     same_end(undisturbed, workdir)
 
 
+def test_a_workdir_takes_one_training_at_a_time(data_dir, tmp_path):
+    flags = small(data_dir, tmp_path / "busy")
+    first = subprocess.Popen(command(*flags), cwd=ROOT, stdout=subprocess.DEVNULL)
+    wait_for(lambda: (tmp_path / "busy" / "checkpoints").exists(), first)
+    (line,) = run(*flags, code=2).splitlines()
+    first.kill()
+    first.wait()
+    assert "busy" in line and "another process" in line
+
+
 def test_a_loss_that_is_not_finite_stops_the_run(data_dir, tmp_path):
     flags = *small(data_dir, tmp_path / "nan"), "--config.optimizer.learning_rate=1e30"
     printed = run(*flags, code=1)
@@ -218,6 +227,7 @@ QUICKSTART = "--config=configs/quickstart.py"
         (("--config=README.md",), ("README.md",)),
         (("--config=configs/paper.py:2011",), ("2011", "2010 or 2012")),
         ((QUICKSTART + ":x",), ("quickstart.py:x",)),
+        ((QUICKSTART, "--flagfile=nowhere"), ("flagfile", "nowhere")),
         ((QUICKSTART, "--mode=fly"), ("--mode=fly", "train, eval, prepare, describe")),
         ((QUICKSTART, "--modee=eval"), ("modee", "mode")),
         ((QUICKSTART, "train"), ("'train'",)),

@@ -22,6 +22,7 @@ def compiled_in_half_the_time():
 
 MESHES = [(1, 1), (1, 2), (2, 1), (2, 2)]
 BATCH = 16
+BOTH = ("batch_size", "eval.batch_size")
 
 
 def small_config(mesh=(1, 1), only=None, **fields):
@@ -356,7 +357,7 @@ def mesh_config(columns=2, data=-1, column=-1, batch_size=128, eval_batch_size=1
 )
 def test_mesh_is_chosen_from_the_devices(columns, devices, asked, given):
     data, column = asked
-    assert parallel.mesh_shape(mesh_config(columns, data, column), devices) == given
+    assert parallel.mesh_shape(mesh_config(columns, data, column), devices, BOTH) == given
 
 
 @pytest.mark.parametrize(
@@ -374,6 +375,6 @@ def test_mesh_is_chosen_from_the_devices(columns, devices, asked, given):
 )
 def test_mesh_that_does_not_fit_names_the_field(config, devices, named):
     with pytest.raises(InputError) as raised:
-        parallel.mesh_shape(config, devices)
+        parallel.mesh_shape(config, devices, BOTH)
     assert named in str(raised.value)
     assert "\n" not in str(raised.value)

@@ -104,3 +104,11 @@ def test_file_with_a_damaged_directory_is_none(tmp_path):
         damaged[entry + offset] = value
         path.write_bytes(damaged)
         assert statistics.load(path) is None, (offset, value)
+
+
+def test_each_split_has_a_file_of_its_own(tmp_path):
+    for number, split in enumerate(("train[:20]", "train[20:]", "train[-20:]", "train[:20%]")):
+        source = Source(4, 3)
+        source.images = np.full_like(source.images, number)
+        source.folder, source.split = tmp_path, split
+        assert (statistics.of_source(source)["mean_image"] == number).all()

@@ -21,7 +21,8 @@ class FolderSource:
 
     def __init__(self, folder: str, split: str, size: int, channels: int, field: str):
         """`field` is the configuration's that gave the split. Raises InputError if it cannot be read."""
-        self.folder, self.split, self._size, self._channels = pathlib.Path(folder), split, size, channels
+        self.folder, self.split = pathlib.Path(folder).expanduser(), split
+        self._size, self._channels = size, channels
         if not folder or not self.folder.is_dir():
             raise InputError(f"data.dir: {folder!r} is no folder; give the one with train and val in it")
         self.label_names = tuple(_subfolders(self.folder / "train"))

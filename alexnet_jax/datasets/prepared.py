@@ -5,6 +5,7 @@ TensorFlow is not imported here: only TFDS's preparation needs it.
 
 import contextlib
 import logging
+import os
 import pathlib
 import shutil
 
@@ -25,7 +26,9 @@ log = logging.getLogger("alexnet_jax")
 
 def prepared_builder(config) -> tfds.core.DatasetBuilder:
     """The TFDS builder of `config.data.name`; the data set is prepared first where it is not yet."""
-    name, data_dir = config.data.name, config.data.dir or None
+    name, data_dir = config.data.name, os.path.expanduser(config.data.dir) or None
+    if data_dir and os.path.exists(data_dir) and not os.path.isdir(data_dir):
+        raise InputError(f"data.dir: {data_dir!r} is not a folder; give one")
     builder = _builder(name, data_dir)
     if not builder.is_prepared():
         _prepare(builder, name, config.data.manual_dir)
@@ -36,16 +39,20 @@ def prepared_builder(config) -> tfds.core.DatasetBuilder:
 def _builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
     try:
         builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
+        features = builder.info.features
     except tfds.core.registered.DatasetNotFoundError:
         known = tfds.list_builders(with_community_datasets=False)
         raise InputError(
             f"data.name: {name!r} is no data set of this project or of TFDS{nearest(name, known)}"
         ) from None
-    except (ValueError, AssertionError) as error:
-        configs = [f"{name.split('/')[0]}/{config}" for config in _configs(name)][:10]
-        reason = f"there are {', '.join(configs)}" if configs else str(error).splitlines()[0]
-        raise InputError(f"data.name: {name!r} does not work; {reason}") from None
-    features = builder.info.features
+    except Exception as error:  # TFDS lets through what reading a damaged or a foreign data set raises
+        base, _, wanted = name.partition("/")
+        there = _configs(base)
+        if wanted and there and wanted not in there:
+            known = ", ".join(f"{base}/{config}" for config in there[:10])
+            raise InputError(f"data.name: {name!r} does not exist; there are {known}") from None
+        where = data_dir or "TFDS's folder"
+        raise InputError(f"data.name: {name!r} cannot be opened in {where}: {_reason(error)}") from None
     if not isinstance(features, dict | tfds.features.FeaturesDict) or not {"image", "label"} <= set(features):
         raise InputError(f"data.name: {name!r} has no image and label; choose a classification data set")
     return builder
@@ -53,9 +60,13 @@ def _builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
 
 def _configs(name: str) -> list[str]:
     try:
-        return list(tfds.builder_cls(name.split("/")[0]).builder_configs)
-    except (ValueError, ImportError):
+        return list(tfds.builder_cls(name).builder_configs)
+    except Exception:  # as above
         return []
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _prepare(builder, name: str, manual_dir: str) -> None:
@@ -73,14 +84,14 @@ def _prepare(builder, name: str, manual_dir: str) -> None:
                 log.info(f"deleting {leftover}, which an interrupted preparation left")
                 shutil.rmtree(leftover, ignore_errors=True)
         stack.enter_context(_small_shuffle_buffer())
-        download = tfds.download.DownloadConfig(manual_dir=manual_dir or None)
+        download = tfds.download.DownloadConfig(manual_dir=os.path.expanduser(manual_dir) or None)
         try:
             builder.download_and_prepare(download_config=download, file_format="array_record")
         except InputError:
             raise
         except Exception as error:  # whatever a builder or the network may raise
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise InputError(f"data.name: {name!r} cannot be prepared: {reason}") from None
+            where = final.parent
+            raise InputError(f"data.name: {name!r} cannot be prepared in {where}: {_reason(error)}") from None
 
 
 @contextlib.contextmanager
@@ -106,16 +117,18 @@ class TfdsSource:
         try:
             instructions = builder.info.splits[split].file_instructions
             self._records = builder.as_data_source(split, decoders=skip)
+            self._length = len(self._records)
         except (ValueError, KeyError, AssertionError) as error:
             known = ", ".join(f"{name} ({info.num_examples:,})" for name, info in builder.info.splits.items())
-            reason = str(error).split("\n")[0]
-            raise InputError(f"{field}: {split!r} does not work ({reason}); there are {known}") from None
+            raise InputError(
+                f"{field}: {split!r} does not work ({_reason(error)}); there are {known}"
+            ) from None
         except NotImplementedError:
             raise InputError(
                 f"data.dir: {builder.info.name} lies there in another format than ArrayRecord; give another,"
                 " and it is prepared there anew"
             ) from None
-        if not len(self._records):
+        if not self._length:
             raise InputError(f"{field}: {split!r} is empty; give a split with examples")
         for instruction in instructions:
             _check_shard(instruction.filename, instruction.examples_in_shard)
@@ -123,7 +136,7 @@ class TfdsSource:
         self.folder = pathlib.Path(builder.data_path)
 
     def __len__(self) -> int:
-        return len(self._records)
+        return self._length
 
     def read(self, indices) -> tuple[np.ndarray, np.ndarray]:
         """(images uint8 [n, image_size, image_size, channels], labels int32 [n])."""

@@ -2,7 +2,7 @@
 
 import logging
 import os
-import urllib.parse
+import re
 import zipfile
 import zlib
 from functools import partial
@@ -56,10 +56,10 @@ def _sums(source, indices) -> tuple[np.ndarray, np.ndarray, int]:
 def of_source(source) -> dict[str, np.ndarray]:
     """`compute`d once for each split and kept in the data set's folder."""
     size, channels = source.read([0])[0].shape[2:]
-    name = f"{urllib.parse.quote(source.split, safe='')}-{size}x{channels}"
-    # What lies in a folder of pictures changes; a prepared data set does not.
-    name += f"-{source.fingerprint}" if hasattr(source, "fingerprint") else ""
-    path = source.folder / f"statistics-{name}.npz"
+    # The checksum tells train[:20] from train[20:] and train[:20%], and the pictures in a folder from others.
+    key = zlib.crc32((source.split + getattr(source, "fingerprint", "")).encode())
+    split = re.sub(r"[^0-9a-zA-Z]+", "_", source.split) + f"-{key:08x}"
+    path = source.folder / f"statistics-{split}-{size}x{channels}.npz"
     arrays = load(path)
     if arrays is not None:
         return arrays
