@@ -19,7 +19,6 @@ import numpy as np
 from alexnet_jax.datasets.folder import FolderSource
 from alexnet_jax.datasets.prepared import TfdsSource, prepared_builder
 from alexnet_jax.datasets.raw import RawSource
-from alexnet_jax.images import fit as fit
 
 
 def open_source(config, split_field: str):

@@ -18,6 +18,7 @@ from PIL import Image
 from alexnet_jax import input_pipeline
 from alexnet_jax.datasets import fashion_mnist
 from alexnet_jax.errors import InputError
+from alexnet_jax.images import fit
 from configs import quickstart
 
 
@@ -119,13 +120,10 @@ def test_fit_takes_the_central_square_of_the_shorter_side():
         resized = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
         top, left = (resized.shape[0] - 64) // 2, (resized.shape[1] - 64) // 2
         expected = resized[top : top + 64, left : left + 64]
-        assert np.array_equal(input_pipeline.fit(image, 64, 3), expected)
+        assert np.array_equal(fit(image, 64, 3), expected)
     grey = rng.integers(0, 256, (64, 64, 1), np.uint8)
-    assert np.array_equal(input_pipeline.fit(grey, 64, 3), np.repeat(grey, 3, axis=2))
-    assert (
-        input_pipeline.fit(np.full((64, 64, 3), 9, np.uint8), 64, 1).tolist()
-        == np.full((64, 64, 1), 9).tolist()
-    )
+    assert np.array_equal(fit(grey, 64, 3), np.repeat(grey, 3, axis=2))
+    assert fit(np.full((64, 64, 3), 9, np.uint8), 64, 1).tolist() == np.full((64, 64, 1), 9).tolist()
 
 
 def idx(name):
