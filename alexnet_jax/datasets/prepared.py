@@ -21,6 +21,7 @@ from alexnet_jax.errors import InputError
 
 # TFDS keeps 1 GiB of examples in memory before it shuffles them on disk; a quarter of that serves as well.
 _SHUFFLE_BUFFER = 256 << 20
+_ANEW = "delete the folder, and it is prepared anew"
 log = logging.getLogger("alexnet_jax")
 
 
@@ -31,8 +32,12 @@ def prepared_builder(config) -> tfds.core.DatasetBuilder:
         raise InputError(f"data.dir: {data_dir!r} is not a folder; give one")
     builder = _builder(name, data_dir)
     if not builder.is_prepared():
+        if config.data.store == "raw":
+            builder.raw_bytes = config.data.image_size**2 * config.data.channels
         _prepare(builder, name, config.data.manual_dir)
         builder = _builder(name, data_dir)  # what lies there may be another process's work
+        if not builder.is_prepared():
+            raise InputError(f"{builder.data_path}: damaged, or no data set; {_ANEW}")
     return builder
 
 
@@ -53,7 +58,8 @@ def _builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
             raise InputError(f"data.name: {name!r} does not exist; there are {known}") from None
         where = data_dir or "TFDS's folder"
         raise InputError(f"data.name: {name!r} cannot be opened in {where}: {_reason(error)}") from None
-    if not isinstance(features, dict | tfds.features.FeaturesDict) or not {"image", "label"} <= set(features):
+    named = isinstance(features, dict | tfds.features.FeaturesDict) and {"image", "label"} <= set(features)
+    if not named or not isinstance(features["label"], tfds.features.ClassLabel):
         raise InputError(f"data.name: {name!r} has no image and label; choose a classification data set")
     return builder
 
@@ -132,20 +138,37 @@ class TfdsSource:
             raise InputError(f"{field}: {split!r} is empty; give a split with examples")
         for instruction in instructions:
             _check_shard(instruction.filename, instruction.examples_in_shard)
-        self.label_names = tuple(builder.info.features["label"].names)
         self.folder = pathlib.Path(builder.data_path)
+        if not builder.info.features["label"].num_classes:
+            raise InputError(f"{self.folder}: the names of its labels are missing; {_ANEW}")
+        self.label_names = tuple(builder.info.features["label"].names)
+        with self._telling_damage():
+            label = self._records[0]["label"]
+        if label < 0:  # as TFDS labels what has no label
+            raise InputError(f"{field}: {split!r} has no labels; give another split")
 
     def __len__(self) -> int:
         return self._length
 
     def read(self, indices) -> tuple[np.ndarray, np.ndarray]:
-        """(images uint8 [n, image_size, image_size, channels], labels int32 [n])."""
-        examples = self._records.__getitems__([int(index) for index in indices])
-        batch = np.empty((len(examples), self.size, self.size, self.channels), np.uint8)
-        for row, example in enumerate(examples):
-            image = images.decode(example["image"]) if self._encoded else example["image"]
-            batch[row] = images.fit(image, self.size, self.channels)
+        """(images uint8 [n, image_size, image_size, channels], labels int32 [n]).
+
+        Raises InputError where the files prove to be damaged.
+        """
+        with self._telling_damage():
+            examples = self._records.__getitems__([int(index) for index in indices])
+            batch = np.empty((len(examples), self.size, self.size, self.channels), np.uint8)
+            for row, example in enumerate(examples):
+                image = images.decode(example["image"]) if self._encoded else example["image"]
+                batch[row] = images.fit(image, self.size, self.channels)
         return batch, np.array([example["label"] for example in examples], np.int32)
+
+    @contextlib.contextmanager
+    def _telling_damage(self):
+        try:
+            yield
+        except (RuntimeError, ValueError) as error:  # of array_record and images.decode
+            raise InputError(f"{self.folder}: {self.split} is damaged ({_reason(error)}); {_ANEW}") from None
 
 
 def _check_shard(path: str, examples: int) -> None:
@@ -156,5 +179,5 @@ def _check_shard(path: str, examples: int) -> None:
     if found != examples:
         raise InputError(
             f"{path}: missing, cut short or damaged ({examples:,} examples expected, {found or 0:,} found);"
-            " delete its folder, and it is prepared anew"
+            f" {_ANEW}"
         )
