@@ -76,9 +76,13 @@ def _config_of_workdir(given, overrides: dict, workdir: str):
     if given is not None and given.name != config.get("name"):
         # A run's own file may have been overridden when it was trained; another file is a mistake.
         configuration.check_same_run(given, workdir)
+    test_split = config.data.test_split
     config.update_from_flattened_dict(overrides)
     configuration.check(config)
-    configuration.check_same_run(config, workdir)
+    # Which split is evaluated decides nothing of the run.
+    of_run = config.copy_and_resolve_references()
+    of_run.data.test_split = test_split
+    configuration.check_same_run(of_run, workdir)
     return config
 
 

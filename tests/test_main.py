@@ -107,6 +107,9 @@ def test_evaluation_needs_only_the_workdir_and_gives_the_same_figures(finished):
     )  # fmt: skip
     other = json.loads((workdir / "eval.json").read_text())
     assert (other["views"], other["step"], other["examples"]) == (1, 60, 999)
+    run("--mode=eval", f"--workdir={workdir}", QUICKSTART, "--config.data.test_split=train[-50:]")
+    other = json.loads((workdir / "eval.json").read_text())
+    assert (other["split"], other["examples"]) == ("train[-50:]", 50)
     run("--mode=eval", f"--workdir={workdir}")
 
 
