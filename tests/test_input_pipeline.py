@@ -4,6 +4,7 @@ import gzip
 import os
 import pathlib
 import shutil
+import socket
 import struct
 import subprocess
 import sys
@@ -100,6 +101,68 @@ def test_both_columns_of_a_pair_hold_the_same_rows():
     by_device = {shard.device: np.asarray(shard.data) for shard in labels.addressable_shards}
     for first, second in devices:
         assert np.array_equal(by_device[first], by_device[second])
+
+
+# How the devices of two processes (0 and 1 are the first's) are laid over the axes data and column: each
+# process with half of the batch, in pieces, and each with one column of all of it.
+MESHES = ([[0], [1], [2], [3]], [[0], [2], [1], [3]], [[0, 2], [1, 3]])
+PART = f"""
+import sys
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+from alexnet_jax import input_pipeline
+from configs import quickstart
+port, process, data_dir, out = sys.argv[1:]
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 2)
+jax.distributed.initialize(f"127.0.0.1:{{port}}", 2, int(process), initialization_timeout=60)
+config = quickstart.get_config()
+config.data.dir, config.data.train_split, config.batch_size = data_dir, "train[:50]", 8
+source, found = input_pipeline.open_source(config, "train_split"), {{}}
+for number, layout in enumerate({MESHES}):
+    sharding = NamedSharding(Mesh(np.array(jax.devices())[np.array(layout)], ("data", "column")), P("data"))
+    for first in (0, 5):
+        for step, batch in enumerate(input_pipeline.batches(source, config, sharding, first, 8), first):
+            for kind, array in zip(("images", "labels"), batch):
+                for shard in array.addressable_shards:
+                    row = shard.index[0].start
+                    found[f"{{number}} {{first}} {{step}} {{row}} {{kind}}"] = np.asarray(shard.data)
+np.savez(out, **found)
+"""
+
+
+def test_two_processes_read_the_batches_of_one_wherever_they_start(data_dir, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    commands = [
+        [sys.executable, "-c", PART, str(port), str(process), data_dir, tmp_path / f"{process}.npz"]
+        for process in (0, 1)
+    ]
+    processes = [subprocess.Popen(command) for command in commands]
+    try:
+        assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    config = config_for(data_dir, **{"data.train_split": "train[:50]", "batch_size": 8})
+    source = input_pipeline.open_source(config, "train_split")
+    # Step 6 runs on into the second epoch.
+    whole = [
+        [np.asarray(a) for a in pair] for pair in input_pipeline.batches(source, config, sharding(), 0, 8)
+    ]
+    of_process = [np.load(tmp_path / f"{process}.npz") for process in (0, 1)]
+    for number, layout in enumerate(MESHES):
+        rows = 8 // len(layout)
+        for first, step in [(0, step) for step in range(8)] + [(5, step) for step in range(5, 8)]:
+            for kind, expected in zip(("images", "labels"), whole[step], strict=True):
+                for position, devices in enumerate(layout):
+                    for device in devices:
+                        start = position * rows
+                        got = of_process[device // 2][f"{number} {first} {step} {start} {kind}"]
+                        assert np.array_equal(got, expected[start : start + rows])
 
 
 @pytest.mark.parametrize("examples", [1, 8, 9, 23])
