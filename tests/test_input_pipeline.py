@@ -224,6 +224,8 @@ def test_splits_are_disjoint_slices_of_what_they_name(data_dir):
         ("data.val_split", "train["),
         ("data.val_split", "train[60000:]"),
         ("data.val_split", "train[10:5]"),
+        ("data.val_split", "train[5:4]"),
+        ("data.val_split", "train[10:5]+test"),
         ("data.name", "fashion_mnist_shiped"),
         ("data.name", "no such"),
         ("data.name", "../etc"),

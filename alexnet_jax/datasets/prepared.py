@@ -121,6 +121,13 @@ class TfdsSource:
         self._encoded = type(feature) is tfds.features.Image and feature.np_dtype == np.uint8
         skip = {"image": tfds.decode.SkipDecoding()} if self._encoded else None
         try:
+            self.parts = tfds.core.ReadInstruction.from_spec(split).to_absolute(builder.info.splits)
+            # TFDS gives train[5:4] a length of its own, or examples that were not asked for.
+            backwards = any(part.to is not None and part.to < (part.from_ or 0) for part in self.parts)
+            if backwards or not builder.info.splits[split].num_examples:
+                raise InputError(
+                    f"{field}: {split!r} is empty, or runs backwards; give a split with examples"
+                )
             instructions = builder.info.splits[split].file_instructions
             self._records = builder.as_data_source(split, decoders=skip)
             self._length = len(self._records)
@@ -134,8 +141,6 @@ class TfdsSource:
                 f"data.dir: {builder.info.name} lies there in another format than ArrayRecord; give another,"
                 " and it is prepared there anew"
             ) from None
-        if not self._length:
-            raise InputError(f"{field}: {split!r} is empty; give a split with examples")
         for instruction in instructions:
             _check_shard(instruction.filename, instruction.examples_in_shard)
         self.folder = pathlib.Path(builder.data_path)

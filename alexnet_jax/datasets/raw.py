@@ -14,7 +14,6 @@ import shutil
 from collections.abc import Iterator
 
 import numpy as np
-import tensorflow_datasets as tfds
 
 from alexnet_jax.datasets import streams
 from alexnet_jax.datasets.prepared import TfdsSource
@@ -30,7 +29,7 @@ class RawSource:
         """Makes the files first where they are not yet. Raises InputError if they cannot be made or read."""
         self.label_names, self.folder, self.split = source.label_names, source.folder, source.split
         self._parts, labels, self._starts = [], [], [0]  # of a sum such as train[:90%]+validation
-        for part in tfds.core.ReadInstruction.from_spec(source.split).to_absolute(source.builder.info.splits):
+        for part in source.parts:
             images, all_labels = _opened(source, part.splitname)
             labels.append(all_labels[part.from_ : part.to])
             self._parts.append((images, part.from_ or 0))
