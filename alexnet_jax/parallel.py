@@ -268,11 +268,11 @@ def train_step(config, mesh: Mesh, rule: optax.GradientTransformation):
     differentiate = loss_and_gradients(config, mesh)
 
     def step(state, images, labels, statistics):
-        schedule, last = state.opt_state["learning_rate"], config.augment.pca_epochs
-        coloured = True if last == -1 else schedule.epochs < last
+        epochs, last = optax.tree.get(state.opt_state, "epochs"), config.augment.pca_epochs
+        coloured = last == -1 or epochs < last
         loss, gradients = differentiate(state.params, images, labels, state.step, statistics, coloured)
         updates, opt_state = rule.update(gradients, state.opt_state, state.params)
-        params = optimizer.apply_updates(config, state.params, updates, schedule)
+        params = optimizer.apply_updates(config, state.params, updates, epochs)
         sums = state.loss_sum + loss, state.loss_count + 1
         return TrainState(state.step + 1, params, opt_state, *sums), loss
 

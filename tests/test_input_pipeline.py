@@ -59,6 +59,12 @@ def test_every_epoch_has_every_example_once_in_a_new_order():
     assert not (other_seed == epochs[0]).all()
 
 
+def test_without_reshuffling_every_epoch_is_in_the_order_of_the_first():
+    first, second = (input_pipeline.examples_of_step(3, step, 10, 20, reshuffle=False) for step in (0, 2))
+    np.testing.assert_array_equal(first, second)
+    np.testing.assert_array_equal(first, input_pipeline.examples_of_step(3, 0, 10, 20))
+
+
 def test_a_step_larger_than_the_data_spans_several_epochs():
     order = input_pipeline.examples_of_step(0, 0, 25, 10)
     assert [sorted(order[:10]), sorted(order[10:20])] == [list(range(10))] * 2 and len(order) == 25
