@@ -11,7 +11,8 @@ import makes DIR, whose step 0 is the weights of FILE (.pth, .safetensors or .ca
     --mean      the mean image: a .binaryproto, or the statistics.npz of another workdir
 export writes the best checkpoint of DIR, with those names.
 
-Nothing that a file holds is executed. Errors are one line on stderr and exit code 2.
+Nothing that a file holds is executed. Values that are not finite are refused. Errors are one line on stderr
+and exit code 2.
 
 Layouts: a kernel of this project is [columns, height, width, inputs, outputs of one column], fully connected
 layers have height * width * inputs as one axis. In PyTorch and Caffe it is [outputs, inputs, height, width],
@@ -276,6 +277,7 @@ def export_weights(file: str, workdir: str) -> None:
     if config is None:
         raise InputError(f"--workdir={workdir}: has no config.json; give the workdir of a run")
     configuration.check(config)
+    config.mesh.update(data=1, column=1)  # the run's devices need not be here
     abstract = parallel.abstract_state(config, parallel.make_mesh(config), optimizer.make(config))
     with Checkpoints(workdir) as checkpoints:
         step, params = checkpoints.restore_params(abstract.params, config.eval.step)
