@@ -28,17 +28,17 @@ MODES = ("train", "eval", "prepare", "describe")
 log = logging.getLogger("alexnet_jax")
 
 
-def _fail(message: str, code: int) -> None:
+def fail(message: str, code: int) -> None:
     print(f"error: {message}", file=sys.stderr)
     sys.exit(code)
 
 
 try:
-    _CONFIG = config_flags.DEFINE_config_file("config", None, "configs/NAME.py[:ARG]")
+    CONFIG = config_flags.DEFINE_config_file("config", None, "configs/NAME.py[:ARG]")
 except flags.Error as error:  # ml_collections reads the command line already here, files of --flagfile too
-    _fail(str(error), 2)
+    fail(str(error), 2)
 _MODE = flags.DEFINE_string("mode", "train", ", ".join(MODES))
-_WORKDIR = flags.DEFINE_string("workdir", None, "the folder of the run; runs/NAME[-ARG] if left out")
+WORKDIR = flags.DEFINE_string("workdir", None, "the folder of the run; runs/NAME[-ARG] if left out")
 
 
 def run(mode: str, config, overrides: dict, workdir: str) -> None:
@@ -75,10 +75,10 @@ def _config_of_workdir(given, overrides: dict, workdir: str):
         raise InputError(f"--workdir={workdir}: has no config.json; train there first, or name another")
     if given is not None and given.name != config.get("name"):
         # A run's own file may have been overridden when it was trained; another file is a mistake.
-        configuration.check_same_run(given, workdir)
+        configuration.check_same_run(given, workdir, data=False)
     config.update_from_flattened_dict(overrides)
     configuration.check(config)
-    configuration.check_same_run(config, workdir)
+    configuration.check_same_run(config, workdir, data=False)
     return config
 
 
@@ -87,8 +87,8 @@ def main(argv) -> None:
     try:
         if _MODE.value not in MODES:
             raise InputError(f"--mode={_MODE.value}: there is no such mode; give one of {', '.join(MODES)}")
-        config = _CONFIG.value
-        if config is None and not (_MODE.value == "eval" and _WORKDIR.value):
+        config = CONFIG.value
+        if config is None and not (_MODE.value == "eval" and WORKDIR.value):
             raise InputError("--config: missing; give --config=configs/quickstart.py, or another of configs/")
         overrides = {}
         if config is not None:
@@ -98,11 +98,11 @@ def main(argv) -> None:
 
             model.layer_shapes(config)
             parallel.mesh_shape(config, None, () if _MODE.value == "eval" else ("batch_size",))
-        run(_MODE.value, config, overrides, os.path.expanduser(_WORKDIR.value or _default_workdir()))
+        run(_MODE.value, config, overrides, os.path.expanduser(WORKDIR.value or _default_workdir()))
     except InputError as error:
-        _fail(str(error), 2)
+        fail(str(error), 2)
     except Diverged as error:
-        _fail(str(error), 1)
+        fail(str(error), 1)
 
 
 def _config_argument() -> str:
@@ -122,22 +122,25 @@ def _default_workdir() -> str:
     return os.path.join("runs", f"{name}-{argument}" if argument else name)
 
 
-def _parse_flags(argv):
-    """absl's parsing with its errors, and ml_collections', as one line and exit code 2."""
+def parse_flags(argv, usage: str = __doc__, arguments: int = 0):
+    """absl's parsing with its errors, and ml_collections', as one line and exit code 2.
+
+    `arguments` is how many there may be without --.
+    """
     if {"-h", "--help", "-help", "--helpfull", "--helpshort"} & set(argv):
-        print(__doc__.strip())
+        print(usage.strip())
         sys.exit(0)
     try:
         rest = flags.FLAGS(argv)
-        if len(rest) > 1:
-            raise InputError(f"{rest[1]!r}: there are no arguments without --; see --help")
-        if _CONFIG.value is not None:
-            _CONFIG.value.items()  # raises here if the file could not be read
+        if len(rest) > 1 + arguments:
+            raise InputError(f"{rest[1 + arguments]!r}: is one argument without -- too many; see --help")
+        if CONFIG.value is not None:
+            CONFIG.value.items()  # raises here if the file could not be read
         return rest
     except InputError as error:
-        _fail(str(error), 2)
+        fail(str(error), 2)
     except Exception as error:  # absl and ml_collections raise many kinds, and a config file any
-        _fail(_explain(argv, error), 2)
+        fail(_explain(argv, error), 2)
 
 
 def _explain(argv, error: Exception) -> str:
@@ -153,7 +156,7 @@ def _explain(argv, error: Exception) -> str:
         return f"{field}: {value!r} does not work; {configuration.what_works(field)}"
     fields = [re.match(r"--?config\.([^=]+)", arg) for arg in argv]
     for field in (match[1] for match in fields if match):
-        if not _CONFIG.present and not _config_argument():
+        if not CONFIG.present and not _config_argument():
             return f"--config.{field}: comes with --config=configs/NAME.py, which is missing"
         unknown = configuration.unknown(field)
         if unknown:
@@ -165,7 +168,7 @@ def _explain(argv, error: Exception) -> str:
     return f"--config={_config_argument()}: {re.sub(r'^[A-Za-z]+Error: ', '', message)}"
 
 
-def _start_log() -> None:
+def start_log() -> None:
     """Our own lines on stdout; of the libraries, errors only."""
     handler = logging.StreamHandler(sys.stdout)
     handler.setLevel(logging.INFO)
@@ -176,5 +179,5 @@ def _start_log() -> None:
 
 
 if __name__ == "__main__":
-    _start_log()
-    app.run(main, flags_parser=_parse_flags)
+    start_log()
+    app.run(main, flags_parser=parse_flags)

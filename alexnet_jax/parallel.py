@@ -207,7 +207,11 @@ def abstract_state(config, mesh: Mesh, rule: optax.GradientTransformation) -> Tr
 
 
 def _init_state(config, rule):
-    params = _init_params(config)
+    return new_state(_init_params(config), rule)
+
+
+def new_state(params, rule: optax.GradientTransformation) -> TrainState:
+    """The state before the first step, with these parameters."""
     zero = jnp.zeros((), jnp.int32)
     return TrainState(zero, params, rule.init(params), jnp.zeros(()), zero)
 
