@@ -74,9 +74,7 @@ def to_ours(weights, columns):
         weight, bias = weights[f"{name}.weight"], weights[f"{name}.bias"]
         if name == "fc6":
             weight = weight.reshape(len(weight), -1, 6, 6)
-        kernel = np.moveaxis(
-            weight, (1, 0), (-2, -1)
-        )  # [height, width, inputs, outputs] or [inputs, outputs]
+        kernel = np.moveaxis(weight, (1, 0), (-2, -1))  # [(height, width,) inputs, outputs]
         if name == "fc6":
             kernel = kernel.reshape(-1, len(weight))
         if name == "fc8":  # split over its inputs; one bias

@@ -168,8 +168,11 @@ def keep(net, name, op=None):
 BUILD = {"paper": paper, "caffe": caffe, "single_tower": single_tower, "torchvision": torchvision_alexnet}
 
 
-def to_torch(weights, dtype=torch.float64):
-    return {name: torch.tensor(array, dtype=dtype, requires_grad=True) for name, array in weights.items()}
+def to_torch(arrays, requires_grad=False):
+    return {
+        name: torch.tensor(array, dtype=torch.float64, requires_grad=requires_grad)
+        for name, array in arrays.items()
+    }
 
 
 def to_numpy(tensors):
@@ -188,7 +191,7 @@ def their_activations(name, weights, views):
 
 
 def their_loss_and_gradients(name, weights, views, labels, ours):
-    net = Network(to_torch(weights), {key: torch.tensor(x, dtype=torch.float64) for key, x in ours.items()})
+    net = Network(to_torch(weights, requires_grad=True), to_torch(ours))
     loss = F.cross_entropy(BUILD[name](net, maps_first(views), training=True), torch.tensor(labels).long())
     loss.backward()
     return loss.item(), {key: tensor.grad.numpy() for key, tensor in net.weights.items()}
