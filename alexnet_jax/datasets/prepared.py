@@ -141,10 +141,12 @@ class TfdsSource:
     def read(self, indices) -> tuple[np.ndarray, np.ndarray]:
         """(images uint8 [n, image_size, image_size, channels], labels int32 [n])."""
         examples = self._records.__getitems__([int(index) for index in indices])
-        batch = np.empty((len(examples), self.size, self.size, self.channels), np.uint8)
+        batch = images.empty_batch(len(examples), self.size, self.channels)
         for row, example in enumerate(examples):
-            image = images.decode(example["image"]) if self._encoded else example["image"]
-            batch[row] = images.fit(image, self.size, self.channels)
+            if self._encoded:
+                images.decode_into(batch[row], example["image"])
+            else:
+                batch[row] = images.fit(example["image"], self.size, self.channels)
         return batch, np.array([example["label"] for example in examples], np.int32)
 
 
