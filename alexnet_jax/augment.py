@@ -7,46 +7,64 @@ Pixels are on the scale 0 to 255.
     test_views    the central crop; or four corners and the centre, and their reflections
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int, Key, UInt8
+from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
 Images = UInt8[Array, "batch size size channel"]
 Views = Float[Array, "batch crop crop channel"]
 
 
-def train_views(images: Images, keys: Key[Array, " batch"], statistics: dict[str, Array], config) -> Views:
-    """A view of each image for training, drawn from its key (section 4.1)."""
-    return jax.vmap(lambda image, key: _train_view(image, key, statistics, config))(images, keys)
+def train_views(
+    images: Images,
+    keys: Key[Array, " batch"],
+    statistics: dict[str, Array],
+    config,
+    crop_keys: Key[Array, " batch"] | None = None,
+    coloured: bool | Bool[Array, ""] = True,
+) -> Views:
+    """A view of each image for training, drawn from its key (section 4.1).
+
+    Images with the same one of `crop_keys` share crop and flip. Without `coloured` there is no noise.
+    """
+    view = functools.partial(_train_view, coloured=coloured, statistics=statistics, config=config)
+    return jax.vmap(view)(images, keys, keys if crop_keys is None else crop_keys)
 
 
-def _train_view(image, key, statistics, config):
+def _train_view(image, key, crop_key, coloured, statistics, config):
     augment, last = config.augment, config.data.image_size - config.data.crop_size
-    crop_key, flip_key, colour_key = jax.random.split(key, 3)
+    offset_key, flip_key, _ = jax.random.split(crop_key, 3)
+    colour_key = jax.random.split(key, 3)[2]
     # All offsets: 33 on each axis for 224 in 256.
-    top, left = jax.random.randint(crop_key, (2,), 0, last + 1) if augment.crop else (last // 2, last // 2)
+    top, left = jax.random.randint(offset_key, (2,), 0, last + 1) if augment.crop else (last // 2, last // 2)
     flip = jax.random.bernoulli(flip_key) if augment.flip else False
     view = _crop_normalize_flip(image, top, left, flip, statistics, config)
     if not augment.pca_std:
         return view
     noise = colour_noise(colour_key, augment.pca_std, statistics)
-    return view + (noise / statistics["channel_std"] if _by_channel(config) else noise)
+    noisy = view + (noise / statistics["channel_std"] if _by_channel(config) else noise)
+    return jnp.where(coloured, noisy / augment.pca_divisor, view)
 
 
 def _crop_normalize_flip(image, top, left, flip, statistics, config):
-    """One image's float32 crop at (top, left), normalized, then reflected left to right where `flip`."""
-    crop = config.data.crop_size
+    """One image's float32 crop at (top, left), normalized, and reflected left to right where `flip`."""
+    crop, last = config.data.crop_size, config.data.image_size - config.data.crop_size
 
-    def window(x):
+    def window(x, top, left):
         return lax.dynamic_slice(x, (top, left, 0), (crop, crop, x.shape[2]))
 
-    view = window(image).astype(jnp.float32)
+    def reflect(x):
+        return jnp.where(flip, x[:, ::-1], x)
+
+    view = window(image, top, left).astype(jnp.float32)
     if _by_channel(config):
-        view = (view - statistics["channel_mean"]) / statistics["channel_std"]
-    else:
-        view = view - window(statistics["mean_image"])
-    return jnp.where(flip, view[:, ::-1], view)
+        return reflect((view - statistics["channel_mean"]) / statistics["channel_std"])
+    if config.augment.mean_crop == "centre":
+        return reflect(view) - window(statistics["mean_image"], last // 2, last // 2)
+    return reflect(view - window(statistics["mean_image"], top, left))
 
 
 def _by_channel(config) -> bool:

@@ -19,7 +19,7 @@ import ml_collections
 
 from alexnet_jax.errors import InputError
 
-OPS = ("activation", "lrn", "pool", "dropout")
+OPS = ("activation", "lrn", "spatial_norm", "pool", "average_pool", "dropout")
 
 
 # A rule: does a value work, and what would.
@@ -54,6 +54,18 @@ _THEN = (
     lambda v: isinstance(v, tuple) and all(op in OPS for op in v),
     f"a tuple of {', '.join(OPS)}, such as ('activation', 'pool')",
 )
+_LAYERS = (
+    lambda v: isinstance(v, tuple) and all(isinstance(name, str) for name in v),
+    "a tuple of layers, such as ('conv1', 'conv2')",
+)
+_EPOCHS = (
+    lambda v: (
+        isinstance(v, tuple) and all(type(n) is int and n >= 1 for n in v) and list(v) == sorted(set(v))
+    ),
+    "a tuple of rising epochs, such as (30, 60), or () for the plateau",
+)
+_EPOCH_OR_NEVER = _whole(lambda v: v >= 0 or v == -1, "of at least 0, or -1 for never")
+_ODD = (lambda v: type(v) is int and v > 0 and v % 2 == 1, "an odd whole number, such as 5")
 _LAYER = {
     "enabled": _FLAG,
     "kernel": _COUNT,
@@ -73,22 +85,31 @@ _LAYER_FIELDS = {
 _FIELDS = {
     "name": _TEXT,
     "seed": _whole(lambda v: 0 <= v < 2**31, "from 0 to 2147483647"),
+    "init_from": _PATH,
+    "init_layers": _LAYERS,
     "num_epochs": _COUNT,
     "batch_size": _COUNT,
     "model.columns": _one_of(1, 2),
     "model.width": _POSITIVE,
     "model.num_classes": _COUNT,
     "model.activation": _one_of("relu", "tanh"),
+    "model.gather": _FLAG,
     "model.dropout_rate": _BELOW_1,
+    "model.dropout_scale": _one_of("test", "train"),
     "model.dtype": _one_of("float32", "bfloat16"),
     "model.lrn.enabled": _FLAG,
-    "model.lrn.size": (lambda v: type(v) is int and v > 0 and v % 2 == 1, "an odd whole number, such as 5"),
+    "model.lrn.size": _ODD,
     "model.lrn.k": _POSITIVE,
     "model.lrn.alpha": _NOT_NEGATIVE,
     "model.lrn.beta": _NOT_NEGATIVE,
     "model.lrn.across_columns": _FLAG,
     "model.pool.size": _COUNT,
     "model.pool.stride": _COUNT,
+    "model.pool.ceil": _FLAG,
+    "model.spatial_norm.size": _ODD,
+    "model.spatial_norm.k": _POSITIVE,
+    "model.spatial_norm.alpha": _NOT_NEGATIVE,
+    "model.spatial_norm.beta": _NOT_NEGATIVE,
     "data.name": _TEXT,
     "data.dir": _PATH,
     "data.manual_dir": _PATH,
@@ -100,13 +121,24 @@ _FIELDS = {
     "data.train_split": _TEXT,
     "data.val_split": _TEXT,
     "data.test_split": _TEXT,
+    "data.reshuffle": _FLAG,
     "data.threads": _whole(lambda v: 1 <= v <= 256, "from 1 to 256"),
     "augment.crop": _FLAG,
+    "augment.crop_group": _COUNT,
     "augment.flip": _FLAG,
+    "augment.mean_crop": _one_of("image", "centre"),
     "augment.pca_std": _NOT_NEGATIVE,
+    "augment.pca_divisor": _POSITIVE,
+    "augment.pca_epochs": _EPOCH_OR_NEVER,
     "optimizer.learning_rate": _POSITIVE,
     "optimizer.momentum": _BELOW_1,
     "optimizer.weight_decay": _NOT_NEGATIVE,
+    "optimizer.decay_biases": _FLAG,
+    "optimizer.bias_rate": _NOT_NEGATIVE,
+    "optimizer.bias_rate_drops": _FLAG,
+    "optimizer.drop_epochs": _EPOCHS,
+    "optimizer.conv1_drop_epoch": _EPOCH_OR_NEVER,
+    "optimizer.conv1_freeze_epoch": _EPOCH_OR_NEVER,
     "optimizer.plateau.factor": _number(lambda v: 0 < v <= 1, "above 0 and at most 1"),
     "optimizer.plateau.patience": _COUNT,
     "optimizer.plateau.max_drops": _whole(lambda v: v >= 0, "of at least 0"),
@@ -120,8 +152,8 @@ _FIELDS = {
 }
 # What decides a run's parameters: a workdir belongs to these values.
 _RUN_FIELDS = re.compile(
-    r"seed|batch_size|model\..*|augment\..*|optimizer\..*"
-    r"|data\.(name|channels|image_size|crop_size|normalization|\w+_split)"
+    r"seed|batch_size|init_\w+|model\..*|augment\..*|optimizer\..*"
+    r"|data\.(name|channels|image_size|crop_size|normalization|reshuffle|\w+_split)"
 )
 
 
@@ -187,6 +219,12 @@ def check(config) -> None:
         raise InputError(
             f"data.crop_size: {data.crop_size} is larger than data.image_size, {data.image_size};"
             f" give at most {data.image_size}"
+        )
+    pool = config.model.pool
+    if pool.ceil and pool.stride > pool.size:
+        raise InputError(
+            f"model.pool.stride: {pool.stride} is above the size, {pool.size}, and with model.pool.ceil a"
+            " window may lie outside; give at most the size"
         )
 
 

@@ -42,10 +42,15 @@ def _epoch_order(seed: int, epoch: int, examples: int) -> np.ndarray:
     return np.argsort(np.random.Philox(key=[seed, epoch]).random_raw(examples), kind="stable")
 
 
-def examples_of_step(seed: int, step: int, batch_size: int, examples: int) -> np.ndarray:
-    """Indices [batch_size] of step 0, 1, …: each epoch in a new order, batches running on across epochs."""
+def examples_of_step(
+    seed: int, step: int, batch_size: int, examples: int, reshuffle: bool = True
+) -> np.ndarray:
+    """Indices [batch_size] of step 0, 1, …, batches running on across epochs.
+
+    Each epoch is in a new order or, without `reshuffle`, in that of the first.
+    """
     positions = step * batch_size + np.arange(batch_size)
-    epochs, places = positions // examples, positions % examples
+    epochs, places = positions // examples * reshuffle, positions % examples
     orders = {epoch: _epoch_order(seed, int(epoch), examples) for epoch in np.unique(epochs)}
     return np.array([orders[epoch][place] for epoch, place in zip(epochs, places, strict=True)])
 
@@ -74,7 +79,10 @@ def batches(source, config, sharding, first_step: int, last_step: int) -> Iterat
     rows = _local_rows(sharding, config.batch_size)
 
     def read(step):
-        return source.read(examples_of_step(config.seed, int(step), config.batch_size, len(source))[rows])
+        examples = examples_of_step(
+            config.seed, int(step), config.batch_size, len(source), config.data.reshuffle
+        )
+        return source.read(examples[rows])
 
     for local in _read_ahead(read, first_step, last_step, config.data.threads):
         yield _to_devices(sharding, config.batch_size, local)

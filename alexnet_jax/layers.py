@@ -2,7 +2,9 @@
 
 conv                   section 3.5
 local_response_norm    section 3.3
+spatial_norm           of the released code only
 max_pool               section 3.4   overlapping when the size exceeds the stride
+average_pool           of the released code's CIFAR-10 networks only
 dropout                section 4.2   mask in training, scale at test
 """
 
@@ -29,20 +31,32 @@ def local_response_norm(x: Maps, size: int, k: float, alpha: float, beta: float)
 
     Section 3.3, to the letter: alpha is not divided by the size (Caffe, PyTorch and the released code do).
     """
+    return _divisive_norm(x, (1, 1, 1, size), k, alpha, beta)
+
+
+def spatial_norm(x: Maps, size: int, k: float, alpha: float, beta: float) -> Maps:
+    """The same, the sum running over the size x size neighbours in one map (layers-145.cfg:107)."""
+    return _divisive_norm(x, (1, size, size, 1), k, alpha, beta)
+
+
+def _divisive_norm(x, window, k, alpha, beta):
     a = x.astype(jnp.float32)
-    padding = ((0, 0), (0, 0), (0, 0), (size // 2, size // 2))
-    total = lax.reduce_window(jnp.square(a), 0.0, lax.add, (1, 1, 1, size), (1, 1, 1, 1), padding)
+    padding = [(size // 2, size // 2) for size in window]
+    total = lax.reduce_window(jnp.square(a), 0.0, lax.add, window, (1, 1, 1, 1), padding)
     # z^-beta as exp and log, which XLA vectorizes on a CPU and `power` it does not: with the window's sum as
     # one operation, 2.5 to 9 times faster, gradient included, than a power over shifted slices.
     return (a * jnp.exp(-beta * jnp.log(k + alpha * total))).astype(x.dtype)
 
 
-def max_pool(x: Maps, size: int, stride: int) -> Maps:
-    """Maximum over size x size windows, without padding: out = (in - size) // stride + 1 (section 3.4).
+def max_pool(x: Maps, size: int, stride: int, ceil: bool = False) -> Maps:
+    """Maximum over size x size windows (section 3.4): out = (in - size) / stride + 1, rounded down or up.
 
-    Of several maxima in a window the first, row by row, gets the whole gradient. Maxima of strided slices
-    are 3 to 4 times faster on a CPU, gradient included, than XLA's reduce_window.
+    Rounded up (layer.py:1164), the last window is cut off at the border. Of several maxima in a window the
+    first, row by row, gets the whole gradient. Maxima of strided slices are 3 to 4 times faster on a CPU,
+    gradient included, than XLA's reduce_window.
     """
+
+    x = _pad_to_windows(x, size, stride, ceil, -jnp.inf)
 
     def pool_axis(x, axis):
         last = (x.shape[axis] - size) // stride * stride + 1
@@ -53,15 +67,34 @@ def max_pool(x: Maps, size: int, stride: int) -> Maps:
     return pool_axis(pool_axis(x, 2), 1)
 
 
+def average_pool(x: Maps, size: int, stride: int, ceil: bool = False) -> Maps:
+    """Mean over the same windows; one that is cut off counts what it covers (CC1 conv_util.cuh:166)."""
+
+    def sums(x):
+        x = _pad_to_windows(x, size, stride, ceil, 0)
+        return lax.reduce_window(x, 0.0, lax.add, (1, size, size, 1), (1, stride, stride, 1), "VALID")
+
+    a = x.astype(jnp.float32)
+    return (sums(a) / sums(jnp.ones((1, *x.shape[1:3], 1)))).astype(x.dtype)
+
+
+def _pad_to_windows(x, size, stride, ceil, value):
+    """With `ceil`, what the last window lacks at the bottom and right."""
+    if not ceil:
+        return x
+    lacking = [-(side - size) % stride for side in x.shape[1:3]]
+    return jnp.pad(x, [(0, 0), (0, lacking[0]), (0, lacking[1]), (0, 0)], constant_values=value)
+
+
 def dropout(
-    x: Float[Array, "batch ..."], rate: float, keys: Key[Array, " batch"] | None
+    x: Float[Array, "batch ..."], rate: float, keys: Key[Array, " batch"] | None, scale: str = "test"
 ) -> Float[Array, "batch ..."]:
     """Section 4.2: in training (a key for each example) drop units, at test (None) multiply by 1 - rate.
 
-    What is kept is not scaled up in training; "inverted" dropout, common today, is a different network at
-    the same learning rate and initial weights.
+    `scale` "train" is "inverted" dropout, common today: what is kept is divided by 1 - rate in training,
+    and nothing is done at test. At the same learning rate and initial weights it is a different network.
     """
     if keys is None:
-        return x * (1 - rate)
+        return x * (1 - rate) if scale == "test" else x
     kept = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, x.shape[1:]))(keys)
-    return jnp.where(kept, x, 0)
+    return jnp.where(kept, x if scale == "test" else x / (1 - rate), 0)

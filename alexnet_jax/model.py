@@ -27,6 +27,7 @@ from alexnet_jax.errors import InputError
 AXIS = "column"
 CLASSIFIER = "fc8"
 ACTIVATIONS = {"relu": jax.nn.relu, "tanh": jnp.tanh}
+POOLS = {"pool": layers.max_pool, "average_pool": layers.average_pool}
 
 
 class Column(nn.Module):
@@ -66,14 +67,17 @@ class Column(nn.Module):
             return ACTIVATIONS[model.activation](x)
         if op == "lrn":
             return self._response_norm(x)
-        if op == "pool":
-            return layers.max_pool(x, model.pool.size, model.pool.stride)
+        if op == "spatial_norm":
+            norm = model.spatial_norm
+            return layers.spatial_norm(x, norm.size, norm.k, norm.alpha, norm.beta)
+        if op in POOLS:
+            return POOLS[op](x, model.pool.size, model.pool.stride, model.pool.ceil)
         if dropout_keys is None:
-            return layers.dropout(x, model.dropout_rate, None)
+            return layers.dropout(x, model.dropout_rate, None, model.dropout_scale)
         stream = zlib.crc32(name.encode())  # a layer's masks do not depend on which other layers there are
         column = lax.axis_index(AXIS)
         keys = jax.vmap(lambda key: jax.random.fold_in(jax.random.fold_in(key, stream), column))(dropout_keys)
-        return layers.dropout(x, model.dropout_rate, keys)
+        return layers.dropout(x, model.dropout_rate, keys, model.dropout_scale)
 
     def _response_norm(self, x):
         lrn, maps = self.config.model.lrn, x.shape[-1]
@@ -138,6 +142,9 @@ class LayerShape:
 def layer_shapes(config) -> list[LayerShape]:
     """The layers that are enabled, in order, the classifier last.
 
+    What is removed with a layer is its kernels and all that follows them but the pooling, which is left to
+    the layer before: without conv5, fc6 still sees 6x6 maps.
+
     Raises InputError where a layer does not fit its input or `model.columns` does not divide it.
     """
     narrow = _layer_shapes(config, config.model.width)
@@ -158,8 +165,13 @@ def _layer_shapes(config, width: float) -> list[LayerShape]:
     for name in names:
         spec, field, classifier = model.layers[name], f"model.layers.{name}", name == CLASSIFIER
         if not spec.get("enabled", True):
+            pools = tuple(op for op in spec.then if op in POOLS)
+            if shapes and pools:
+                pooled = _after(config, pools, shape, name)
+                shapes[-1] = dataclasses.replace(shapes[-1], then=shapes[-1].then + pools, pooled=pooled)
+                shape = pooled
             continue
-        gather = spec.get("gather", False)
+        gather = spec.get("gather", False) and model.gather
         if gather and not shapes:
             raise InputError(f"{field}.gather: True, but every column sees the whole image; use False")
         parts = 1 if gather or not shapes else columns  # of its input, of which the layer sees one
@@ -184,18 +196,8 @@ def _layer_shapes(config, width: float) -> list[LayerShape]:
             kernel, stride, padding = (), 1, (0, 0)
             inputs, output = math.prod(shape) // parts, (features,)
 
-        shape = output
         then = () if classifier else tuple(op for op in spec.then if op != "lrn" or model.lrn.enabled)
-        for op in then:
-            if op in ("pool", "lrn") and len(shape) != 3:
-                raise InputError(f"{field}.then: {op!r} works on maps, not after a fully connected layer")
-            if op == "pool":
-                side = _positions(
-                    shape[0], model.pool.size, model.pool.stride,
-                    f"model.pool.size: {model.pool.size} does not fit the {shape[0]}x{shape[1]} maps of"
-                    f" {name}; choose a larger data.crop_size",
-                )  # fmt: skip
-                shape = (side, side, features)
+        shape = _after(config, then, output, name)
 
         # The classifier's inputs are split over the columns: together they see all of them, once.
         weights = math.prod(kernel) * inputs * features * (columns if classifier else 1)
@@ -210,11 +212,29 @@ def _layer_shapes(config, width: float) -> list[LayerShape]:
     return shapes
 
 
-def _positions(side: int, window: int, stride: int, misfit: str) -> int:
+def _after(config, then: tuple[str, ...], shape: tuple[int, ...], name: str) -> tuple[int, ...]:
+    """The shape of a layer's output after what follows it."""
+    pool = config.model.pool
+    for op in then:
+        if op not in ("activation", "dropout") and len(shape) != 3:
+            raise InputError(
+                f"model.layers.{name}.then: {op!r} works on maps, not after a fully connected layer"
+            )
+        if op in POOLS:
+            side = _positions(
+                shape[0], pool.size, pool.stride,
+                f"model.pool.size: {pool.size} does not fit the {shape[0]}x{shape[1]} maps of {name};"
+                " choose a larger data.crop_size", pool.ceil,
+            )  # fmt: skip
+            shape = (side, side, shape[2])
+    return shape
+
+
+def _positions(side: int, window: int, stride: int, misfit: str, ceil: bool = False) -> int:
     """How many windows lie along a side. Raises InputError(misfit) where not even one does."""
     if window > side:
         raise InputError(misfit)
-    return (side - window) // stride + 1
+    return (side - window + (stride - 1) * ceil) // stride + 1
 
 
 def describe(config) -> str:

@@ -4,6 +4,9 @@
 
 The learning rate eps is inside the velocity: after a drop, what has gathered at the old rate goes on.
 `optax.sgd`, like PyTorch, has it outside, which differs after every drop.
+
+The paper divides eps when the validation error stops improving. `drop_epochs` divides it at given epochs
+instead, and `bias_rate`, `conv1_drop_epoch` and `conv1_freeze_epoch` are the released code's other rates.
 """
 
 from typing import NamedTuple
@@ -18,37 +21,64 @@ class PlateauState(NamedTuple):
     best: jax.Array  # lowest validation error so far, float32
     stale: jax.Array  # validations since, int32
     drops: jax.Array  # times the learning rate was divided, int32
+    epochs: jax.Array  # validations so far, one an epoch, int32
 
 
 def make(config) -> optax.GradientTransformation:
-    """Weight decay on kernels, minus the learning rate, momentum; `config.optimizer` has the numbers."""
+    """Weight decay, minus the learning rate, momentum; `config.optimizer` has the numbers.
+
+    Decay is on kernels (released code, src/layer.cu:565), on biases too where `decay_biases` says so.
+    """
     rule = config.optimizer
     return optax.named_chain(
-        ("weight_decay", optax.add_decayed_weights(rule.weight_decay, mask=_kernels)),
-        ("learning_rate", _scale_by_plateau(config)),
+        (
+            "weight_decay",
+            optax.add_decayed_weights(rule.weight_decay, None if rule.decay_biases else _kernels),
+        ),
+        ("learning_rate", _scale_by_schedule(config)),
         ("momentum", optax.trace(decay=rule.momentum)),
     )
 
 
 def _kernels(params):
-    """True for kernels, False for biases (released code, src/layer.cu:565)."""
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
 
 
-def _scale_by_plateau(config) -> optax.GradientTransformation:
-    most = config.optimizer.plateau.max_drops
+def _scale_by_schedule(config) -> optax.GradientTransformation:
+    rule = config.optimizer
+    most = len(rule.drop_epochs) or rule.plateau.max_drops
     rates = np.array([learning_rate(config, drops) for drops in range(most + 1)])
 
     def init(params):
         del params
-        return PlateauState(jnp.float32(jnp.inf), jnp.int32(0), jnp.int32(0))
+        return PlateauState(jnp.float32(jnp.inf), jnp.int32(0), jnp.int32(0), jnp.int32(0))
 
     def update(updates, state, params=None):
         del params
         rate = jnp.asarray(rates, jnp.float32)[state.drops]
-        return jax.tree.map(lambda update: -rate * update, updates), state
+
+        def of(path):
+            layer, kind = (key.key for key in path[-2:])
+            if kind == "bias":
+                return (rate if rule.bias_rate_drops else rule.learning_rate) * rule.bias_rate
+            if layer == "conv1" and rule.conv1_drop_epoch != -1:
+                return jnp.where(state.epochs >= rule.conv1_drop_epoch, rate * rule.plateau.factor, rate)
+            return rate
+
+        return jax.tree_util.tree_map_with_path(lambda path, update: -of(path) * update, updates), state
 
     return optax.GradientTransformation(init, update)
+
+
+def apply_updates(config, params, updates, state: PlateauState):
+    """w + v; where the rate has become 0, w stays as it is, whatever its velocity (src/weights.cu:148)."""
+    freeze = config.optimizer.conv1_freeze_epoch
+    moved = optax.apply_updates(params, updates)
+    if freeze != -1:
+        kernels = params["conv1"]["kernel"], moved["conv1"]["kernel"]
+        kernel = jnp.where(state.epochs >= freeze, *kernels)
+        moved = moved | {"conv1": moved["conv1"] | {"kernel": kernel}}
+    return moved
 
 
 def learning_rate(config, drops: int) -> float:
@@ -58,17 +88,21 @@ def learning_rate(config, drops: int) -> float:
 def after_validation(config, state: PlateauState, error: float) -> PlateauState:
     """The schedule's state after one more validation (section 5).
 
-    The rate drops after `patience` validations without a lower error; where it would drop once more than
-    `max_drops`, `stale` stays at `patience`, and training has `ended`.
+    The rate drops at `drop_epochs` where these are given. Else after `patience` validations without a lower
+    error; where it would drop once more than `max_drops`, `stale` stays at `patience`, and training has
+    `ended`.
     """
-    plateau, error = config.optimizer.plateau, np.float32(error)
-    best, stale, drops = state.best, state.stale + 1, state.drops
+    rule, error = config.optimizer, np.float32(error)
+    best, stale, drops, epochs = state.best, state.stale + 1, state.drops, state.epochs + 1
     if error < best:
         best, stale = error, 0
-    elif stale >= plateau.patience and drops < plateau.max_drops:
+    elif stale >= rule.plateau.patience and drops < rule.plateau.max_drops and not rule.drop_epochs:
         stale, drops = 0, drops + 1
-    return PlateauState(np.float32(best), np.int32(stale), np.int32(drops))
+    if rule.drop_epochs:
+        drops = sum(epochs >= epoch for epoch in rule.drop_epochs)
+    return PlateauState(np.float32(best), np.int32(stale), np.int32(drops), np.int32(epochs))
 
 
 def ended(config, state: PlateauState) -> bool:
-    return int(state.stale) >= config.optimizer.plateau.patience
+    rule = config.optimizer
+    return not rule.drop_epochs and int(state.stale) >= rule.plateau.patience

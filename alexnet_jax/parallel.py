@@ -31,7 +31,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
-from alexnet_jax import augment
+from alexnet_jax import augment, optimizer
 from alexnet_jax.errors import InputError
 from alexnet_jax.model import AXIS, Column
 
@@ -194,35 +194,36 @@ def _init_params(config):
     return jax.tree.map(lambda x, axis: x[0] if axis is None else x, stacked, column_axes(stacked))
 
 
-def abstract_state(config, mesh: Mesh, optimizer: optax.GradientTransformation) -> TrainState:
+def abstract_state(config, mesh: Mesh, rule: optax.GradientTransformation) -> TrainState:
     """Shapes, types and shardings of the state, computing nothing."""
-    state = jax.eval_shape(lambda: _init_state(config, optimizer))
+    state = jax.eval_shape(lambda: _init_state(config, rule))
     shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), _specs(state.params, mesh))
     everywhere = replicated(mesh)
     like_params = optax.tree_map_params(
-        optimizer, lambda _, s: s, state.opt_state, shardings, transform_non_params=lambda _: everywhere
+        rule, lambda _, s: s, state.opt_state, shardings, transform_non_params=lambda _: everywhere
     )
     shardings = TrainState(everywhere, shardings, like_params, everywhere, everywhere)
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings)
 
 
-def _init_state(config, optimizer):
+def _init_state(config, rule):
     params = _init_params(config)
     zero = jnp.zeros((), jnp.int32)
-    return TrainState(zero, params, optimizer.init(params), jnp.zeros(()), zero)
+    return TrainState(zero, params, rule.init(params), jnp.zeros(()), zero)
 
 
-def init_state(config, mesh: Mesh, optimizer: optax.GradientTransformation) -> TrainState:
+def init_state(config, mesh: Mesh, rule: optax.GradientTransformation) -> TrainState:
     """The state before the first step; no device ever holds more than its own columns."""
-    shardings = jax.tree.map(lambda x: x.sharding, abstract_state(config, mesh, optimizer))
-    return jax.jit(lambda: _init_state(config, optimizer), out_shardings=shardings)()
+    shardings = jax.tree.map(lambda x: x.sharding, abstract_state(config, mesh, rule))
+    return jax.jit(lambda: _init_state(config, rule), out_shardings=shardings)()
 
 
 def loss_and_gradients(config, mesh: Mesh):
-    """(params, images, labels, step, statistics) -> the global batch's loss, and gradients like params.
+    """(params, images, labels, step, statistics, coloured=True) -> the global batch's loss, and gradients.
 
-    images uint8 [batch, image_size, image_size, channels], labels int32 [batch], both split over `data`.
-    All randomness is drawn from (seed, step, index in the global batch), dropout also from (layer, column).
+    images uint8 [batch, image_size, image_size, channels], labels int32 [batch], both split over `data`;
+    gradients like params. All randomness is drawn from (seed, step, index in the global batch), dropout also
+    from (layer, column). A scalar `coloured` of False turns the colour noise off.
     """
 
     def logits(params, views, dropout_keys):
@@ -230,13 +231,19 @@ def loss_and_gradients(config, mesh: Mesh):
 
     run = on_columns(config, mesh, logits)
 
-    def local(params, images, labels, step, statistics):
-        batch = images.shape[0]
+    def local(params, images, labels, step, statistics, coloured):
+        batch, group = images.shape[0], config.augment.crop_group
         root = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), 1), step)
+
+        def keys(examples):
+            return jax.vmap(lambda example: jax.random.split(jax.random.fold_in(root, example)), 0, 1)(
+                examples
+            )
+
         examples = lax.axis_index("data") * batch + jnp.arange(batch)
-        keys = jax.vmap(lambda example: jax.random.fold_in(root, example))(examples)
-        view_keys, dropout_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
-        views = augment.train_views(images, view_keys, statistics, config)
+        view_keys, dropout_keys = keys(examples)
+        crop_keys, _ = keys(examples // group * group)
+        views = augment.train_views(images, view_keys, statistics, config, crop_keys, coloured)
         # Without this cast jax would sum the gradients over `data` leaf by leaf as it meets them.
         params = jax.tree.map(lambda x: lax.pcast(x, "data", to="varying"), params)
 
@@ -247,26 +254,29 @@ def loss_and_gradients(config, mesh: Mesh):
 
         return lax.pmean(jax.value_and_grad(loss)(params), "data")
 
-    def whole(params, images, labels, step, statistics):
+    def whole(params, images, labels, step, statistics, coloured=True):
         specs = _specs(params, mesh)
-        in_specs, out_specs = (specs, P("data"), P("data"), P(), P()), (P(), specs)
-        return _shard_map(mesh, local, in_specs, out_specs)(params, images, labels, step, statistics)
+        in_specs, out_specs = (specs, P("data"), P("data"), P(), P(), P()), (P(), specs)
+        run = _shard_map(mesh, local, in_specs, out_specs)
+        return run(params, images, labels, step, statistics, jnp.asarray(coloured))
 
     return whole
 
 
-def train_step(config, mesh: Mesh, optimizer: optax.GradientTransformation):
+def train_step(config, mesh: Mesh, rule: optax.GradientTransformation):
     """Compiled (state, images, labels, statistics) -> (the state after it, loss). The state is donated."""
     differentiate = loss_and_gradients(config, mesh)
 
     def step(state, images, labels, statistics):
-        loss, gradients = differentiate(state.params, images, labels, state.step, statistics)
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        schedule, last = state.opt_state["learning_rate"], config.augment.pca_epochs
+        coloured = True if last == -1 else schedule.epochs < last
+        loss, gradients = differentiate(state.params, images, labels, state.step, statistics, coloured)
+        updates, opt_state = rule.update(gradients, state.opt_state, state.params)
+        params = optimizer.apply_updates(config, state.params, updates, schedule)
         sums = state.loss_sum + loss, state.loss_count + 1
         return TrainState(state.step + 1, params, opt_state, *sums), loss
 
-    shardings = jax.tree.map(lambda x: x.sharding, abstract_state(config, mesh, optimizer))
+    shardings = jax.tree.map(lambda x: x.sharding, abstract_state(config, mesh, rule))
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
 
 

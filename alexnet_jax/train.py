@@ -51,6 +51,8 @@ def train(config, workdir: str) -> None:
     val_source = input_pipeline.open_source(config, "val_split")
     input_pipeline.open_source(config, "test_split")  # only to know now that it is there
     evaluate.check_labels(config, train_source)
+    if config.init_from and not os.path.isdir(os.path.join(workdir, "checkpoints")):
+        _layers_of_other_run(config, mesh)
     with (
         _open_workdir(config, workdir, train_source),
         Checkpoints(workdir, config.checkpoint.keep) as checkpoints,
@@ -105,6 +107,34 @@ def _open_workdir(config, workdir: str, source):
     log.removeHandler(handler)
 
 
+def _layers_of_other_run(config, mesh) -> dict:
+    """Parameters of `init_layers` in the best checkpoint of the workdir `init_from` (section 7, table 2).
+
+    Raises InputError where it has none, or layers of other shapes.
+    """
+    workdir = os.path.expanduser(config.init_from)
+    other = configuration.load(workdir)
+    if other is None:
+        raise InputError(f"init_from: {workdir} has no config.json; give the workdir of another run")
+    configuration.check(other)
+    ours, theirs = (
+        parallel.abstract_state(network, mesh, optimizer.make(network)).params for network in (config, other)
+    )
+    for layer in config.init_layers:
+        for params, whose in ((ours, "this network"), (theirs, workdir)):
+            if layer not in params:
+                raise InputError(f"init_layers: {layer!r} is not in {whose}, which has {', '.join(params)}")
+        shapes = [[x.shape for x in jax.tree.leaves(params[layer])] for params in (theirs, ours)]
+        if shapes[0] != shapes[1]:
+            raise InputError(
+                f"init_layers: {layer} is {shapes[0]} in {workdir} and {shapes[1]} here; leave it out"
+            )
+    with Checkpoints(workdir) as checkpoints:
+        step, params = checkpoints.restore_params(theirs)
+    log.info(f"starting from step {step} of {workdir}: {', '.join(config.init_layers)}")
+    return {layer: params[layer] for layer in config.init_layers}
+
+
 class Run:
     """A run of `workdir` from where its checkpoints left it."""
 
@@ -119,6 +149,9 @@ class Run:
         self.state = checkpoints.restore_latest(parallel.abstract_state(config, mesh, self.rule))
         if self.state is None:
             self.state = parallel.init_state(config, mesh, self.rule)
+            if config.init_from:
+                params = self.state.params | _layers_of_other_run(config, mesh)
+                self.state = self.state.replace(params=params)
         self.first_step = int(self.state.step)
         plateau = self.state.opt_state["learning_rate"]
         self.ended = self.first_step >= self.last_step or optimizer.ended(config, plateau)

@@ -23,18 +23,28 @@ def get_config(year: str = "2012") -> ml_collections.ConfigDict:
     config.seed = 0
     config.num_epochs = 90  # section 5: "roughly 90 cycles through the training set"
     config.batch_size = 128  # section 5
+    # Another run's workdir, from whose best checkpoint these layers are taken; empty: all are drawn.
+    config.init_from = ""
+    config.init_layers = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7")
 
     config.model = d()
     config.model.columns = 2  # section 3.2, figure 2: one column on each of two devices
     config.model.width = 1.0  # multiplies the features of every hidden layer; init_std follows the fan-in
     config.model.num_classes = 1000  # section 3.5
     config.model.activation = "relu"  # section 3.1; tanh is the comparison of figure 1
+    config.model.gather = True  # section 3.5: columns meet where a layer's `gather` says; False: nowhere
     config.model.dropout_rate = 0.5  # section 4.2
+    # Section 4.2: outputs are multiplied by 0.5 at "test". "train" divides what is kept in training instead.
+    config.model.dropout_scale = "test"
     config.model.dtype = "float32"  # of the computation; parameters are always float32
     # Section 3.3. The sum runs over maps of one column: CODE, and across the devices it would need an
     # exchange that section 3.5 excludes. alpha is used as printed; CODE divides it by the size.
     config.model.lrn = d(dict(enabled=True, size=5, k=2.0, alpha=1e-4, beta=0.75, across_columns=False))
-    config.model.pool = d(dict(size=3, stride=2))  # section 3.4: overlapping
+    # CODE has a second normalisation after conv2's, of each map over its neighbours; the paper has not, and
+    # no `then` names it.
+    config.model.spatial_norm = d(dict(size=5, k=1.0, alpha=0.001 / 25, beta=0.75))
+    # Section 3.4: overlapping. CODE rounds the number of windows up, which for 55, 27 and 13 is the same.
+    config.model.pool = d(dict(size=3, stride=2, ceil=False))
 
     # Section 3.5, figure 2. `features` counts both columns. `gather`: the layer sees the other column's
     # maps as well. `then`: what follows, in order. `padding`: zeros (before, after) on both axes; the
@@ -78,22 +88,34 @@ def get_config(year: str = "2012") -> ml_collections.ConfigDict:
     config.data.train_split = "train"
     config.data.val_split = "validation"
     config.data.test_split = "validation" if year == "2012" else "test"  # 2012 has no labelled test set
+    config.data.reshuffle = True  # each epoch in a new order; CODE keeps that of the first
     config.data.threads = 4  # that read and decode
 
     config.augment = d()
     config.augment.crop = True  # section 4.1; offsets 0 to 32 on each axis (CODE, convdata_jpeg.py:238)
+    config.augment.crop_group = 1  # images that share a crop and a flip; CODE: 32
     config.augment.flip = True  # section 4.1
+    config.augment.mean_crop = "image"  # section 2: of each pixel its mean; CODE: the "centre" for all crops
     # Section 4.1: the deviation of alpha. The noise is alpha times the *standard deviation* along each
     # eigenvector (CODE, convdata_jpeg.py:65); the eigenvalue that the paper prints is 1,483 grey levels.
     config.augment.pca_std = 0.1
+    config.augment.pca_divisor = 1.0  # of the image with noise, in training; CODE: 1.1
+    config.augment.pca_epochs = -1  # with noise; -1: all. CODE: off for the last 25
 
     config.optimizer = d()
     config.optimizer.learning_rate = 0.01  # section 5, for all layers
     config.optimizer.momentum = 0.9  # section 5
-    config.optimizer.weight_decay = 0.0005  # section 5; on kernels only (CODE, src/layer.cu:565)
+    config.optimizer.weight_decay = 0.0005  # section 5
+    config.optimizer.decay_biases = False  # CODE, src/layer.cu:565
+    # Section 5: one rate for all layers. CODE: biases at 2 times the first rate, without drops.
+    config.optimizer.bias_rate = 1.0  # times the learning rate
+    config.optimizer.bias_rate_drops = True
     # Section 5: divided by 10 when the validation error stops improving, three times. The authors judged
     # by eye (CODE logs: epochs 23, 51, 78); here: no lower error in `patience` validations.
     config.optimizer.plateau = d(dict(factor=0.1, patience=5, max_drops=3))
+    config.optimizer.drop_epochs = ()  # instead of the plateau: after how many epochs the rate drops
+    config.optimizer.conv1_drop_epoch = -1  # when the rate of conv1's kernels drops once more; -1: never
+    config.optimizer.conv1_freeze_epoch = -1  # when they are kept as they are; -1: never
 
     config.mesh = d()
     config.mesh.column = -1  # -1: model.columns where the devices allow, else 1
