@@ -1,5 +1,6 @@
 """python -m experiments.benchmark WHAT --config=configs/NAME.py[:ARG] [--config.FIELD=VALUE ...]
-                                [--batch=N] [--steps=N] [--rounds=N] [--json=FILE]
+                                [--batch=N] [--steps=N] [--rounds=N] [--seconds=X]
+                                [--json=FILE]
 
 WHAT is
     input    images per second from storage to batches on the devices (experiments/input_benchmark.py)
@@ -7,6 +8,7 @@ WHAT is
 --batch    images in a batch; the configuration's if left out
 --steps    batches in one pass
 --rounds   how often the contenders alternate; the median counts
+--seconds  how long a turn is, at least; passes are repeated until then
 --json     a file for the results
 
 Errors in what was given are one line on stderr and exit code 2.
@@ -25,8 +27,9 @@ WHAT = ("input",)
 
 _CONFIG = command_line.define_config()
 _BATCH = flags.DEFINE_integer("batch", None, "images in a batch", lower_bound=1)
-_STEPS = flags.DEFINE_integer("steps", 16, "batches in one pass", lower_bound=1)
+_STEPS = flags.DEFINE_integer("steps", 8, "batches in one pass", lower_bound=1)
 _ROUNDS = flags.DEFINE_integer("rounds", 7, "how often the contenders alternate", lower_bound=1)
+_SECONDS = flags.DEFINE_float("seconds", 1.0, "how long a turn is, at least", lower_bound=0.0)
 _JSON = flags.DEFINE_string("json", None, "a file for the results")
 
 
@@ -47,7 +50,7 @@ def main(argv) -> None:
             _check_writable(json_path)
         from experiments import input_benchmark
 
-        results = input_benchmark.run(config, _STEPS.value, _ROUNDS.value)
+        results = input_benchmark.run(config, _STEPS.value, _ROUNDS.value, _SECONDS.value)
         if json_path:
             configuration.write_atomically(json_path, json.dumps(results, indent=2) + "\n")
             print(f"written to {json_path}")

@@ -9,7 +9,7 @@ All read the same images in the same order, the training split's first steps, an
 in the host's memory for the peers. The peers read the very JPEGs of the data set, from one file for each, as
 is usual with them. The contenders take turns: each has a process of its own, in which it passes over these
 images without being measured once, so everything comes from the system's cache; then, in each round, each
-passes over them for at least a second while the others wait. A pass is timed from its first call to its last
+passes over them for `seconds` at least while the others wait. A pass is timed from its first call to its last
 batch. The median of the rounds counts, and for the ratio to a peer the median of the ratios within a round:
 machines drift, and what disturbs one round disturbs all contenders in it.
 
@@ -37,12 +37,11 @@ from alexnet_jax.errors import InputError
 WORKERS = (1, 2)
 STORES = ("raw", "jpeg")
 PEERS = {"tf.data": "tensorflow", "torch": "torch"}  # and the package that each needs
-_SECONDS = 1.0  # that a contender's turn takes at least
 
 log = logging.getLogger("alexnet_jax")
 
 
-def run(config, steps: int, rounds: int) -> list[dict]:
+def run(config, steps: int, rounds: int, seconds: float) -> list[dict]:
     """Measures and prints; a dict for each contender and number of workers.
 
     `what`, `workers`, `images_per_second` (median), `times_better_peer` (None without peers), `rounds` (each
@@ -59,7 +58,7 @@ def run(config, steps: int, rounds: int) -> list[dict]:
         names = [*STORES, *_peers(files, config)]
         contenders = [Contender(name, n, config, steps, files) for n in WORKERS for name in names]
         try:
-            return _measure(contenders, rounds)
+            return _measure(contenders, rounds, seconds)
         finally:
             for contender in contenders:
                 contender.stop()
@@ -106,13 +105,13 @@ def _peers(files, config) -> list[str]:
     return there
 
 
-def _measure(contenders, rounds: int) -> list[dict]:
+def _measure(contenders, rounds: int, seconds: float) -> list[dict]:
     rates = collections.defaultdict(list)
     for contender in contenders:
-        contender.images_per_second()  # starts it, and fills the system's cache
+        contender.images_per_second(0)  # starts it, and fills the system's cache
     for number in range(1, rounds + 1):
         for contender in contenders:
-            rate = contender.images_per_second()
+            rate = contender.images_per_second(seconds)
             rates[contender.name, contender.workers].append(rate)
             log.info(f"round {number}/{rounds}  {contender}  {rate:9,.0f} images/s")
     rows = [_row(rates, name, workers) for name, workers in rates]
@@ -153,8 +152,9 @@ class Contender:
     def __str__(self) -> str:
         return f"{self.name:9}{self.workers} worker{'s' if self.workers > 1 else ' '}"
 
-    def images_per_second(self) -> float:
-        self._connection.send("go")
+    def images_per_second(self, seconds: float) -> float:
+        """One pass, or as many as take that long."""
+        self._connection.send(seconds)
         try:
             return self._connection.recv()
         except EOFError:
@@ -176,18 +176,19 @@ def _serve(connection, name: str, workers: int, config, steps: int, files) -> No
         one_pass = start(files, config.batch_size, config.data.channels, workers)
     while True:
         try:
-            connection.recv()
+            seconds = connection.recv()
         except EOFError:
             return
-        connection.send(_images_per_second(one_pass))
+        connection.send(_images_per_second(one_pass, seconds))
 
 
-def _images_per_second(one_pass) -> float:
-    count, begin = 0, time.perf_counter()
-    while time.perf_counter() - begin < _SECONDS:
+def _images_per_second(one_pass, seconds: float) -> float:
+    count, taken, begin = 0, 0.0, time.perf_counter()
+    while not count or taken < seconds:
         for batch, _ in one_pass():
             count += len(batch)
-    return count / (time.perf_counter() - begin)
+        taken = time.perf_counter() - begin
+    return count / taken
 
 
 def _ours(config, steps: int):
