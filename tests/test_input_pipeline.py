@@ -232,7 +232,8 @@ sys.exit("tensorflow" in sys.modules)
 
 def test_a_split_without_labels_is_told(data_dir, monkeypatch):
     builder = input_pipeline.prepared_builder(config_for(data_dir))
-    monkeypatch.setattr(builder, "as_data_source", lambda *_, **__: [{"image": b"", "label": -1}])
+    record = builder.info.features.serialize_example({"image": np.zeros((28, 28, 1), np.uint8), "label": -1})
+    monkeypatch.setattr(builder, "as_data_source", lambda *_, **__: [record])
     with pytest.raises(InputError, match="data.test_split: 'test' has no labels"):
         prepared.TfdsSource(builder, "test", 28, 1, "data.test_split")
 
