@@ -20,7 +20,6 @@ outputs and inputs of column 0 first, which is a convolution with columns as gro
 """
 
 import contextlib
-import functools
 import importlib
 import logging
 import os
@@ -30,10 +29,10 @@ import shutil
 import numpy as np
 from absl import app, flags
 
+from alexnet_jax import command_line, model, optimizer, parallel, weight_files
 from alexnet_jax import config as configuration
-from alexnet_jax import main as program
-from alexnet_jax import model, optimizer, parallel, weight_files
 from alexnet_jax.checkpoint import Checkpoints
+from alexnet_jax.command_line import CONFIG, WORKDIR
 from alexnet_jax.datasets import statistics
 from alexnet_jax.errors import InputError
 
@@ -293,30 +292,27 @@ def export_weights(file: str, workdir: str) -> None:
 def main(argv) -> None:
     """The command line."""
     try:
-        if flags.FLAGS["mode"].present:
-            raise InputError("--mode: is a flag of alexnet_jax.main; see --help")
         command, file = [*argv[1:], "", ""][:2]
         if command not in ("import", "export"):
             raise InputError(f"{command!r}: give import or export, and a file; see --help")
-        for name, given in (("FILE", file), ("--workdir", program.WORKDIR.value)):
+        for name, given in (("FILE", file), ("--workdir", WORKDIR.value)):
             if not given:
                 raise InputError(f"{name}: missing; see --help")
-        file, workdir = os.path.expanduser(file), os.path.expanduser(program.WORKDIR.value)
+        file, workdir = os.path.expanduser(file), os.path.expanduser(WORKDIR.value)
         if command == "import":
             if _FROM.value not in SOURCES:
                 raise InputError(f"--from={_FROM.value or ''}: give one of {', '.join(SOURCES)}")
             labels, mean = (flag.value and os.path.expanduser(flag.value) for flag in (_LABELS, _MEAN_FILE))
-            import_weights(_FROM.value, file, workdir, program.CONFIG.value, labels, mean)
+            import_weights(_FROM.value, file, workdir, CONFIG.value, labels, mean)
         else:
             for name in ("config", "from", "labels", "mean"):
                 if flags.FLAGS[name].present:
                     raise InputError(f"--{name}: is not for export, which takes all from --workdir")
             export_weights(file, workdir)
     except InputError as error:
-        program.fail(str(error), 2)
+        command_line.fail(str(error), 2)
 
 
 if __name__ == "__main__":
-    flags.FLAGS.set_gnu_getopt()  # flags may come after arguments
-    program.start_log()
-    app.run(main, flags_parser=functools.partial(program.parse_flags, usage=__doc__, arguments=2))
+    command_line.start_log()
+    app.run(main, flags_parser=command_line.parser(__doc__, arguments=2))

@@ -133,3 +133,31 @@ def test_statistics_of_a_folder_that_cannot_be_written_are_not_kept(folder, monk
     arrays = statistics.of_source(opened(folder, "train"))
     assert arrays["mean_image"].shape == (256, 256, 3) and "not kept" in caplog.messages[-1]
     assert sorted(folder.rglob("*")) == before
+
+
+def test_statistics_are_computed_again_for_other_pictures_of_the_same_names(folder):
+    path = listed(folder, "train")[0]
+    first = statistics.of_source(opened(folder, "train"))
+    path.write_bytes(small.file_of(small.photograph(99, (300, 300))))
+    assert not np.array_equal(
+        first["mean_image"], statistics.of_source(opened(folder, "train"))["mean_image"]
+    )
+
+
+def test_a_link_to_nothing_is_named(folder):
+    (folder / "train" / "ant" / "gone.jpg").symlink_to(folder / "nowhere.jpg")
+    with pytest.raises(InputError, match=f"{folder}/train/ant/gone.jpg: cannot be read as a picture"):
+        opened(folder, "train")
+
+
+def test_what_is_nested_or_hidden_is_not_looked_into_and_names_may_be_any(folder):
+    before = len(opened(folder, "train"))
+    picture = small.file_of(small.photograph(0))
+    for name in ("train/ant/nested/1.jpg", "train/.hidden/1.jpg", "train/Ähre 漢/ß.jpg"):
+        (folder / name).parent.mkdir()
+        (folder / name).write_bytes(picture)
+    source = opened(folder, "train")
+    assert len(source) == before + 1 and source.label_names[-1] == "Ähre 漢"
+    np.testing.assert_array_equal(source.read([before])[0][0], small.prepared(picture))
+    # A class that validation lacks.
+    assert set(opened(folder, "val").read(range(4))[1]) <= {0, 1, 2}

@@ -5,6 +5,7 @@ import gzip
 import io
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -38,7 +39,8 @@ def examples(config, split):
     """{file name: (image, label)} of all examples, as `read` gives them."""
     field = {"train": "train_split", "validation": "val_split", "test": "test_split"}[split]
     source = input_pipeline.open_source(config, field)
-    names = [record["file_name"].decode() for record in source._records]
+    examples = source.builder.as_data_source(source.split)
+    names = [example["file_name"].decode() for example in examples]
     images, labels = source.read(range(len(source)))
     assert len(set(names)) == len(names)
     return {name: (image, int(label)) for name, image, label in zip(names, images, labels, strict=True)}
@@ -167,6 +169,7 @@ def kit(folder, year="2010", counts=None, truth=(B, A, C, A, B), **changes):
 
 TRAIN, VAL, TEST = (f"ILSVRC2010_images_{part}.tar" for part in ("train", "val", "test"))
 KIT, TRUTH = "ILSVRC2010_devkit-1.0.tar.gz", "ILSVRC2010_test_ground_truth.txt"
+PATCHES = "patch_images.tar"
 SPOILT = {
     "no folder": (lambda f: os.rename(f, f.with_name("elsewhere")), "data.manual_dir: "),
     "an empty folder": (lambda f: [path.unlink() for path in f.iterdir()], "data.manual_dir: "),
@@ -191,6 +194,15 @@ SPOILT = {
     "kit without meta.mat": (lambda f: kit(f, **{"meta.mat": None}), f"{KIT}: has no meta.mat"),
     "kit with a damaged meta.mat": (lambda f: kit(f, **{"meta.mat": b"\0" * 300}), f"{KIT}, meta.mat"),
     "kit lacks labels": (lambda f: kit(f, truth=(B, A)), f"{VAL}: has 5 images"),
+    "a class number of 5,000 digits": (
+        lambda f: kit(f, **{"ILSVRC2010_validation_ground_truth.txt": b"1\n" + b"9" * 5000}), f"{KIT}, "),
+    "patches cut short after the first": (lambda f: os.truncate(f / PATCHES, 2048), f"{PATCHES}: cut short"),
+    "patches are val": (lambda f: shutil.copy(f / VAL, f / PATCHES), f"{PATCHES}: has every image"),
+    "patches are test": (lambda f: shutil.copy(f / TEST, f / PATCHES), f"{PATCHES}: has every image"),
+    "patches are train": (lambda f: shutil.copy(f / TRAIN, f / PATCHES), f"{PATCHES}: its member"),
+    "patches are 2012's": (
+        lambda f: (f / PATCHES).write_bytes(small.tar([("ILSVRC2012_val_00000001.JPEG", b"")])),
+        f"{PATCHES}: its member"),
     "a link in val": (lambda f: rewritten(f, VAL, lambda m: [*m, link("val/x.JPEG")]), f"{VAL}: its member"),
 }  # fmt: skip
 # What only reading the images shows.
@@ -213,6 +225,9 @@ SPOILT_INSIDE = {
     "a replacement does not decode": (
         lambda f: rewritten(f, "patch_images.tar", lambda m: [(m[0][0], b"no image"), *m[1:]]),
         "patch_images.tar: its member 'patch_images/val/ILSVRC2010_val_00000002.JPEG'"),
+    "a name that is no text": (
+        lambda f: rewritten(f, TRAIN, in_class(lambda m: [("\udcff.JPEG", m[0][1]), *m[1:]])),
+        f"{TRAIN}, {C}.tar: "),
     "a gzipped image is cut short": (
         lambda f: rewritten(f, VAL, lambda m: [(m[0][0], gzip.compress(m[0][1])[:-100]), *m[1:]]),
         f"{VAL}: its member 'val/ILSVRC2010_val_00000005.JPEG'"),
@@ -279,6 +294,47 @@ def test_a_data_dir_that_cannot_be_written_is_told(sound, tmp_path):
 def test_a_full_disk_is_foreseen(sound, tmp_path, monkeypatch):
     monkeypatch.setattr(ilsvrc.shutil, "disk_usage", lambda folder: types.SimpleNamespace(free=1000))
     told(sound, tmp_path, "data.dir: ")
+
+
+def test_the_disk_must_hold_the_raw_copy_too(sound, tmp_path, monkeypatch):
+    raw_config = config_for("2010", sound, tmp_path / "data", **{"data.store": "raw"})
+    monkeypatch.setattr(ilsvrc.shutil, "disk_usage", lambda folder: types.SimpleNamespace(free=30 * 150_000))
+    with pytest.raises(InputError, match=rf"data.dir: {tmp_path}/data is on .*data.store=jpeg"):
+        input_pipeline.open_source(raw_config, "train_split")
+    config = config_for("2010", sound, tmp_path / "data")
+    assert len(input_pipeline.open_source(config, "train_split")) == 22
+
+
+def flipped(path):
+    content = bytearray(path.read_bytes())
+    content[1000:1040] = bytes(40)
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda folder: (folder / "dataset_info.json").unlink(),
+        lambda folder: [path.unlink() for path in folder.iterdir()],
+        lambda folder: (folder / "label.labels.txt").unlink(),
+        lambda folder: os.truncate(folder / "label.labels.txt", 0),
+        lambda folder: flipped(next(folder.glob("*train.array_record*"))),
+    ],
+    ids=["no info", "an empty folder", "no label names", "empty label names", "bits flipped"],
+)
+def test_a_data_set_that_was_damaged_is_named(whole, tmp_path, spoil):
+    shutil.copytree(whole[0].data.dir, tmp_path / "data")
+    config = whole[0].copy_and_resolve_references()
+    config.data.dir = str(tmp_path / "data")
+    folder = next((tmp_path / "data").rglob("dataset_info.json")).parent
+    spoil(folder)
+    with pytest.raises(InputError) as raised:
+        source = input_pipeline.open_source(config, "train_split")
+        source.read(range(len(source)))
+    assert str(raised.value).startswith(f"{folder}: ") and "delete the folder" in str(raised.value)
+    assert "\n" not in str(raised.value)
+    shutil.rmtree(folder)
+    assert len(input_pipeline.open_source(config, "val_split")) == 5
 
 
 def test_names_in_the_archive_are_not_paths(tmp_path):

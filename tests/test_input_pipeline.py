@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 from PIL import Image
 
 from alexnet_jax import input_pipeline
-from alexnet_jax.datasets import fashion_mnist
+from alexnet_jax.datasets import fashion_mnist, prepared
 from alexnet_jax.errors import InputError
 from alexnet_jax.images import fit
 from configs import quickstart
@@ -234,3 +234,16 @@ input_pipeline.open_source(config, "test_split").read([0, 1])
 sys.exit("tensorflow" in sys.modules)
 """
     assert subprocess.run([sys.executable, "-c", program], timeout=120).returncode == 0
+
+
+def test_a_split_without_labels_is_told(data_dir, monkeypatch):
+    builder = input_pipeline.prepared_builder(config_for(data_dir))
+    record = builder.info.features.serialize_example({"image": np.zeros((28, 28, 1), np.uint8), "label": -1})
+    monkeypatch.setattr(builder, "as_data_source", lambda *_, **__: [record])
+    with pytest.raises(InputError, match="data.test_split: 'test' has no labels"):
+        prepared.TfdsSource(builder, "test", 28, 1, "data.test_split")
+
+
+def test_a_label_that_is_no_class_is_told():
+    with pytest.raises(InputError, match="data.name: 'lfw' has no image and label"):
+        prepared._builder("lfw", None)

@@ -106,6 +106,17 @@ def test_file_with_a_damaged_directory_is_none(tmp_path):
         assert statistics.load(path) is None, (offset, value)
 
 
+def test_statistics_that_cannot_be_written_leave_nothing(tmp_path, monkeypatch):
+    def full(file, **arrays):
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(statistics.np, "savez", full)
+    with pytest.raises(OSError, match="No space"):
+        statistics.save(tmp_path / "statistics.npz", {})
+    assert not list(tmp_path.iterdir())
+
+
 def test_each_split_has_a_file_of_its_own(tmp_path):
     for number, split in enumerate(("train[:20]", "train[20:]", "train[-20:]", "train[:20%]")):
         source = Source(4, 3)

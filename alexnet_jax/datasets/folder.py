@@ -16,7 +16,8 @@ class FolderSource:
     """One split, in the syntax of TFDS: `train` or `val`, slices such as `train[:90%]`, sums with +.
 
     A class is a folder in `folder`/train, its label the position of its name among the sorted ones. Each of
-    its files is taken for a picture, whatever its kind, except those whose names begin with a dot.
+    its files is taken for a picture, whatever its kind, except those whose names begin with a dot; folders
+    within it are not looked into.
     """
 
     def __init__(self, folder: str, split: str, size: int, channels: int, field: str):
@@ -48,7 +49,7 @@ class FolderSource:
         if not self._files:
             raise InputError(f"{field}: {split!r} is empty; give a split with pictures")
         # Pictures come and go in a folder; statistics are of those that this names.
-        listing = "\0".join(f"{name}/{label}" for name, label in self._files)
+        listing = "\0".join(f"{name}/{label}/{size}" for name, label, size in self._files)
         self.fingerprint = hashlib.sha256(listing.encode("utf-8", "surrogateescape")).hexdigest()[:12]
 
     def __len__(self) -> int:
@@ -59,37 +60,49 @@ class FolderSource:
 
         Raises InputError for a file that is no picture.
         """
-        batch = np.empty((len(indices), self._size, self._size, self._channels), np.uint8)
+        batch = images.empty_batch(len(indices), self._size, self._channels)
         for row, index in enumerate(indices):
             path = self.folder / self._files[index][0]
             try:
-                batch[row] = images.fit(images.decode(path.read_bytes()), self._size, self._channels)
+                images.decode_into(batch[row], path.read_bytes())
             except (OSError, ValueError) as error:
                 raise InputError(f"{path}: cannot be read as a picture ({error}); remove it") from None
         return batch, np.array([self._files[index][1] for index in indices], np.int32)
 
-    def _list(self, split: str) -> list[tuple[str, int]]:
-        """(path within the folder, label) of every picture of a split, sorted."""
+    def _list(self, split: str) -> list[tuple[str, int, int]]:
+        """(path within the folder, label, bytes) of every picture of a split, sorted."""
         labels = {name: label for label, name in enumerate(self.label_names)}
         found = []
         for name in _subfolders(self.folder / split):
             if name not in labels:
                 raise InputError(f"{self.folder / split / name}: train has no such class; remove it")
-            entries = os.scandir(self.folder / split / name)
-            files = sorted(e.name for e in entries if not e.name.startswith(".") and not e.is_dir())
+            files = [entry for entry in _entries(self.folder / split / name) if not entry.is_dir()]
             if not files and split == "train":
                 raise InputError(
                     f"{self.folder / split / name}: is a class without pictures; add some, or remove it"
                 )
-            found += [(f"{split}/{name}/{file}", labels[name]) for file in files]
+            found += [(f"{split}/{name}/{file.name}", labels[name], _size(file)) for file in files]
         return found
 
 
 def _subfolders(folder: pathlib.Path) -> list[str]:
     """Their names, sorted; none where there is no such folder."""
+    return [entry.name for entry in _entries(folder) if entry.is_dir()]
+
+
+def _entries(folder: pathlib.Path) -> list[os.DirEntry]:
+    """What is in it and not hidden, sorted by name."""
     try:
-        return sorted(e.name for e in os.scandir(folder) if e.is_dir() and not e.name.startswith("."))
+        found = [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
+        return sorted(found, key=lambda entry: entry.name)
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
         raise InputError(f"{folder}: cannot be read ({error.strerror}); see to its permissions") from None
+
+
+def _size(file: os.DirEntry) -> int:
+    try:
+        return file.stat().st_size
+    except OSError as error:
+        raise InputError(f"{file.path}: cannot be read as a picture ({error.strerror}); remove it") from None

@@ -25,8 +25,8 @@ from alexnet_jax.errors import InputError
 log = logging.getLogger("alexnet_jax")
 
 SIZE = 256
-# Bytes an image takes while the data set is written; TFDS writes it twice, to shuffle.
-_BYTES_WHILE_PREPARED = 100_000
+# Bytes an image takes when the data set is written, and while it is; TFDS writes it twice, to shuffle.
+_BYTES, _BYTES_WHILE_PREPARED = 40_000, 100_000
 
 
 class Ilsvrc(tfds.core.GeneratorBasedBuilder):
@@ -39,6 +39,7 @@ class Ilsvrc(tfds.core.GeneratorBasedBuilder):
             name="2010", description="1,261,406 training, 50,000 validation and 150,000 test images"
         ),
     ]
+    raw_bytes = 0  # of an image in the raw copy that will be made
     MANUAL_DOWNLOAD_INSTRUCTIONS = "Put the official archives, as downloaded, into data.manual_dir."
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -69,7 +70,8 @@ class Ilsvrc(tfds.core.GeneratorBasedBuilder):
         log.info(f"checking the archives in {folder}")
         self._archives = ilsvrc_archives.Archives(folder, self.builder_config.name)
         counts = self._archives.counts
-        _check_space(self.data_dir, sum(counts.values()))
+        bytes_each = max(_BYTES_WHILE_PREPARED, _BYTES + self.raw_bytes)
+        _check_space(self.data_dir_root, sum(counts.values()), bytes_each)
         self.info.features["label"].names = list(self._archives.devkit.label_names)
         self.info.set_splits(
             tfds.core.splits.SplitDict(
@@ -100,10 +102,11 @@ def _prepared(picture: ilsvrc_archives.Picture) -> tuple[str, int, bytes]:
     return picture.name, picture.label, images.encode(image)
 
 
-def _check_space(folder: str, examples: int) -> None:
-    needed, free = examples * _BYTES_WHILE_PREPARED, shutil.disk_usage(os.path.abspath(folder)).free
+def _check_space(folder, examples: int, bytes_each: int) -> None:
+    needed, free = examples * bytes_each, shutil.disk_usage(os.path.abspath(folder)).free
     if free < needed:
         raise InputError(
             f"data.dir: {folder} is on a disk with {free / 1e9:,.1f} GB left; preparing {examples:,} images"
-            f" takes {needed / 1e9:,.1f} GB; make room, or give another"
+            f" takes {needed / 1e9:,.1f} GB; make room, or give another (data.store=jpeg takes"
+            f" {examples * _BYTES_WHILE_PREPARED / 1e9:,.1f} GB)"
         )

@@ -72,7 +72,7 @@ class Devkit:
 
     label_names: tuple[str, ...]  # "n01440764 tench, Tinca tinca"
     label_of_wnid: dict[str, int]
-    label_of_number: dict[int, int]  # of an ILSVRC2012_ID or ILSVRC2010_ID
+    label_of_number: dict[bytes, int]  # of an ILSVRC2012_ID or ILSVRC2010_ID, as the ground truth has it
     train_counts: dict[str, int]  # images of each WordNet id
     validation_labels: list[int]  # in the order of the images' names
 
@@ -163,9 +163,22 @@ class Archives:
 
     def _find_patches(self) -> dict[str, tuple[str, int, int]]:
         """(member, offset, size) of the replacement of each blank image, by the image's name."""
-        path = self.paths["patches"]
+        path, patches = self.paths["patches"], {}
+        pattern = re.compile(r"(n\d{8}_\d+|ILSVRC2010_(val|test)_\d{8})\.JPEG")
         with _open(path) as file:
-            return {entry[0].rpartition("/")[2]: entry for entry in _entries(file, path)}
+            for member, offset, size in _entries(file, path):
+                name = member.rpartition("/")[2]
+                if pattern.fullmatch(name):
+                    patches[name] = member, offset, size
+                elif name.endswith((".JPEG", ".tar")):
+                    raise _mistaken(path, member, "the replacement of a blank image of ILSVRC-2010")
+        for split, labels in self._labels.items():
+            if labels and labels.keys() <= patches.keys():
+                raise InputError(
+                    f"{path}: has every image of the {split} split, not replacements of a few; it is another"
+                    " archive; download it again"
+                )
+        return patches
 
     def _train_images(self) -> Iterator[Picture]:
         path = self.paths["train"]
@@ -224,7 +237,7 @@ def read_devkit(path, year: str) -> Devkit:
     sound = all(re.fullmatch(r"n\d{8}", wnid) for wnid in wnids) and min(counts, default=0) > 0
     if not sound or len(set(wnids)) != len(wnids) or len(set(numbers)) != len(numbers):
         raise InputError(f"{path}, meta.mat: its classes are not those of ILSVRC-{year}; download it again")
-    label_of_number = dict(zip(numbers, range(len(numbers)), strict=True))
+    label_of_number = {b"%d" % number: label for label, number in enumerate(numbers)}
     return Devkit(
         label_names=tuple(
             f"{wnid} {' '.join(word.split())}" for wnid, word in zip(wnids, words, strict=True)
@@ -236,15 +249,15 @@ def read_devkit(path, year: str) -> Devkit:
     )
 
 
-def _labels(text: bytes, label_of_number: dict[int, int], where) -> list[int]:
+def _labels(text: bytes, label_of_number: dict[bytes, int], where) -> list[int]:
     """The ground truth: the number of a class on each line."""
-    labels = []
-    for line, word in enumerate(text.split(), 1):
-        label = label_of_number.get(int(word)) if word.isdigit() else None
-        if label is None:
-            raise InputError(f"{where}: line {line}, {word[:40]!r}, is no class of the development kit")
-        labels.append(label)
-    return labels
+    words = text.split()
+    for line, word in enumerate(words, 1):
+        if word not in label_of_number:
+            raise InputError(
+                f"{where}: line {line}, {word[:40]!r}, is no class of the development kit; download it again"
+            )
+    return [label_of_number[word] for word in words]
 
 
 def _truth(year: str) -> str:
@@ -265,7 +278,7 @@ def _mistaken(path, member: str, wanted: str) -> InputError:
 def _entries(file, where) -> Iterator[tuple[str, int, int]]:
     """(name, offset, size) of every plain file in a tar, reading its headers only."""
     try:
-        with tarfile.open(fileobj=file, mode="r:") as tar:
+        with tarfile.open(fileobj=file, mode="r:", encoding="utf-8", errors="strict") as tar:
             while (info := tar.next()) is not None:
                 tar.members.clear()  # it would keep them all
                 if info.isdir():
@@ -273,10 +286,10 @@ def _entries(file, where) -> Iterator[tuple[str, int, int]]:
                 if not info.isreg() or info.issparse():
                     raise InputError(f"{where}: its member {info.name!r} is no plain file; download it again")
                 yield info.name, info.offset_data, info.size
-            # tarfile takes a damaged header for the end, which is a block of zeros.
+            # tarfile takes a damaged header, and none, for the end, which is a block of zeros.
             file.seek(tar.offset)
-            if file.read(tarfile.BLOCKSIZE).strip(b"\0"):
-                raise tarfile.ReadError(f"no header at byte {tar.offset:,}")
+            if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                raise tarfile.ReadError(f"neither a header nor the end at byte {tar.offset:,}")
     except _DAMAGE as error:
         raise InputError(f"{where}: cut short, damaged or no archive ({error}); download it again") from None
 

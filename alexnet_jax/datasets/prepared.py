@@ -12,6 +12,8 @@ import shutil
 import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python import array_record_module
+from google.protobuf.message import DecodeError
+from tensorflow_datasets.proto import tf_example_pb2
 
 import alexnet_jax.datasets  # noqa: F401  (registers the builders)
 from alexnet_jax import images, quiet_tensorflow
@@ -21,6 +23,7 @@ from alexnet_jax.errors import InputError
 
 # TFDS keeps 1 GiB of examples in memory before it shuffles them on disk; a quarter of that serves as well.
 _SHUFFLE_BUFFER = 256 << 20
+_ANEW = "delete the folder, and it is prepared anew"
 log = logging.getLogger("alexnet_jax")
 
 
@@ -31,8 +34,12 @@ def prepared_builder(config) -> tfds.core.DatasetBuilder:
         raise InputError(f"data.dir: {data_dir!r} is not a folder; give one")
     builder = _builder(name, data_dir)
     if not builder.is_prepared():
+        if config.data.store == "raw":
+            builder.raw_bytes = config.data.image_size**2 * config.data.channels
         _prepare(builder, name, config.data.manual_dir)
         builder = _builder(name, data_dir)  # what lies there may be another process's work
+        if not builder.is_prepared():
+            raise InputError(f"{builder.data_path}: damaged, or no data set; {_ANEW}")
     return builder
 
 
@@ -53,7 +60,8 @@ def _builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
             raise InputError(f"data.name: {name!r} does not exist; there are {known}") from None
         where = data_dir or "TFDS's folder"
         raise InputError(f"data.name: {name!r} cannot be opened in {where}: {_reason(error)}") from None
-    if not isinstance(features, dict | tfds.features.FeaturesDict) or not {"image", "label"} <= set(features):
+    named = isinstance(features, dict | tfds.features.FeaturesDict) and {"image", "label"} <= set(features)
+    if not named or not isinstance(features["label"], tfds.features.ClassLabel):
         raise InputError(f"data.name: {name!r} has no image and label; choose a classification data set")
     return builder
 
@@ -113,10 +121,11 @@ class TfdsSource:
         self.builder, self.split, self.size, self.channels = builder, split, size, channels
         feature = builder.info.features["image"]
         self._encoded = type(feature) is tfds.features.Image and feature.np_dtype == np.uint8
-        skip = {"image": tfds.decode.SkipDecoding()} if self._encoded else None
+        methods = tfds.decode.DeserializeMethod
+        method = methods.RAW_BYTES if self._encoded else methods.DESERIALIZE_AND_DECODE
         try:
             instructions = builder.info.splits[split].file_instructions
-            self._records = builder.as_data_source(split, decoders=skip)
+            self._records = builder.as_data_source(split, deserialize_method=method)
             self._length = len(self._records)
         except (ValueError, KeyError, AssertionError) as error:
             known = ", ".join(f"{name} ({info.num_examples:,})" for name, info in builder.info.splits.items())
@@ -132,20 +141,50 @@ class TfdsSource:
             raise InputError(f"{field}: {split!r} is empty; give a split with examples")
         for instruction in instructions:
             _check_shard(instruction.filename, instruction.examples_in_shard)
-        self.label_names = tuple(builder.info.features["label"].names)
         self.folder = pathlib.Path(builder.data_path)
+        if not builder.info.features["label"].num_classes:
+            raise InputError(f"{self.folder}: the names of its labels are missing; {_ANEW}")
+        self.label_names = tuple(builder.info.features["label"].names)
+        with self._telling_damage():
+            _, label = self._example(0)
+        if label < 0:  # as TFDS labels what has no label
+            raise InputError(f"{field}: {split!r} has no labels; give another split")
 
     def __len__(self) -> int:
         return self._length
 
     def read(self, indices) -> tuple[np.ndarray, np.ndarray]:
-        """(images uint8 [n, image_size, image_size, channels], labels int32 [n])."""
-        examples = self._records.__getitems__([int(index) for index in indices])
-        batch = np.empty((len(examples), self.size, self.size, self.channels), np.uint8)
-        for row, example in enumerate(examples):
-            image = images.decode(example["image"]) if self._encoded else example["image"]
-            batch[row] = images.fit(image, self.size, self.channels)
-        return batch, np.array([example["label"] for example in examples], np.int32)
+        """(images uint8 [n, image_size, image_size, channels], labels int32 [n]).
+
+        Raises InputError where the files prove to be damaged.
+        """
+        batch, labels = images.empty_batch(len(indices), self.size, self.channels), []
+        with self._telling_damage():
+            # One by one: for many at once the records' reader starts threads, which costs more.
+            for row, index in enumerate(indices):
+                image, label = self._example(int(index))
+                labels.append(label)
+                if self._encoded:
+                    images.decode_into(batch[row], image)
+                else:
+                    batch[row] = images.fit(image, self.size, self.channels)
+        return batch, np.array(labels, np.int32)
+
+    def _example(self, index: int) -> tuple:
+        """(image, label); an encoded image as its file's content."""
+        example = self._records[index]
+        if not self._encoded:
+            return example["image"], example["label"]
+        # TFDS would take as long for these lines as an eighth of the decoding, in the interpreter's lock.
+        feature = tf_example_pb2.Example.FromString(example).features.feature
+        return feature["image"].bytes_list.value[0], feature["label"].int64_list.value[0]
+
+    @contextlib.contextmanager
+    def _telling_damage(self):
+        try:
+            yield
+        except (RuntimeError, ValueError, LookupError, DecodeError) as error:  # of the reader, and decoding
+            raise InputError(f"{self.folder}: {self.split} is damaged ({_reason(error)}); {_ANEW}") from None
 
 
 def _check_shard(path: str, examples: int) -> None:
@@ -156,5 +195,5 @@ def _check_shard(path: str, examples: int) -> None:
     if found != examples:
         raise InputError(
             f"{path}: missing, cut short or damaged ({examples:,} examples expected, {found or 0:,} found);"
-            " delete its folder, and it is prepared anew"
+            f" {_ANEW}"
         )

@@ -1,5 +1,6 @@
 """The training split's mean image and colour covariance (sections 2 and 4.1), stored beside the data."""
 
+import contextlib
 import logging
 import os
 import re
@@ -74,9 +75,13 @@ def of_source(source) -> dict[str, np.ndarray]:
 def save(path, arrays: dict[str, np.ndarray]) -> None:
     """Whole or not at all."""
     part = f"{path}.{os.getpid()}.part"
-    with open(part, "wb") as file:
-        np.savez(file, **arrays)
-    os.replace(part, path)
+    try:
+        with open(part, "wb") as file:
+            np.savez(file, **arrays)
+        os.replace(part, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(part)
 
 
 def load(path) -> dict[str, np.ndarray] | None:
