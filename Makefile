@@ -7,6 +7,10 @@ quickstart: .venv/installed
 test: .venv/installed
 	.venv/bin/python -m pytest
 
+# Against PyTorch. Beside `make test`, which skips these tests where PyTorch is not installed.
+oracle: .venv/oracle-installed
+	ORACLE=1 .venv/bin/python -m pytest tests/test_torch.py tests/test_weights.py
+
 lint: .venv/installed
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
@@ -18,4 +22,8 @@ lint: .venv/installed
 	.venv/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
 	touch $@
 
-.PHONY: quickstart test lint
+.venv/oracle-installed: .venv/installed
+	.venv/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[oracle]'
+	touch $@
+
+.PHONY: quickstart test oracle lint

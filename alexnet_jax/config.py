@@ -155,6 +155,7 @@ _RUN_FIELDS = re.compile(
     r"seed|batch_size|init_\w+|model\..*|augment\..*|optimizer\..*"
     r"|data\.(name|channels|image_size|crop_size|normalization|reshuffle|\w+_split)"
 )
+_DATA_FIELDS = re.compile(r"data\.(name|\w+_split)")
 
 
 def flatten(config, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -261,8 +262,11 @@ def load(workdir: str) -> ml_collections.ConfigDict | None:
         raise InputError(f"{path}: is not a configuration ({error}); give another --workdir") from None
 
 
-def check_same_run(config, workdir: str) -> None:
-    """Raises InputError if `workdir` holds a run of another configuration, naming the fields that differ."""
+def check_same_run(config, workdir: str, data: bool = True) -> None:
+    """Raises InputError if `workdir` holds a run of another configuration, naming the fields that differ.
+
+    Without `data`, the data set and its splits may be others: a network can be evaluated on any.
+    """
     theirs = load(workdir)
     if theirs is None:
         if os.path.exists(workdir) and not os.path.isdir(workdir):
@@ -274,7 +278,9 @@ def check_same_run(config, workdir: str) -> None:
     differing = sorted(
         field
         for field in here.keys() | there.keys()
-        if _RUN_FIELDS.fullmatch(field) and here.get(field) != there.get(field)
+        if _RUN_FIELDS.fullmatch(field)
+        and here.get(field) != there.get(field)
+        and (data or not _DATA_FIELDS.fullmatch(field))
     )
     if differing:
         fields = "; ".join(f"{f} is {there.get(f)!r} there, {here.get(f)!r} here" for f in differing[:5])

@@ -3,9 +3,11 @@
 import json
 import logging
 import os
+import re
 import time
 
 import jax
+import numpy as np
 
 from alexnet_jax import config as configuration
 from alexnet_jax import input_pipeline, optimizer, parallel
@@ -56,6 +58,7 @@ def evaluate(config, workdir: str, step: int = -1) -> None:
     mesh = parallel.make_mesh(config, ("eval.batch_size",))
     source = input_pipeline.open_source(config, "test_split")
     check_labels(config, source)
+    source = with_labels_of(stored.get("label_names", ()), source)
     abstract = parallel.abstract_state(config, mesh, optimizer.make(config))
     with Checkpoints(workdir) as checkpoints:
         step, params = checkpoints.restore_params(abstract.params, step)
@@ -93,3 +96,38 @@ def check_labels(config, source) -> None:
             f"model.num_classes: {config.model.num_classes}, but {config.data.name} has {classes} classes;"
             f" give {classes}"
         )
+
+
+def with_labels_of(label_names, source):
+    """`source` with the network's labels, where WordNet ids (n and eight digits) say which class is which.
+
+    Both must name every class by one: a folder with 10 of ImageNet's 1000 classes, say. In all other cases
+    label i of the data set is class i of the network.
+    """
+    network, data = (
+        [match[0] for match in (re.match(r"n\d{8}(?!\S)", str(name)) for name in names) if match]
+        for names in (label_names, source.label_names)
+    )
+    all_named = len(network) == len(label_names) > 0 and len(data) == len(source.label_names)
+    if not all_named or network == data:
+        return source
+    unknown = [wnid for wnid in data if wnid not in network]
+    if unknown:
+        log.warning(
+            f"warning: the network has no class {unknown[0]}; label i of the data set is taken for class i"
+        )
+        return source
+    log.info(f"the {len(data)} classes of the data set are found among the network's by their WordNet ids")
+    return _Relabelled(source, [network.index(wnid) for wnid in data])
+
+
+class _Relabelled:
+    def __init__(self, source, labels):
+        self._source, self._labels = source, np.array(labels, np.int32)
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def read(self, indices):
+        images, labels = self._source.read(indices)
+        return images, self._labels[labels]

@@ -1,6 +1,7 @@
 """A picture's file as an array, and the paper's preparation of it (section 2)."""
 
 import io
+import math
 import tempfile
 
 import numpy as np
@@ -14,17 +15,41 @@ _FORMATS = (
 )  # fmt: skip
 
 
-def decode(content: bytes) -> np.ndarray:
+def empty_batch(count: int, size: int, channels: int) -> np.ndarray:
+    """np.empty of uint8 [count, size, size, channels], which JAX's CPU devices take over as it is.
+
+    They copy what is not aligned to 64 bytes, and np.empty aligns to 16. Measured on raw photographs of
+    256x256: that copy takes longer than reading them.
+    """
+    shape = (count, size, size, channels)
+    memory = np.empty(math.prod(shape) + 64, np.uint8)
+    start = -memory.ctypes.data % 64
+    return memory[start : start + math.prod(shape)].reshape(shape)
+
+
+def decode_into(target: np.ndarray, content: bytes) -> None:
+    """A picture's file, decoded and `fit` into uint8 [size, size, channels]. Raises as `decode` does."""
+    image = decode(content, target)
+    if image is not target:
+        target[:] = fit(image, len(target), target.shape[2])
+
+
+def decode(content: bytes, target: np.ndarray | None = None) -> np.ndarray:
     """uint8 [height, width, 1 or 3]: grey, or RGB. Raises ValueError if it is no picture, or is cut short.
 
-    Colour profiles, orientation tags and transparency are ignored, as they are by the paper's successors.
+    Colour profiles, orientation tags and transparency are ignored, as they are by the paper's successors. A
+    JPEG of the shape of `target` is decoded into it, which saves a copy, and `target` is what is returned.
     """
     if simplejpeg.is_jpeg(content):
         # Bit for bit what Pillow gives, and faster. Pillow has CMYK, a limit of size, and more patience.
         try:
             height, width, space, _ = simplejpeg.decode_jpeg_header(content)
             if space != "CMYK" and height * width <= Image.MAX_IMAGE_PIXELS:
-                return simplejpeg.decode_jpeg(content, "GRAY" if space == "Gray" else "RGB")
+                colour, channels = ("GRAY", 1) if space == "Gray" else ("RGB", 3)
+                if target is None or target.shape != (height, width, channels):
+                    return simplejpeg.decode_jpeg(content, colour)
+                simplejpeg.decode_jpeg(content, colour, buffer=target)
+                return target
         except ValueError:
             pass
     try:

@@ -12,33 +12,20 @@ Nothing else reads flags. Errors in what was given are one line on stderr and ex
 
 import logging
 import os
-import pathlib
-import re
-import sys
 
 from absl import app, flags
-from absl import logging as absl_logging
 from ml_collections import config_flags
 
+from alexnet_jax import command_line
 from alexnet_jax import config as configuration
+from alexnet_jax.command_line import CONFIG, WORKDIR
 from alexnet_jax.errors import Diverged, InputError
 
 MODES = ("train", "eval", "prepare", "describe")
 
 log = logging.getLogger("alexnet_jax")
 
-
-def _fail(message: str, code: int) -> None:
-    print(f"error: {message}", file=sys.stderr)
-    sys.exit(code)
-
-
-try:
-    _CONFIG = config_flags.DEFINE_config_file("config", None, "configs/NAME.py[:ARG]")
-except flags.Error as error:  # ml_collections reads the command line already here, files of --flagfile too
-    _fail(str(error), 2)
 _MODE = flags.DEFINE_string("mode", "train", ", ".join(MODES))
-_WORKDIR = flags.DEFINE_string("workdir", None, "the folder of the run; runs/NAME[-ARG] if left out")
 
 
 def run(mode: str, config, overrides: dict, workdir: str) -> None:
@@ -75,14 +62,10 @@ def _config_of_workdir(given, overrides: dict, workdir: str):
         raise InputError(f"--workdir={workdir}: has no config.json; train there first, or name another")
     if given is not None and given.name != config.get("name"):
         # A run's own file may have been overridden when it was trained; another file is a mistake.
-        configuration.check_same_run(given, workdir)
-    test_split = config.data.test_split
+        configuration.check_same_run(given, workdir, data=False)
     config.update_from_flattened_dict(overrides)
     configuration.check(config)
-    # Which split is evaluated decides nothing of the run.
-    of_run = config.copy_and_resolve_references()
-    of_run.data.test_split = test_split
-    configuration.check_same_run(of_run, workdir)
+    configuration.check_same_run(config, workdir, data=False)
     return config
 
 
@@ -91,8 +74,8 @@ def main(argv) -> None:
     try:
         if _MODE.value not in MODES:
             raise InputError(f"--mode={_MODE.value}: there is no such mode; give one of {', '.join(MODES)}")
-        config = _CONFIG.value
-        if config is None and not (_MODE.value == "eval" and _WORKDIR.value):
+        config = CONFIG.value
+        if config is None and not (_MODE.value == "eval" and WORKDIR.value):
             raise InputError("--config: missing; give --config=configs/quickstart.py, or another of configs/")
         overrides = {}
         if config is not None:
@@ -102,83 +85,19 @@ def main(argv) -> None:
 
             model.layer_shapes(config)
             parallel.mesh_shape(config, None, () if _MODE.value == "eval" else ("batch_size",))
-        run(_MODE.value, config, overrides, os.path.expanduser(_WORKDIR.value or _default_workdir()))
+        run(_MODE.value, config, overrides, os.path.expanduser(WORKDIR.value or _default_workdir()))
     except InputError as error:
-        _fail(str(error), 2)
+        command_line.fail(str(error), 2)
     except Diverged as error:
-        _fail(str(error), 1)
-
-
-def _config_argument() -> str:
-    """The value of --config as it was typed."""
-    pairs = zip(sys.argv, [*sys.argv[1:], ""], strict=True)
-    values = [
-        arg.partition("=")[2] or following
-        for arg, following in pairs
-        if arg.lstrip("-").partition("=")[0] == "config"
-    ]
-    return values[-1] if values else ""
+        command_line.fail(str(error), 1)
 
 
 def _default_workdir() -> str:
-    path, _, argument = _config_argument().partition(":")
+    path, _, argument = command_line.config_argument().partition(":")
     name = os.path.splitext(os.path.basename(path))[0]
     return os.path.join("runs", f"{name}-{argument}" if argument else name)
 
 
-def _parse_flags(argv):
-    """absl's parsing with its errors, and ml_collections', as one line and exit code 2."""
-    if {"-h", "--help", "-help", "--helpfull", "--helpshort"} & set(argv):
-        print(__doc__.strip())
-        sys.exit(0)
-    try:
-        rest = flags.FLAGS(argv)
-        if len(rest) > 1:
-            raise InputError(f"{rest[1]!r}: there are no arguments without --; see --help")
-        if _CONFIG.value is not None:
-            _CONFIG.value.items()  # raises here if the file could not be read
-        return rest
-    except InputError as error:
-        _fail(str(error), 2)
-    except Exception as error:  # absl and ml_collections raise many kinds, and a config file any
-        _fail(_explain(argv, error), 2)
-
-
-def _explain(argv, error: Exception) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    message = lines[-1].strip() if lines else type(error).__name__
-    path = _config_argument().partition(":")[0]
-    if path and not os.path.isfile(path):
-        there = sorted(path.name for path in pathlib.Path("configs").glob("[a-z]*.py"))
-        return f"--config={_config_argument()}: there is no such file; configs/ has {', '.join(there)}"
-    bad_value = re.match(r"flag --config\.(\S+?)=(.*?): ", message)
-    if bad_value:
-        field, value = bad_value.groups()
-        return f"{field}: {value!r} does not work; {configuration.what_works(field)}"
-    fields = [re.match(r"--?config\.([^=]+)", arg) for arg in argv]
-    for field in (match[1] for match in fields if match):
-        if not _CONFIG.present and not _config_argument():
-            return f"--config.{field}: comes with --config=configs/NAME.py, which is missing"
-        unknown = configuration.unknown(field)
-        if unknown:
-            return unknown
-        if isinstance(error, AttributeError | KeyError):
-            return f"{field}: there is no such field in {path}"
-    if "Unknown command line flag" in message or "Missing value for flag" in message:
-        return f"{message.rstrip(' ?')}; see --help"
-    return f"--config={_config_argument()}: {re.sub(r'^[A-Za-z]+Error: ', '', message)}"
-
-
-def _start_log() -> None:
-    """Our own lines on stdout; of the libraries, errors only."""
-    handler = logging.StreamHandler(sys.stdout)
-    handler.setLevel(logging.INFO)
-    log.addHandler(handler)
-    log.setLevel(logging.DEBUG)
-    log.propagate = False
-    absl_logging.set_verbosity(absl_logging.ERROR)
-
-
 if __name__ == "__main__":
-    _start_log()
-    app.run(main, flags_parser=_parse_flags)
+    command_line.start_log()
+    app.run(main, flags_parser=command_line.parser(__doc__))

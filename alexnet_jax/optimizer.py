@@ -70,13 +70,12 @@ def _scale_by_schedule(config) -> optax.GradientTransformation:
     return optax.GradientTransformation(init, update)
 
 
-def apply_updates(config, params, updates, state: PlateauState):
+def apply_updates(config, params, updates, epochs):
     """w + v; where the rate has become 0, w stays as it is, whatever its velocity (src/weights.cu:148)."""
-    freeze = config.optimizer.conv1_freeze_epoch
     moved = optax.apply_updates(params, updates)
-    if freeze != -1:
-        kernels = params["conv1"]["kernel"], moved["conv1"]["kernel"]
-        kernel = jnp.where(state.epochs >= freeze, *kernels)
+    if config.optimizer.conv1_freeze_epoch != -1:
+        frozen = epochs >= config.optimizer.conv1_freeze_epoch
+        kernel = jnp.where(frozen, params["conv1"]["kernel"], moved["conv1"]["kernel"])
         moved = moved | {"conv1": moved["conv1"] | {"kernel": kernel}}
     return moved
 

@@ -207,7 +207,11 @@ def abstract_state(config, mesh: Mesh, rule: optax.GradientTransformation) -> Tr
 
 
 def _init_state(config, rule):
-    params = _init_params(config)
+    return new_state(_init_params(config), rule)
+
+
+def new_state(params, rule: optax.GradientTransformation) -> TrainState:
+    """The state before the first step, with these parameters."""
     zero = jnp.zeros((), jnp.int32)
     return TrainState(zero, params, rule.init(params), jnp.zeros(()), zero)
 
@@ -268,11 +272,11 @@ def train_step(config, mesh: Mesh, rule: optax.GradientTransformation):
     differentiate = loss_and_gradients(config, mesh)
 
     def step(state, images, labels, statistics):
-        schedule, last = state.opt_state["learning_rate"], config.augment.pca_epochs
-        coloured = True if last == -1 else schedule.epochs < last
+        epochs, last = optax.tree.get(state.opt_state, "epochs"), config.augment.pca_epochs
+        coloured = last == -1 or epochs < last
         loss, gradients = differentiate(state.params, images, labels, state.step, statistics, coloured)
         updates, opt_state = rule.update(gradients, state.opt_state, state.params)
-        params = optimizer.apply_updates(config, state.params, updates, schedule)
+        params = optimizer.apply_updates(config, state.params, updates, epochs)
         sums = state.loss_sum + loss, state.loss_count + 1
         return TrainState(state.step + 1, params, opt_state, *sums), loss
 

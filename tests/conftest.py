@@ -10,6 +10,9 @@ jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 4)
 jax.devices()
 
+if os.environ.get("ORACLE"):  # `make oracle`: what is skipped without PyTorch shall not be skipped there
+    import torch  # noqa: F401
+
 
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory):

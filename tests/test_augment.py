@@ -196,3 +196,41 @@ def test_channel_normalization_subtracts_the_mean_and_divides_by_the_deviation()
     got = augment.test_view(jnp.asarray(images), np.array((1, 3, 0)), statistics, config)
     want = (images[:, 1:9, 3:11].astype(np.float64) - [120, 110, 100]) / [60, 50, 70]
     np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-7)
+
+
+def test_images_of_a_group_share_crop_and_flip_and_nothing_else():
+    config, statistics = config_of(pca_std=0.1), statistics_of()
+    images = np.repeat(images_of(1), 6, axis=0)
+    shared = keys(6)[jnp.array([0, 0, 0, 3, 3, 3])]
+    views = augment.train_views(images, keys(6), statistics, config, crop_keys=shared)
+    plain = config_of()
+    want = augment.train_views(images, shared, statistics, plain)  # without noise, of the group's own keys
+    noise = np.asarray(views - want)
+    np.testing.assert_allclose(noise, noise[:, :1, :1].repeat(8, 1).repeat(8, 2), atol=2e-5)
+    assert len({tuple(np.round(n[0, 0], 2)) for n in noise}) == 6
+
+
+def test_the_centre_of_the_mean_image_may_serve_every_crop():
+    """As in the released code: the image is reflected, the mean is not."""
+    images, statistics = images_of(30), statistics_of()
+    config = config_of(mean_crop="centre")
+    mean = statistics["mean_image"]
+    views = train_views(images, keys(30), config, statistics)
+    for image, view in zip(images, views, strict=True):
+        crops = all_crops(image, 0 * mean, 8)
+        found(view, {place: crop - mean[2:10, 2:10] for place, crop in crops.items()})
+    for view in augment.test_views(config, 10):
+        top, left, flip = view
+        got = augment.test_view(images[:1], np.array(view), statistics, config)[0]
+        want = images[0, top : top + 8, left : left + 8].astype(np.float32)
+        np.testing.assert_array_equal(got, (want[:, ::-1] if flip else want) - mean[2:10, 2:10])
+
+
+def test_noise_comes_with_its_divisor_and_ends_with_it():
+    images, statistics = images_of(5), statistics_of()
+    plain, divided = config_of(pca_std=0.1), config_of(pca_std=0.1, pca_divisor=1.1)
+    noisy = augment.train_views(images, keys(5), statistics, plain)
+    got = augment.train_views(images, keys(5), statistics, divided)
+    np.testing.assert_allclose(got, np.asarray(noisy) / 1.1, rtol=1e-5)
+    quiet = augment.train_views(images, keys(5), statistics, divided, coloured=jnp.asarray(False))
+    np.testing.assert_array_equal(quiet, augment.train_views(images, keys(5), statistics, config_of()))

@@ -39,7 +39,8 @@ def examples(config, split):
     """{file name: (image, label)} of all examples, as `read` gives them."""
     field = {"train": "train_split", "validation": "val_split", "test": "test_split"}[split]
     source = input_pipeline.open_source(config, field)
-    names = [record["file_name"].decode() for record in source._records]
+    examples = source.builder.as_data_source(source.split)
+    names = [example["file_name"].decode() for example in examples]
     images, labels = source.read(range(len(source)))
     assert len(set(names)) == len(names)
     return {name: (image, int(label)) for name, image, label in zip(names, images, labels, strict=True)}

@@ -4,6 +4,7 @@ import io
 import struct
 import zlib
 
+import jax
 import numpy as np
 import pytest
 import small_archives as small
@@ -80,3 +81,22 @@ def test_what_is_stored_is_jpeg_of_quality_95_with_all_its_colour():
         assert written.quantization == reference.quantization
         assert [component[1:3] for component in written.layer] == [(1, 1)] * 3
         assert np.abs(np.asarray(written).astype(int) - image).mean() < 2
+
+
+@pytest.mark.parametrize("mode, channels", [("RGB", 3), ("L", 1), ("L", 3), ("RGB", 1)])
+@pytest.mark.parametrize("size", [(32, 32), (50, 40)])
+def test_a_picture_is_decoded_into_a_batch(mode, channels, size):
+    content = small.file_of(small.photograph(1, size, mode))
+    batch = images.empty_batch(3, 32, channels)
+    batch[:] = 7
+    images.decode_into(batch[1], content)
+    assert np.array_equal(batch[1], images.fit(images.decode(content), 32, channels))
+    assert (batch[::2] == 7).all()
+
+
+def test_a_cpu_device_takes_a_batch_over_without_a_copy():
+    for count in range(1, 6):
+        batch = images.empty_batch(count, 28, 1)
+        batch[:] = 3
+        on_device = jax.device_put(batch, jax.devices()[0]).block_until_ready()
+        assert on_device.unsafe_buffer_pointer() == batch.ctypes.data

@@ -60,6 +60,12 @@ def test_every_epoch_has_every_example_once_in_a_new_order():
     assert not (other_seed == epochs[0]).all()
 
 
+def test_without_reshuffling_every_epoch_is_in_the_order_of_the_first():
+    first, second = (input_pipeline.examples_of_step(3, step, 10, 20, reshuffle=False) for step in (0, 2))
+    np.testing.assert_array_equal(first, second)
+    np.testing.assert_array_equal(first, input_pipeline.examples_of_step(3, 0, 10, 20))
+
+
 def test_a_step_larger_than_the_data_spans_several_epochs():
     order = input_pipeline.examples_of_step(0, 0, 25, 10)
     assert [sorted(order[:10]), sorted(order[10:20])] == [list(range(10))] * 2 and len(order) == 25
@@ -297,7 +303,8 @@ sys.exit("tensorflow" in sys.modules)
 
 def test_a_split_without_labels_is_told(data_dir, monkeypatch):
     builder = input_pipeline.prepared_builder(config_for(data_dir))
-    monkeypatch.setattr(builder, "as_data_source", lambda *_, **__: [{"image": b"", "label": -1}])
+    record = builder.info.features.serialize_example({"image": np.zeros((28, 28, 1), np.uint8), "label": -1})
+    monkeypatch.setattr(builder, "as_data_source", lambda *_, **__: [record])
     with pytest.raises(InputError, match="data.test_split: 'test' has no labels"):
         prepared.TfdsSource(builder, "test", 28, 1, "data.test_split")
 

@@ -203,6 +203,74 @@ def test_gradient_of_max_pool_goes_to_the_first_maximum(case):
     assert_close(got, pool_loops(x, size, stride, weights)[1], 1e-6)
 
 
+CUT_OFF = {  # input size, size, stride: the last window reaches over the border
+    "of the CIFAR-10 networks": (8, 3, 2),
+    "a window of one row": (7, 2, 2),
+    "nothing to cut": (7, 3, 2),
+}
+
+
+def padded(x, size, stride, value):
+    lacking = -(x.shape[1] - size) % stride
+    return np.pad(x, ((0, 0), (0, lacking), (0, lacking), (0, 0)), constant_values=value)
+
+
+@pytest.mark.parametrize("case", CUT_OFF.values(), ids=CUT_OFF)
+def test_max_pool_of_windows_that_are_cut_off_equals_loops(case):
+    side, size, stride = case
+    x = np.random.default_rng(0).integers(-3, 0, (2, side, side, 3)).astype(np.float32)
+    want, _ = pool_loops(padded(x, size, stride, -np.inf), size, stride)
+    weights = draw(1, *want.shape)
+    _, gradient = pool_loops(padded(x, size, stride, -np.inf), size, stride, weights)
+
+    def pool(x):
+        return layers.max_pool(x, size, stride, ceil=True)
+
+    np.testing.assert_array_equal(jax.jit(pool)(x), want)
+    got = jax.jit(jax.grad(lambda x: (weights * pool(x)).sum()))(x)
+    assert_close(got, gradient[:, :side, :side], 1e-6)
+
+
+@pytest.mark.parametrize("case", CUT_OFF.values(), ids=CUT_OFF)
+def test_average_pool_counts_what_a_window_covers(case):
+    side, size, stride = case
+    x = draw(0, 2, side, side, 3)
+    windows = -(-(side - size) // stride) + 1
+    spans = [slice(i * stride, min(i * stride + size, side)) for i in range(windows)]
+    want = np.stack([np.stack([x[:, r, c].mean((1, 2)) for c in spans], 1) for r in spans], 1)
+    weights, gradient = draw(1, *want.shape), np.zeros(x.shape)
+    for i, r in enumerate(spans):
+        for j, c in enumerate(spans):
+            covered = (r.stop - r.start) * (c.stop - c.start)
+            gradient[:, r, c] += weights[:, i : i + 1, j : j + 1] / covered
+
+    def pool(x):
+        return layers.average_pool(x, size, stride, ceil=True)
+
+    assert_close(jax.jit(pool)(x), want)
+    assert_close(jax.jit(jax.grad(lambda x: (weights * pool(x)).sum()))(x), gradient)
+
+
+def test_spatial_norm_equals_the_formula_with_its_gradient():
+    x, (size, k, alpha, beta) = draw(0, 1, 6, 6, 2), (5, 1.0, 0.2, 0.75)
+
+    def loops(a):
+        b = np.empty_like(a)
+        for _, i, j, _ in np.ndindex(a.shape):
+            near = a[:, max(0, i - 2) : i + 3, max(0, j - 2) : j + 3]
+            b[:, i, j] = a[:, i, j] / (k + alpha * (near**2).sum((1, 2))) ** beta
+        return b
+
+    assert_close(layers.spatial_norm(x, size, k, alpha, beta), loops(x.astype(np.float64)))
+    weights, want = draw(1, *x.shape), np.empty(x.shape)
+    for index in np.ndindex(x.shape):
+        d = np.zeros(x.shape)
+        d[index] = 1e-5
+        want[index] = (weights * (loops(x + d) - loops(x - d))).sum() / 2e-5
+    got = jax.jit(jax.grad(lambda x: (weights * layers.spatial_norm(x, size, k, alpha, beta)).sum()))(x)
+    assert_close(got, want)
+
+
 def keys(*seeds):
     return jax.vmap(jax.random.key)(jnp.array(seeds))
 
@@ -220,6 +288,13 @@ def test_dropout_in_training_drops_at_its_rate_and_does_not_rescale(rate):
 def test_dropout_at_test_multiplies_by_what_was_kept():
     x = draw(0, 3, 4, 4, 2)
     np.testing.assert_allclose(layers.dropout(x, 0.2, None), x * np.float32(0.8), rtol=1e-6)
+
+
+def test_inverted_dropout_scales_in_training_and_not_at_test():
+    x = draw(0, 2, 1000)
+    plain, inverted = (np.asarray(layers.dropout(x, 0.2, keys(0, 1), scale)) for scale in ("test", "train"))
+    np.testing.assert_allclose(inverted, plain / np.float32(0.8), rtol=1e-6)
+    np.testing.assert_array_equal(layers.dropout(x, 0.2, None, "train"), x)
 
 
 def test_dropout_of_a_row_depends_on_its_own_key_only():

@@ -188,6 +188,33 @@ def test_a_checkpoint_cut_short_is_skipped_and_more_epochs_go_on(finished, data_
     same_end(undisturbed, workdir)
 
 
+def test_a_run_may_start_from_the_layers_of_another(finished, data_dir, tmp_path):
+    """Its classifier is drawn anew; where no update follows, the layers taken are the other run's best."""
+    source, _ = finished
+    step = json.loads((source / "eval.json").read_text())["step"]
+    taken, workdir = ("conv1", "conv2", "fc7"), tmp_path / "tuned"
+    flags = *small(data_dir, workdir), f"--config.init_from={source}", f"--config.init_layers={taken}"
+    still = "--config.num_epochs=1", "--config.optimizer.learning_rate=1e-30"
+    printed = run(*flags, *still)
+    assert f"starting from step {step} of {source}: conv1, conv2, fc7" in printed
+    got, theirs = params_at(workdir, 32), params_at(source, step)
+    for layer in got:
+        same = np.array_equal(got[layer]["kernel"], theirs[layer]["kernel"])
+        assert same == (layer in taken), layer
+
+
+def test_layers_that_cannot_be_taken_are_named(finished, data_dir, tmp_path):
+    source, _ = finished
+    for flags, words in (
+        (["--config.init_from=nowhere"], "init_from: nowhere has no config.json"),
+        ([f"--config.init_from={source}", "--config.init_layers=('conv9',)"], "init_layers: 'conv9'"),
+        ([f"--config.init_from={source}", "--config.model.layers.fc7.features=256"], "init_layers: fc7 is"),
+    ):
+        printed = run(*small(data_dir, tmp_path / "w"), *flags, code=2)
+        assert words in printed and len(printed.splitlines()) == 1
+        assert not (tmp_path / "w").exists()
+
+
 def test_a_workdir_takes_one_training_at_a_time(data_dir, tmp_path):
     flags = small(data_dir, tmp_path / "busy")
     first = subprocess.Popen(command(*flags), cwd=ROOT, stdout=subprocess.DEVNULL)

@@ -66,6 +66,41 @@ def test_bias_does_not_decay_and_a_kernel_does():
     np.testing.assert_array_equal(updates["conv1"]["bias"], 0)
 
 
+def test_rates_of_the_released_code_by_epoch():
+    """Kernels of conv1 drop once more and freeze, biases keep twice the first rate; v is NumPy's."""
+    config = paper.get_config()
+    config.optimizer.update(
+        drop_epochs=(1, 3), bias_rate=2.0, bias_rate_drops=False, conv1_drop_epoch=2, conv1_freeze_epoch=4
+    )
+    params, gradients = ({name: tree["conv1"] for name in ("conv1", "conv2")} for tree in (problem()[0],) * 2)
+    rule, w, want = optimizer.make(config), params, {name: dict(layer) for name, layer in params.items()}
+    state, v = rule.init(w), {name: {"kernel": 0.0, "bias": 0.0} for name in w}
+    for epoch, rates in enumerate(
+        [(1e-2, 1e-2), (1e-3, 1e-3), (1e-4, 1e-3), (1e-5, 1e-4), (0, 1e-4), (0, 1e-4)]
+    ):
+        assert int(state["learning_rate"].epochs) == epoch
+        updates, state = rule.update(gradients, state, w)
+        w = optimizer.apply_updates(config, w, updates, state["learning_rate"].epochs)
+        for name, rate in zip(("conv1", "conv2"), rates, strict=True):
+            for kind, eps, decay in (("kernel", rate, 0.0005), ("bias", 0.02, 0.0)):
+                g = gradients[name][kind] + decay * want[name][kind]
+                v[name][kind] = 0.9 * v[name][kind] - eps * g
+                want[name][kind] = want[name][kind] + (v[name][kind] if eps else 0)
+                np.testing.assert_allclose(w[name][kind], want[name][kind], rtol=1e-5, atol=1e-6)
+        schedule = optimizer.after_validation(config, state["learning_rate"], 0.5)
+        assert not optimizer.ended(config, schedule)
+        state = {**state, "learning_rate": schedule}
+
+
+def test_biases_decay_where_the_configuration_says_so():
+    config = paper.get_config()
+    config.optimizer.update(decay_biases=True, bias_rate=3.0)
+    zeros, ones = ({"conv1": {"bias": make(2)}} for make in (jnp.zeros, jnp.ones))
+    rule = optimizer.make(config)
+    updates, _ = rule.update(zeros, rule.init(ones), ones)
+    np.testing.assert_allclose(updates["conv1"]["bias"], -0.0005 * 0.03, rtol=1e-6)
+
+
 def test_learning_rate_is_divided_by_ten_at_each_drop():
     rates = [optimizer.learning_rate(config_of(), drops) for drops in range(4)]
     np.testing.assert_allclose(rates, [1e-2, 1e-3, 1e-4, 1e-5], rtol=1e-12)

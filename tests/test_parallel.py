@@ -148,6 +148,17 @@ def test_loss_is_a_function_of_seed_and_step():
     assert loss((0,), seed=1) != [first]
 
 
+def test_groups_that_share_a_crop_do_not_depend_on_the_mesh():
+    fields = {"augment.crop_group": 5, "model.dropout_rate": 0.0}
+    losses = []
+    for mesh in ((1, 1), (2, 1)):
+        config = small_config(mesh, only=("conv1", "fc6"), **fields)
+        devices = parallel.make_mesh(config)
+        differentiate = jax.jit(parallel.loss_and_gradients(config, devices))
+        losses.append(differentiate(params_of(config, devices), *batch(0), 0, statistics()))
+    assert_trees_close(losses[0], losses[1])
+
+
 @pytest.mark.parametrize("mesh", MESHES[1:])
 def test_every_mesh_gives_the_same_activations(runs, mesh):
     assert_trees_close(runs[mesh]["forward"], runs[1, 1]["forward"])

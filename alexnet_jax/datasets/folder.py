@@ -60,11 +60,11 @@ class FolderSource:
 
         Raises InputError for a file that is no picture.
         """
-        batch = np.empty((len(indices), self._size, self._size, self._channels), np.uint8)
+        batch = images.empty_batch(len(indices), self._size, self._channels)
         for row, index in enumerate(indices):
             path = self.folder / self._files[index][0]
             try:
-                batch[row] = images.fit(images.decode(path.read_bytes()), self._size, self._channels)
+                images.decode_into(batch[row], path.read_bytes())
             except (OSError, ValueError) as error:
                 raise InputError(f"{path}: cannot be read as a picture ({error}); remove it") from None
         return batch, np.array([self._files[index][1] for index in indices], np.int32)

@@ -18,6 +18,7 @@ import numpy as np
 from alexnet_jax.datasets import streams
 from alexnet_jax.datasets.prepared import TfdsSource
 from alexnet_jax.errors import InputError
+from alexnet_jax.images import empty_batch
 
 _BATCH = 16
 
@@ -42,7 +43,8 @@ class RawSource:
     def read(self, indices) -> tuple[np.ndarray, np.ndarray]:
         """(images uint8 [n, image_size, image_size, channels], labels int32 [n])."""
         indices = np.asarray(indices)
-        batch = np.empty((len(indices), *self._parts[0][0].shape[1:]), np.uint8)
+        _, size, _, channels = self._parts[0][0].shape
+        batch = empty_batch(len(indices), size, channels)
         # One by one: copying an image releases the interpreter's lock, NumPy's fancy indexing does not.
         for row, index in enumerate(indices.tolist()):
             part = bisect.bisect_right(self._starts, index) - 1

@@ -1,0 +1,110 @@
+"""The command line of main.py and of experiments/: --config, its overrides, and mistakes in one line.
+
+CONFIG, WORKDIR    the flags --config and --workdir
+parser             reads the flags; a mistake is one line on stderr and exit code 2
+fail               that line
+start_log          what is printed besides
+"""
+
+import logging
+import os
+import pathlib
+import re
+import sys
+from collections.abc import Callable
+
+from absl import flags
+from absl import logging as absl_logging
+from ml_collections import config_flags
+
+from alexnet_jax import config as configuration
+from alexnet_jax.errors import InputError
+
+log = logging.getLogger("alexnet_jax")
+
+
+def fail(message: str, code: int) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+try:
+    CONFIG = config_flags.DEFINE_config_file("config", None, "configs/NAME.py[:ARG]")
+except flags.Error as error:  # ml_collections reads the command line already here, --flagfile too
+    fail(str(error), 2)
+WORKDIR = flags.DEFINE_string("workdir", None, "the folder of the run; runs/NAME[-ARG] if left out")
+
+
+def parser(usage: str, arguments: int = 0) -> Callable:
+    """absl's parsing with its errors, and ml_collections', as one line and exit code 2.
+
+    --help prints `usage`. `arguments` is how many there may be without --. The parser returns what absl's
+    does: the name of the program, and these.
+    """
+
+    def parse(argv):
+        if {"-h", "--help", "-help", "--helpfull", "--helpshort"} & set(argv):
+            print(usage.strip())
+            sys.exit(0)
+        try:
+            flags.FLAGS.set_gnu_getopt(bool(arguments))  # flags may follow them
+            rest = flags.FLAGS(argv)
+            if len(rest) > 1 + arguments:
+                raise InputError(f"{rest[1 + arguments]!r}: is one argument without -- too many; see --help")
+            if CONFIG.value is not None:
+                CONFIG.value.items()  # raises here if the file could not be read
+            return rest
+        except InputError as error:
+            fail(str(error), 2)
+        except Exception as error:  # absl and ml_collections raise many kinds, and a config file any
+            fail(_explain(argv, error), 2)
+
+    return parse
+
+
+def config_argument() -> str:
+    """The value of --config as it was typed."""
+    pairs = zip(sys.argv, [*sys.argv[1:], ""], strict=True)
+    values = [
+        arg.partition("=")[2] or following
+        for arg, following in pairs
+        if arg.lstrip("-").partition("=")[0] == "config"
+    ]
+    return values[-1] if values else ""
+
+
+def _explain(argv, error: Exception) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    message = lines[-1].strip() if lines else type(error).__name__
+    path = config_argument().partition(":")[0]
+    if path and not os.path.isfile(path):
+        there = sorted(path.name for path in pathlib.Path("configs").glob("[a-z]*.py"))
+        return f"--config={config_argument()}: there is no such file; configs/ has {', '.join(there)}"
+    bad_value = re.match(r"flag --config\.(\S+?)=(.*?): ", message)
+    if bad_value:
+        field, value = bad_value.groups()
+        return f"{field}: {value!r} does not work; {configuration.what_works(field)}"
+    if message.startswith("flag --") and not message.startswith("flag --config="):
+        return f"{message}; see --help"
+    fields = [re.match(r"--?config\.([^=]+)", arg) for arg in argv]
+    for field in (match[1] for match in fields if match):
+        if not CONFIG.present and not config_argument():
+            return f"--config.{field}: comes with --config=configs/NAME.py, which is missing"
+        unknown = configuration.unknown(field)
+        if unknown:
+            return unknown
+        if isinstance(error, AttributeError | KeyError):
+            return f"{field}: there is no such field in {path}"
+    if "Unknown command line flag" in message or "Missing value for flag" in message:
+        return f"{message.rstrip(' ?')}; see --help"
+    return f"--config={config_argument()}: {re.sub(r'^[A-Za-z]+Error: ', '', message)}"
+
+
+def start_log() -> None:
+    """Our own lines on stdout; of the libraries, errors only."""
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setLevel(logging.INFO)
+    log.addHandler(handler)
+    log.setLevel(logging.DEBUG)
+    log.propagate = False
+    absl_logging.set_verbosity(absl_logging.ERROR)

@@ -1,0 +1,90 @@
+"""configs/: the size of every named network, and every ablation of the paper as one override of paper.py."""
+
+import importlib
+import math
+
+import jax
+import pytest
+
+from alexnet_jax import config as configuration
+from alexnet_jax import model, optimizer, parallel
+from configs import paper
+
+PAPER = 60_965_224
+NETWORKS = {  # parameters, multiply-adds: of FACTS A.1 where it has them, else summed by hand
+    "paper": (PAPER, 724_406_816),
+    "paper:2010": (PAPER, 724_406_816),
+    "code2012": (PAPER, 724_406_816),
+    "code2012:2010": (PAPER, 724_406_816),
+    "single_tower": (62_378_344, 1_135_256_096),
+    "one_gpu": (59_798_312, 391_514_384),
+    "one_gpu:2010": (59_798_312, 391_514_384),
+    # conv2 with 320 maps and conv3 on 160 of them; 4608 -> 4096 -> 4096 in each column.
+    "no_communication": (
+        34_944 + (25 * 48 + 1) * 320 + (9 * 160 + 1) * 384 + 663_936 + 442_624
+        + 2 * (4609 * 4096 + 4097 * 4096) + 8192 * 1000 + 1000,
+        745_197_088,
+    ),
+    "caffe": (PAPER, 724_406_816),
+    "torchvision": (61_100_840, 714_188_480),
+    # conv6 on all 256 maps; 9216 -> 2048 -> 21,843.
+    "pretrain22k": (
+        34_944 + 307_456 + 885_120 + 663_936 + 442_624 + (9 * 256 + 1) * 256 + 9217 * 2048 + 2049 * 21_843,
+        750_627_360,
+    ),
+    "finetune": (PAPER + (9 * 256 + 1) * 256, 724_406_816 + 36 * 9 * 256 * 256),
+    "cifar10": (2_432 + 25_632 + 51_264 + 10_250, 1024 * 2400 + 256 * 25_600 + 64 * 51_200 + 10_240),
+    "cifar10:tanh": (89_578, 12_298_240),
+}  # fmt: skip
+
+
+def config_of(name):
+    file, _, argument = name.partition(":")
+    return importlib.import_module(f"configs.{file}").get_config(*[argument] * bool(argument))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_network_has_its_size(name):
+    config = config_of(name)
+    configuration.check(config)
+    assert config.name == name.replace(":", "-")
+    parameters, multiply_adds = NETWORKS[name]
+    total = f"total: {parameters:,} parameters, {multiply_adds:,} multiply-adds"
+    assert model.describe(config).splitlines()[-1] == total
+    shapes = parallel.abstract_state(config, parallel.make_mesh(config), optimizer.make(config)).params
+    assert sum(math.prod(x.shape) for x in jax.tree.leaves(shapes)) == parameters
+
+
+FC6 = 9217 * 4096
+ABLATIONS = {  # one override: parameters after it
+    "tanh": ({"model.activation": "tanh"}, PAPER),
+    "no normalisation": ({"model.lrn.enabled": False}, PAPER),
+    "pooling without overlap": ({"model.pool.size": 2}, PAPER),  # 55, 27, 13, 6 as before
+    "no dropout": ({"model.dropout_rate": 0.0}, PAPER),
+    "no colour": ({"augment.pca_std": 0.0}, PAPER),
+    "no crops": ({"augment.crop": False}, PAPER),
+    "no flips": ({"augment.flip": False}, PAPER),
+    "no conv3": ({"model.layers.conv3.enabled": False}, PAPER - 885_120 - 9 * (192 - 128) * 384),
+    "no conv4": ({"model.layers.conv4.enabled": False}, PAPER - 663_936),
+    # pool5 stays, over conv4's 384 maps.
+    "no conv5": ({"model.layers.conv5.enabled": False}, PAPER - 442_624 - FC6 + (36 * 384 + 1) * 4096),
+    "no fc6": ({"model.layers.fc6.enabled": False}, PAPER - 4097 * 4096),
+    "no fc7": ({"model.layers.fc7.enabled": False}, PAPER - 4097 * 4096),
+    "one column": ({"model.columns": 1}, 62_378_344),
+    "no connection": (
+        {"model.gather": False},
+        PAPER - 9 * 128 * 384 - 4608 * 4096 - 2048 * 4096,  # conv3, fc6, fc7 see half as much
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_ablation_is_one_override(name):
+    override, parameters = ABLATIONS[name]
+    config = paper.get_config()
+    config.update_from_flattened_dict(override)
+    configuration.check(config)
+    layers = model.layer_shapes(config)
+    assert sum(layer.parameters for layer in layers) == parameters
+    assert [layer.pooled[0] for layer in layers if "pool" in layer.then] == [27, 13, 6]
+    assert ("lrn" in layers[0].then) == config.model.lrn.enabled

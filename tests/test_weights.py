@@ -1,0 +1,731 @@
+"""Weights in and out: against PyTorch, files made here byte by byte, damaged and hostile files."""
+
+import json
+import os
+import pathlib
+import pickle
+import random
+import struct
+import subprocess
+import sys
+import zipfile
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+from absl import flags as absl_flags
+
+from alexnet_jax import (
+    command_line,
+    evaluate,
+    images,
+    main,
+    model,
+    optimizer,
+    parallel,
+    weight_files,
+    weights,
+)
+from alexnet_jax import config as configuration
+from alexnet_jax.checkpoint import Checkpoints
+from alexnet_jax.datasets import fashion_mnist, statistics
+from alexnet_jax.errors import InputError
+from configs import caffe, no_communication, paper, quickstart, torchvision
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+def narrow(module, classes=10, **changes):
+    config = module.get_config()
+    config.model.width = 1 / 16
+    config.model.num_classes = classes
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+def random_tensors(config, seed=0):
+    """Random weights in PyTorch's layout whose outputs keep their scale from layer to layer."""
+    draw = np.random.default_rng(seed)
+    return {
+        name: draw.standard_normal(shape, np.float32) * np.float32(np.prod(shape[1:] or (200,)) / 2) ** -0.5
+        for name, shape in weights.torch_shapes(config).items()
+    }
+
+
+def same(one, other):
+    """Whether two dictionaries of float32 arrays have the same names and bits."""
+    return one.keys() == other.keys() and all(
+        one[name].dtype == other[name].dtype == np.float32
+        and one[name].shape == other[name].shape
+        and one[name].tobytes() == other[name].tobytes()
+        for name in one
+    )
+
+
+def params_of(workdir):
+    """(config, parameters) of a workdir, as evaluation opens them."""
+    config = configuration.load(workdir)
+    abstract = parallel.abstract_state(config, parallel.make_mesh(config), optimizer.make(config))
+    with Checkpoints(workdir) as checkpoints:
+        step, params = checkpoints.restore_params(abstract.params)
+    assert step == 0
+    return config, params
+
+
+def exported(workdir, path):
+    weights.export_weights(str(path), str(workdir))
+    return safetensors.numpy.load_file(path)
+
+
+# Layouts
+
+
+def test_every_number_is_where_pytorch_has_it():
+    config = narrow(paper)
+    tensors = random_tensors(config)
+    params = weights.from_torch(config, tensors)
+    abstract = parallel.abstract_state(config, parallel.make_mesh(config), optimizer.make(config))
+    assert jax.tree.map(np.shape, params) == jax.tree.map(lambda x: x.shape, abstract.params)
+    for column, (row, place, inputs, output) in [(0, (1, 2, 3, 1)), (1, (0, 2, 1, 5))]:
+        # conv2 has 8 maps a column, and sees 3 of conv1's 6.
+        value = params["conv2"]["kernel"][column, row, place, inputs % 3, output]
+        assert value == tensors["conv2.weight"][column * 8 + output, inputs % 3, row, place]
+        # fc6 has 128 units a column, and sees all 16 maps of 6x6 of both.
+        value = params["fc6"]["kernel"][column, (row * 6 + place) * 16 + 10 + inputs, output]
+        assert value == tensors["fc6.weight"][column * 128 + output, (10 + inputs) * 36 + row * 6 + place]
+        # fc8 is split over its inputs.
+        value = params["fc8"]["kernel"][column, 100 + row, output]
+        assert value == tensors["fc8.weight"][output, column * 128 + 100 + row]
+        assert params["conv4"]["bias"][column, output] == tensors["conv4.bias"][column * 12 + output]
+    assert np.array_equal(params["fc8"]["bias"], tensors["fc8.bias"])
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        narrow(torchvision),
+        narrow(caffe),
+        narrow(no_communication),
+        narrow(paper, **{"model.layers.fc6.enabled": False, "model.layers.fc7.enabled": False}),
+        narrow(paper, **{"model.columns": 1}),
+        quickstart.get_config(),
+    ],
+    ids=["torchvision", "caffe", "no gather", "no hidden layer", "one column", "quickstart"],
+)
+def test_layouts_are_the_reverse_of_each_other(config):
+    tensors = random_tensors(config)
+    assert same(weights.to_torch(config, weights.from_torch(config, tensors)), tensors)
+    assert sum(t.size for t in tensors.values()) == sum(s.parameters for s in model.layer_shapes(config))
+
+
+def test_names_are_torchvisions_for_its_structure_only():
+    assert list(weights.torch_shapes(torchvision.get_config()))[::15] == [
+        "features.0.weight",
+        "classifier.6.bias",
+    ]
+    assert weights.torch_shapes(torchvision.get_config())["classifier.1.weight"] == (4096, 9216)
+    assert list(weights.torch_shapes(narrow(paper, **{"model.columns": 1})))[::15] == [
+        "conv1.weight",
+        "fc8.bias",
+    ]
+
+
+# Whole ways
+
+
+def test_safetensors_in_and_out_keep_every_bit(tmp_path):
+    config = narrow(torchvision, classes=1000)
+    tensors = random_tensors(config)
+    tensors["features.0.weight"].flat[:2] = -0.0, 1e-45
+    safetensors.numpy.save_file(tensors, tmp_path / "in.safetensors")
+    weights.import_weights("torchvision", str(tmp_path / "in.safetensors"), str(tmp_path / "run"), config)
+    assert same(exported(tmp_path / "run", tmp_path / "out.safetensors"), tensors)
+    stored = statistics.load(tmp_path / "run" / "statistics.npz")
+    np.testing.assert_allclose(stored["channel_mean"], [123.675, 116.28, 103.53], rtol=1e-6)
+    np.testing.assert_allclose(stored["channel_std"], [58.395, 57.12, 57.375], rtol=1e-6)
+    names = list(stored["label_names"])
+    assert len(names) == 1000 and names == sorted(names) and names[207] == "n02099601 golden retriever"
+    # Of ImageNet's colours as fb.resnet.torch (datasets/imagenet.lua) measured them, on a scale of 0 to 1.
+    theirs = np.array([[0.4009, 0.7192, -0.5675], [-0.8140, -0.0045, -0.5808], [0.4203, -0.6948, -0.5836]])
+    np.testing.assert_allclose(np.abs(theirs.T @ stored["eigenvectors"]), np.eye(3), atol=0.04)
+    np.testing.assert_allclose(
+        stored["standard_deviations"], 255 * np.sqrt([0.0045, 0.0188, 0.2175]), rtol=0.16
+    )
+
+
+def test_an_own_run_goes_out_and_in_again(tmp_path):
+    config = quickstart.get_config()
+    state = parallel.init_state(config, parallel.make_mesh(config), optimizer.make(config))
+    draw = np.random.default_rng(0)
+    shapes = dict(zip(statistics.ARRAYS, [(28, 28, 1), (1,), (1,), (1, 1), (1, 1), (1,)], strict=True))
+    arrays = {name: draw.uniform(1, 2, shape).astype(np.float32) for name, shape in shapes.items()}
+    arrays["label_names"] = np.array(fashion_mnist.LABELS)
+    weights._make_workdir(str(tmp_path / "own"), config, arrays, state.params)
+    tensors = exported(tmp_path / "own", tmp_path / "own.safetensors")
+    assert tensors["conv2.weight"].shape == (48, 12, 5, 5) and tensors["fc6.weight"].shape == (512, 192)
+
+    mean = str(tmp_path / "own" / "statistics.npz")
+    weights.import_weights(
+        "caffe",
+        str(tmp_path / "own.safetensors"),
+        str(tmp_path / "again"),
+        quickstart.get_config(),
+        mean=mean,
+    )
+    same_params = jax.tree.map(np.array_equal, params_of(tmp_path / "again")[1], state.params)
+    assert all(jax.tree.leaves(same_params))
+    stored = statistics.load(tmp_path / "again" / "statistics.npz")
+    assert all(np.array_equal(stored[name], arrays[name]) for name in arrays)
+    # Weights of this network in Caffe's would run, and mean something else.
+    with pytest.raises(InputError, match="is of the network 'quickstart'"):
+        weights.import_weights("caffe", str(tmp_path / "own.safetensors"), str(tmp_path / "caffe"))
+    with pytest.raises(InputError, match="exists already"):
+        weights.export_weights(str(tmp_path / "own.safetensors"), str(tmp_path / "own"))
+
+
+@pytest.mark.parametrize(
+    "count, labels, names",
+    [
+        (3, None, ["class 0", "class 1", "class 2"]),
+        (3, "cat\nblack dog\nelk\n", ["cat", "black dog", "elk"]),
+        (1000, "\n".join(map(str, range(1000))), [str(n) for n in range(1000)]),
+    ],
+)
+def test_label_names(count, labels, names, tmp_path):
+    if labels is not None:
+        (tmp_path / "labels").write_text(labels)
+        labels = str(tmp_path / "labels")
+    assert weights._label_names(count, labels, {}, None) == names
+    with pytest.raises(InputError, match="labels"):
+        weights._label_names(count + 1, str(tmp_path / "labels"), {}, None)
+
+
+# Caffe's files, from the field numbers of its caffe.proto
+
+
+def varint(number):
+    low, rest = number & 0x7F, number >> 7
+    return bytes([low | 0x80]) + varint(rest) if rest else bytes([low])
+
+
+def field(number, content):
+    if isinstance(content, int):
+        return varint(number << 3) + varint(content)
+    return varint(number << 3 | 2) + varint(len(content)) + content
+
+
+def blob(array, old):
+    data = field(5, array.astype("<f4").tobytes())
+    if old:
+        return b"".join(field(1 + n, d) for n, d in enumerate((1,) * (4 - array.ndim) + array.shape)) + data
+    return data + field(6, data) + field(7, field(1, b"".join(map(varint, array.shape))))
+
+
+def caffemodel(tensors, old=False, order=("norm", "pool", "norm", "pool", "pool")):
+    """A net with some layers that have no weights, as Caffe saves it; `old` as it did before 2015."""
+    kinds = {
+        "norm": (15, b"LRN"),
+        "pool": (17, b"Pooling"),
+        "conv": (4, b"Convolution"),
+        "data": (5, b"Data"),
+    }
+    net = field(1, b"AlexNet")
+    after = dict(conv1=order[:2], conv2=order[2:4], conv5=order[4:])
+    names = ["data", *dict.fromkeys(name.partition(".")[0] for name in tensors)]
+    for name in [layer for first in names for layer in (first, *after.get(first, ()))]:
+        kind = kinds.get(name.rstrip("0123456789"), (14, b"InnerProduct"))
+        blobs = [tensors[f"{name}.{part}"] for part in ("weight", "bias") if f"{name}.{part}" in tensors]
+        if old:
+            layer = (
+                field(4, name.encode()) + field(5, kind[0]) + b"".join(field(6, blob(b, old)) for b in blobs)
+            )
+        else:
+            layer = (
+                field(1, name.encode()) + field(2, kind[1]) + b"".join(field(7, blob(b, old)) for b in blobs)
+            )
+        net += field(2 if old else 100, layer)
+    return net
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_caffes_files_with_their_mean_image(old, tmp_path):
+    config = narrow(caffe)
+    tensors = random_tensors(config)
+    (tmp_path / "net.caffemodel").write_bytes(caffemodel(tensors, old))
+    mean = np.random.default_rng(1).uniform(100, 130, (3, 256, 256)).astype(np.float32)
+    (tmp_path / "mean.binaryproto").write_bytes(blob(mean, old=True))
+    weights.import_weights(
+        "caffe", str(tmp_path / "net.caffemodel"), str(tmp_path / "run"), config,
+        mean=str(tmp_path / "mean.binaryproto"),
+    )  # fmt: skip
+    stored = statistics.load(tmp_path / "run" / "statistics.npz")
+    red, green, blue = np.moveaxis(stored["mean_image"], -1, 0)
+    assert all(np.array_equal(*pair) for pair in zip((blue, green, red), mean, strict=True))
+    rgb = tensors | {"conv1.weight": tensors["conv1.weight"][:, ::-1]}
+    assert same(exported(tmp_path / "run", tmp_path / "out.safetensors"), rgb)
+
+    (tmp_path / "order").write_bytes(caffemodel(tensors, old, ("pool", "norm", "pool", "norm", "pool")))
+    with pytest.raises(InputError, match="in another order"):  # CaffeNet
+        weights.import_weights("caffe", str(tmp_path / "order"), str(tmp_path / "caffenet"), config)
+    with pytest.raises(InputError, match="mean image of 3x256x256"):
+        (tmp_path / "small").write_bytes(blob(mean[:, :200], old=False))
+        weights._statistics("caffe", config, str(tmp_path / "small"))
+
+
+def test_caffes_mean_without_a_file_is_in_rgb():
+    pixel = weights._statistics("caffe", caffe.get_config(), None)["mean_image"][7, 200]
+    np.testing.assert_allclose(pixel, [122.67891434, 116.66876762, 104.00698793], rtol=1e-6)
+
+
+# torch.save's files, as its documentation and PyTorch 2's own files have them
+
+
+def text(string):
+    return b"X" + struct.pack("<I", len(string)) + string.encode()
+
+
+def number(value):
+    return b"J" + struct.pack("<i", value)
+
+
+def state_pickle(arrays, dtype="Float", view=b""):
+    """The pickle of an OrderedDict of tensors, storage i being that of the i-th."""
+    out = b"\x80\x02ccollections\nOrderedDict\nq\x00)Rq\x01("
+    for key, (name, array) in enumerate(arrays.items()):
+        strides = np.array(array.strides) // 4
+        storage = text("storage") + f"ctorch\n{dtype}Storage\n".encode() + text(str(key)) + text("cpu")
+        out += text(name) + b"ctorch._utils\n_rebuild_tensor_v2\n(("
+        out += storage + number(array.size) + view + b"tQ" + number(0)
+        out += b"(" + b"".join(map(number, array.shape)) + b"t(" + b"".join(map(number, strides)) + b"t"
+        out += b"\x89h\x00)RtR"
+    return out + b"u}" + text("_metadata") + b"h\x00)Rsb."
+
+
+def torch_zip(path, arrays, pickled=None, compression=zipfile.ZIP_STORED, folder="archive"):
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        archive.writestr(f"{folder}/data.pkl", state_pickle(arrays) if pickled is None else pickled)
+        archive.writestr(f"{folder}/byteorder", "little")
+        for key, array in enumerate(arrays.values()):
+            archive.writestr(f"{folder}/data/{key}", array.tobytes())
+
+
+def torch_legacy(path, arrays, pickled=None):
+    content = (
+        weight_files._LEGACY_MAGIC + b"\x80\x02M\xe9\x03." + b"\x80\x02}" + text("little_endian") + b"\x88s."
+    )
+    content += state_pickle(arrays, view=b"N") if pickled is None else pickled
+    content += b"\x80\x02](" + b"".join(text(str(key)) for key in range(len(arrays))) + b"e."
+    for array in arrays.values():
+        content += struct.pack("<q", array.size) + array.tobytes()
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("writer", [torch_zip, torch_legacy])
+def test_torch_files_in_and_out_keep_every_bit(writer, tmp_path):
+    config = narrow(torchvision)
+    tensors = random_tensors(config)
+    writer(tmp_path / "in.pth", tensors)
+    weights.import_weights("torchvision", str(tmp_path / "in.pth"), str(tmp_path / "run"), config)
+    assert same(exported(tmp_path / "run", tmp_path / "out.safetensors"), tensors)
+
+
+# What cannot be read
+
+
+def small_files(folder):
+    """One small file of each kind, with the tensors in it."""
+    tensors = {"a.weight": np.arange(12, dtype=np.float32).reshape(3, 4), "a.bias": np.ones(3, np.float32)}
+    torch_zip(folder / "zip", tensors)
+    torch_legacy(folder / "legacy", tensors)
+    (folder / "caffe").write_bytes(caffemodel(tensors))
+    (folder / "old caffe").write_bytes(caffemodel(tensors, old=True))
+    safetensors.numpy.save_file(tensors, folder / "safetensors")
+    return tensors
+
+
+def read_all(path):
+    with weight_files.opened(str(path), caffe="caffe" in path.name) as opened:
+        return {name: tensor.read() for name, tensor in opened.tensors.items() if tensor.dtype == "float32"}
+
+
+@pytest.mark.parametrize("name", ["zip", "legacy", "caffe", "old caffe", "safetensors"])
+def test_damaged_files_are_read_or_told(name, tmp_path):
+    tensors = small_files(tmp_path)
+    path = tmp_path / name
+    assert same(read_all(path), tensors)
+    content, draw = path.read_bytes(), random.Random(name)
+    damaged = [content[:length] for length in range(0, len(content), max(1, len(content) // 150))]
+    for _ in range(400):
+        changed = bytearray(content)
+        for _ in range(draw.choice([1, 1, 4])):
+            changed[draw.randrange(len(changed))] = draw.choice([0, 255, draw.randrange(256)])
+        damaged.append(bytes(changed))
+    told = 0
+    for content in damaged:
+        path.write_bytes(content)
+        try:
+            read_all(path)
+        except InputError as error:
+            told += 1
+            (line,) = str(error).splitlines()
+            assert line.startswith(str(path)) and len(line) < 400 and line.isprintable()
+    assert told > 100
+
+
+class Attack:
+    """Writes a file where it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.path}",)
+
+
+def attacks(folder, proof):
+    """Files (path, what the error says) that would do harm, or are of something else."""
+    tensors = random_tensors(narrow(torchvision))
+    for protocol in range(5):
+        pickled = pickle.dumps({"features.0.weight": Attack(proof)}, protocol)
+        torch_zip(folder / f"attack{protocol}.pth", {}, pickled)
+        yield f"attack{protocol}.pth", "nothing was run"
+    pickled = pickle.dumps(Attack(proof), 2)
+    torch_legacy(folder / "legacy.pth", {}, pickled)
+    yield "legacy.pth", "a call of 'posix.system'.*nothing was run"
+    (folder / "raw.pth").write_bytes(pickled)
+    yield "raw.pth", "is not of torch.save"
+    # What the standard library's loader does even where it may import nothing but harmless names.
+    torch_zip(folder / "memo.pth", {}, b"\x80\x02}r\xff\xff\xff\x7f.")
+    yield "memo.pth", "has no features.0.weight"
+    torch_zip(folder / "setattr.pth", {}, b"\x80\x02ccollections\nOrderedDict\nN}" + text("x") + b"Ns\x86b.")
+    yield "setattr.pth", "damaged"
+    nested = b"\x80\x02)" + b"2\x86" * 60 + b"."  # 2^60 empty tuples
+    torch_zip(folder / "nested.pth", {}, nested)
+    yield "nested.pth", "instruction DUP"
+    nested = b"\x80\x02)q\x00" + b"h\x00h\x00\x86q\x00" * 60 + b"0}h\x00Ns."
+    torch_zip(folder / "hash.pth", {}, nested)
+    yield "hash.pth", "POP|damaged"
+    torch_zip(folder / "bomb.pth", tensors, compression=zipfile.ZIP_DEFLATED)
+    yield "bomb.pth", "compressed"
+    torch_zip(folder / "large.pth", {}, b"N" * (1 << 21))
+    yield "large.pth", "too large"
+    torch_zip(folder / "path.pth", {}, folder="../../up")
+    yield "path.pth", "has no features.0.weight"
+    torch_zip(folder / "half.pth", tensors, state_pickle(tensors, "Half"))
+    yield "half.pth", "is of type float16"
+    torch_zip(folder / "checkpoint.pth", {}, b"\x80\x02}" + text("epoch") + b"K\x01s.")
+    yield "checkpoint.pth", "'epoch' is no tensor"
+    strides = state_pickle(tensors).replace(number(363) + number(121), number(1 << 30) + number(1))
+    torch_zip(folder / "strides.pth", tensors, strides)
+    yield "strides.pth", "larger than its storage"
+    torch_zip(folder / "other.pth", {"conv1.weight": tensors["features.0.weight"]})
+    yield "other.pth", "has no features.0.weight"
+    more = tensors | {"features.11.weight": tensors["features.0.weight"]}
+    torch_zip(folder / "more.pth", more)
+    yield "more.pth", "has 'features.11.weight', which torchvision has not"
+    torch_zip(folder / "shape.pth", tensors | {"features.3.weight": tensors["features.0.weight"]})
+    yield "shape.pth", "features.3.weight is 4x3x11x11, and 12x4x5x5"
+    nan = tensors | {"features.0.bias": np.full(4, np.nan, np.float32)}
+    torch_zip(folder / "nan.pth", nan)
+    yield "nan.pth", "features.0.bias holds values that are not finite"
+    (folder / "a.safetensors").write_bytes(struct.pack("<Q", 1 << 60) + b'{"a":1}')
+    yield "a.safetensors", "damaged"
+    header = json.dumps({"a": {"dtype": "F32", "shape": [1 << 40], "data_offsets": [0, 1 << 42]}}).encode()
+    (folder / "b.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
+    yield "b.safetensors", "damaged"
+    (folder / "empty").write_bytes(b"")
+    yield "empty", "is not of"
+    (folder / "folder").mkdir()
+    yield "folder", "is not a file"
+    yield "nowhere", "there is no such file"
+
+
+def test_hostile_files_and_other_networks_are_told_and_leave_nothing(tmp_path):
+    files, run = tmp_path / "files", tmp_path / "run"
+    files.mkdir()
+    for name, words in attacks(files, tmp_path / "proof"):
+        with pytest.raises(InputError, match=words) as raised:
+            weights.import_weights("torchvision", str(files / name), str(run), narrow(torchvision))
+        assert str(raised.value).startswith(f"{files / name}: ") and str(raised.value).isprintable()
+    assert {path.name for path in tmp_path.iterdir()} == {"files"}
+
+
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        (field(100, b"\x0a\x7f"), "points beyond the end"),
+        (field(2, b"\x0a\x7f"), "points beyond the end"),
+        (field(100, field(1, b"conv1") + field(7, field(7, field(1, varint(1 << 62))))), "another size"),
+        (field(100, field(1, b"conv1") + field(7, field(7, field(1, b"\x01" * 9000)))), "dimensions"),
+        (field(100, field(1, b"conv1") + field(7, field(8, b"12345678"))), "float64"),
+        (field(100, field(1, b"conv1") + field(2, 1 << 62)), "has no weights"),
+        (2 * field(100, field(1, b"a") + field(7, blob(np.ones(3), False))), "two layers with the name 'a'"),
+        (field(1, b"AlexNet"), "has no weights"),
+        (b"\xff" * 30, "damaged"),
+        (field(9, 1) * 200_000, "too many"),
+    ],
+)
+def test_hostile_messages_of_caffe_are_told(content, words, tmp_path):
+    (tmp_path / "net").write_bytes(content)
+    with pytest.raises(InputError, match=words):
+        weights.import_weights("caffe", str(tmp_path / "net"), str(tmp_path / "run"), narrow(caffe))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_workdir_is_new_and_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
+    config = narrow(torchvision)
+    torch_zip(tmp_path / "in.pth", random_tensors(config))
+    (tmp_path / "full" / ".hidden").mkdir(parents=True)
+    for workdir, words in (
+        ("full", "is not empty"),
+        ("in.pth", "is a file"),
+        ("in.pth/run", "cannot be written"),
+    ):
+        with pytest.raises(InputError, match=words):
+            weights.import_weights("torchvision", str(tmp_path / "in.pth"), str(tmp_path / workdir), config)
+    (tmp_path / "there").mkdir()
+
+    def disk_is_full(*_):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(statistics, "save", disk_is_full)
+    for workdir in ("there", "new"):
+        with pytest.raises(InputError, match="No space left"):
+            weights.import_weights("torchvision", str(tmp_path / "in.pth"), str(tmp_path / workdir), config)
+    assert {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")} == {
+        "in.pth", "full", "full/.hidden", "there",
+    }  # fmt: skip
+    with pytest.raises(InputError, match="--from=caffe: torchvision is not such a network"):
+        weights.import_weights("caffe", str(tmp_path / "in.pth"), str(tmp_path / "new"), config)
+
+
+def test_the_command_line(tmp_path):
+    torch_zip(tmp_path / "attack.pth", {}, pickle.dumps(Attack(tmp_path / "proof"), 2))
+    (tmp_path / "net.caffemodel").write_bytes(caffemodel(random_tensors(narrow(caffe))))
+    new = f"--workdir={tmp_path / 'run'}"
+
+    def start(*flags):
+        command = [sys.executable, "-m", "alexnet_jax.weights", *map(str, flags)]
+        return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    cases = [
+        (("import", "--from=torchvision", tmp_path / "attack.pth", new), "nothing was run"),
+        (("import", "file", "another", "--from=caffe", new), "'another'"),
+        (("export", "x.safetensors", new, "--lables=x"), "lables"),
+    ]
+    started = [start(*flags) for flags, _ in cases]
+    for process, (_, words) in zip(started, cases, strict=True):
+        out, err = process.communicate(timeout=120)
+        (line,) = err.splitlines()
+        assert process.returncode == 2 and line.startswith("error: ") and words in line and not out
+    assert {path.name for path in tmp_path.iterdir()} == {"attack.pth", "net.caffemodel"}
+    width = ("--config=configs/caffe.py", "--config.model.width=0.0625")
+    out, err = start("import", "--from=caffe", tmp_path / "net.caffemodel", new, *width).communicate()
+    assert "10 classes" in out and not err
+    out, err = start("export", new, tmp_path / "net.safetensors").communicate()
+    assert out.endswith("net.safetensors: conv1.weight to fc8.bias\n") and not err
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        (("import", "--from=tensorflow", "file", "--workdir=w"), "--from=tensorflow: give one of"),
+        (("import", "file", "--workdir=w"), "--from=: give one of"),
+        (("import", "file", "--from=caffe"), "--workdir: missing"),
+        (("import", "--from=caffe", "--workdir=w"), "FILE: missing"),
+        (("move", "file", "--workdir=w"), "'move': give import or export"),
+        (("--workdir=w",), "'': give import or export"),
+        (("export", "x.pth", "--workdir=w"), "no name of a .safetensors file"),
+        (("export", "x.safetensors", "--workdir=w"), "has no config.json"),
+        (("export", "x.safetensors", "--workdir=w", "--mean=x"), "--mean: is not for export"),
+    ],
+)
+def test_bad_arguments_are_one_line(flags, words, monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["weights", *flags])
+    try:
+        with pytest.raises(SystemExit, match="2"):
+            weights.main(command_line.parser(weights.__doc__, 2)(sys.argv))
+    finally:
+        for name in ("from", "workdir", "mean"):
+            absl_flags.FLAGS[name].unparse()
+        absl_flags.FLAGS.unparse_flags()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and words in line
+    assert not list(tmp_path.iterdir())
+
+
+# Labels
+
+
+class Source:
+    def __init__(self, label_names):
+        self.label_names = label_names
+
+    def __len__(self):
+        return len(self.label_names)
+
+    def read(self, indices):
+        return "images", np.array(indices, np.int32)
+
+
+IMAGENET = [
+    line
+    for line in (ROOT / "alexnet_jax/imagenet_classes.txt").read_text().splitlines()
+    if not line.startswith("#")
+]
+
+
+@pytest.mark.parametrize(
+    "network, data, labels",
+    [
+        (IMAGENET, ["n02099601", "n01440764 tench, Tinca tinca"], [207, 0]),
+        (IMAGENET, ["n02099601", "n99999999"], [0, 1]),  # with a warning
+        (IMAGENET, ["n02099601", "dog"], [0, 1]),
+        (["class 0", "class 1"], ["n02099601", "n01440764"], [0, 1]),
+        (["n02099601x", "n01440764"], ["n01440764"], [0]),
+        ([], ["n01440764"], [0]),
+        (np.array(["n02099601", "n01440764"]), ("n01440764", "n02099601"), [1, 0]),
+    ],
+)
+def test_labels_are_found_by_wordnet_id_where_both_have_them(network, data, labels):
+    source = evaluate.with_labels_of(network, Source(data))
+    assert len(source) == len(data)
+    assert source.read(range(len(data)))[1].tolist() == labels
+
+
+# Against PyTorch
+
+
+def photographs(count):
+    """Real photographs, uint8 [count, 256, 256, 3]: of Fashion-MNIST, enlarged, in colours of their own."""
+    grey = fashion_mnist.read_idx(fashion_mnist.FILES / "t10k-images-idx3-ubyte.gz", (10_000, 28, 28))[:count]
+    tint = np.random.default_rng(0).uniform(0.3, 1, (count, 1, 1, 3))
+    return np.stack(
+        [images.fit((g[..., None] * t).astype(np.uint8), 256, 3) for g, t in zip(grey, tint, strict=True)]
+    )
+
+
+def torch_network(config):
+    """(model, tensors): the network of `config` in torch.nn alone, in PyTorch's way, with random weights."""
+    torch = pytest.importorskip("torch")
+    nn = torch.nn
+    wide = {name: value for name, value in weights.torch_shapes(config).items() if name.endswith("weight")}
+    size = {name.removesuffix(".weight"): shape for name, shape in wide.items()}
+
+    def conv(name, *stride_padding, groups=1):
+        out, inputs, side, _ = size[name]
+        return nn.Conv2d(inputs * groups, out, side, *stride_padding, groups=groups)
+
+    def dense(name):
+        return nn.Linear(*reversed(size[name]))
+
+    if config.name == "torchvision":  # torchvision/models/alexnet.py
+        features = nn.Sequential(
+            conv("features.0", 4, 2), nn.ReLU(), nn.MaxPool2d(3, 2),
+            conv("features.3", 1, 2), nn.ReLU(), nn.MaxPool2d(3, 2),
+            conv("features.6", 1, 1), nn.ReLU(), conv("features.8", 1, 1), nn.ReLU(),
+            conv("features.10", 1, 1), nn.ReLU(), nn.MaxPool2d(3, 2),
+        )  # fmt: skip
+        classifier = nn.Sequential(
+            nn.Dropout(), dense("classifier.1"), nn.ReLU(), nn.Dropout(), dense("classifier.4"), nn.ReLU(),
+            dense("classifier.6"),
+        )  # fmt: skip
+        parts = dict(
+            features=features, avgpool=nn.AdaptiveAvgPool2d(6), flat=nn.Flatten(), classifier=classifier
+        )
+    else:  # models/bvlc_alexnet/train_val.prototxt; nn.LocalResponseNorm divides alpha by the size as it does
+        parts = dict(
+            conv1=conv("conv1", 4), relu1=nn.ReLU(), norm1=nn.LocalResponseNorm(5, 1e-4, 0.75, 1.0),
+            pool1=nn.MaxPool2d(3, 2), conv2=conv("conv2", 1, 2, groups=2), relu2=nn.ReLU(),
+            norm2=nn.LocalResponseNorm(5, 1e-4, 0.75, 1.0), pool2=nn.MaxPool2d(3, 2),
+            conv3=conv("conv3", 1, 1), relu3=nn.ReLU(), conv4=conv("conv4", 1, 1, groups=2), relu4=nn.ReLU(),
+            conv5=conv("conv5", 1, 1, groups=2), relu5=nn.ReLU(), pool5=nn.MaxPool2d(3, 2), flat=nn.Flatten(),
+            fc6=dense("fc6"), relu6=nn.ReLU(), drop6=nn.Dropout(), fc7=dense("fc7"), relu7=nn.ReLU(),
+            drop7=nn.Dropout(), fc8=dense("fc8"),
+        )  # fmt: skip
+    network = nn.Sequential()
+    for name, part in parts.items():
+        network.add_module(name, part)
+    tensors = random_tensors(config)
+    if config.name == "caffe":  # its inputs are on the scale of 0 to 255
+        tensors["fc8.weight"] /= 60
+    network.load_state_dict({name: torch.from_numpy(tensor) for name, tensor in tensors.items()})
+    return network.eval(), tensors
+
+
+def torch_logits(network, pixels, config):
+    """The network's outputs for the central crop of pictures, normalised as its makers document."""
+    import torch
+
+    first = (256 - config.data.crop_size) // 2
+    x = pixels[:, first:, first:][:, : config.data.crop_size, : config.data.crop_size].transpose(0, 3, 1, 2)
+    x = torch.from_numpy(x.astype(np.float32))
+    if config.name == "torchvision":
+        mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+        x = (x / 255 - mean[:, None, None]) / std[:, None, None]
+    else:
+        x = x - torch.tensor([122.67891434, 116.66876762, 104.00698793])[:, None, None]
+    with torch.no_grad():
+        return network(x).numpy()
+
+
+@pytest.mark.parametrize(
+    "config, legacy",
+    [(torchvision.get_config(), False), (narrow(torchvision, 30), True), (narrow(caffe, 30), False)],
+    ids=["torchvision", "legacy, narrow", "two columns, narrow"],
+)
+def test_imported_weights_give_torchs_outputs_and_errors(config, legacy, tmp_path):
+    network, tensors = torch_network(config)
+    import torch
+
+    torch.save(network.state_dict(), tmp_path / "in.pth", _use_new_zipfile_serialization=not legacy)
+    source = "torchvision" if config.name == "torchvision" else "caffe"
+    workdir = tmp_path / "run"
+    weights.import_weights(source, str(tmp_path / "in.pth"), str(workdir), config)
+    assert same(exported(workdir, tmp_path / "out.safetensors"), tensors)
+
+    pixels = photographs(12)
+    theirs = torch_logits(network, pixels, config)
+    theirs_ranked = np.argsort(-theirs, axis=1)
+    # Four labels that are the first guess, four among the first five, four behind.
+    labels = [int(ranked[(0, 3, 17)[n % 3]]) for n, ranked in enumerate(theirs_ranked)]
+    for n, (picture, label) in enumerate(zip(pixels, labels, strict=True)):
+        for split in ("train", "val"):
+            wnid = IMAGENET[label].split()[0] if config.model.num_classes == 1000 else f"{label:02}"
+            folder = tmp_path / "pictures" / split / wnid
+            folder.mkdir(parents=True, exist_ok=True)
+            save_png(folder / f"{n:02}.png", picture)
+    if config.model.num_classes != 1000:
+        for label in range(config.model.num_classes):  # labels are positions here
+            folder = tmp_path / "pictures" / "train" / f"{label:02}"
+            folder.mkdir(parents=True, exist_ok=True)
+            save_png(folder / "any.png", pixels[0])
+
+    overrides = {
+        "data.name": "folder", "data.dir": str(tmp_path / "pictures"), "data.val_split": "val",
+        "data.test_split": "val", "eval.views": 1, "eval.batch_size": 12,
+    }  # fmt: skip
+    evaluated = main._config_of_workdir(type(config)(config), overrides, str(workdir))
+    evaluate.evaluate(evaluated, str(workdir))
+    result = json.loads((workdir / "eval.json").read_text())
+    assert (result["top1_error"], result["top5_error"]) == (8 / 12, 4 / 12)
+
+    stored, params = params_of(workdir)
+    mesh = parallel.make_mesh(stored)
+    views = jax.jit(
+        lambda pixels: parallel.augment.test_view(
+            pixels, np.array(parallel.augment.test_views(stored, 1)[0]), arrays, stored
+        )
+    )
+    arrays = evaluate.on_devices(statistics.load(workdir / "statistics.npz"), mesh)
+    ours = np.asarray(parallel.forward(stored, mesh)(params, views(pixels))[0])
+    assert theirs.std() > 0.3
+    np.testing.assert_allclose(ours, theirs, atol=1e-4, rtol=0)
+
+
+def save_png(path, pixels):
+    from PIL import Image
+
+    Image.fromarray(pixels).save(path)
