@@ -37,6 +37,8 @@ def main(argv) -> None:
         given = "".join(argv[1:])
         if given not in WHAT:
             raise InputError(f"{given!r}: give one of {', '.join(WHAT)}; see --help")
+        if command_line.WORKDIR.present:
+            raise InputError("--workdir: is not for a benchmark, which keeps no run")
         config = command_line.CONFIG.value
         if config is None:
             raise InputError("--config: missing; give --config=configs/paper.py, or another of configs/")

@@ -1,6 +1,7 @@
 """alexnet_jax/datasets/folder.py: a folder of pictures as a data set."""
 
 import os
+import zlib
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import small_archives as small
 from alexnet_jax import config as configuration
 from alexnet_jax import input_pipeline
 from alexnet_jax.datasets import statistics
+from alexnet_jax.datasets.folder import FolderSource
 from alexnet_jax.errors import InputError
 from configs import paper
 
@@ -38,7 +40,20 @@ def opened(folder, split, field="train_split", **changes):
 
 
 def listed(folder, part):
-    return sorted(path for path in (folder / part).glob("*/*") if not path.name.startswith("."))
+    """The pictures in the order of the checksums of their names."""
+    paths = [path for path in (folder / part).glob("*/*") if not path.name.startswith(".")]
+    return sorted(paths, key=lambda path: zlib.crc32(str(path.relative_to(folder)).encode()))
+
+
+def test_a_slice_of_a_folder_is_a_sample_of_its_classes(tmp_path):
+    """As one of a TFDS data set is, whose examples were shuffled when it was prepared."""
+    for number in range(300):
+        path = tmp_path / "train" / "abc"[number % 3] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    source = FolderSource(str(tmp_path), "train[:90]", 8, 3, "data.train_split")
+    counts = np.bincount([label for _, label, _ in source._files], minlength=3)
+    assert all(counts >= 15) and counts.sum() == 90
 
 
 @pytest.mark.parametrize("part", ["train", "val"])
@@ -158,6 +173,7 @@ def test_what_is_nested_or_hidden_is_not_looked_into_and_names_may_be_any(folder
         (folder / name).write_bytes(picture)
     source = opened(folder, "train")
     assert len(source) == before + 1 and source.label_names[-1] == "Ähre 漢"
-    np.testing.assert_array_equal(source.read([before])[0][0], small.prepared(picture))
+    images, labels = source.read(range(before + 1))
+    np.testing.assert_array_equal(images[labels == 3], [small.prepared(picture)])
     # A class that validation lacks.
     assert set(opened(folder, "val").read(range(4))[1]) <= {0, 1, 2}
