@@ -11,6 +11,10 @@ test: .venv/installed
 oracle: .venv/oracle-installed
 	ORACLE=1 .venv/bin/python -m pytest tests/test_torch.py tests/test_weights.py
 
+# What TPUs would do. libtpu has an environment of its own: beside it jax looks for a TPU at every start.
+scaling: .venv-scaling/installed
+	.venv-scaling/bin/python -m experiments.scaling
+
 lint: .venv/installed
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
@@ -26,4 +30,9 @@ lint: .venv/installed
 	.venv/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[oracle]'
 	touch $@
 
-.PHONY: quickstart test oracle lint
+.venv-scaling/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-scaling
+	.venv-scaling/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[scaling]'
+	touch $@
+
+.PHONY: quickstart test oracle scaling lint

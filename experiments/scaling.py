@@ -1,0 +1,275 @@
+"""python -m experiments.scaling [--out=experiments/results/scaling] [--only=v5e:2x2,...] [--per_device=128]
+
+Compiles the training step of configs/paper.py ahead of time for TPUs that are not there, and tabulates what
+the compiler says of it per device: floating-point operations, memory, bytes exchanged over each axis of the
+mesh, its estimate of the time. From these: images per second, days and device-hours of 90 epochs of
+ILSVRC-2012, for the paper's global batch of 128 and for one that grows with the devices, with a column on
+each of two devices and with both on one. Writes OUT.json, OUT.md, OUT.png and OUT.pdf.
+
+Needs libtpu, whose mere presence makes jax look for a TPU at every start: `make scaling` keeps it in a
+virtual environment of its own.
+
+The time of a step is the sum of the compiler's cycles over the operations of one device, loops included, plus
+the bytes exchanged over the links' bandwidth: an estimate of what does not overlap, not a measurement. Peak
+rates, clocks and bandwidths are those that Google publishes (Cloud TPU documentation, "TPU v4", "v5e",
+"v6e").
+"""
+
+import argparse
+import dataclasses
+import json
+import math
+import os
+import re
+import sys
+import time
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from alexnet_jax.config import write_atomically
+from alexnet_jax.errors import InputError
+
+IMAGES, EPOCHS, BATCH = 1_281_167, 90, 128
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """One device as jax sees it: a TensorCore pair of v4 (megacore), a chip of v5e and v6e."""
+
+    clock: float  # Hz, the published peak over the products of one cycle
+    links: float  # bytes a second, all links of a chip, one way
+
+
+CHIPS = {
+    "v4": Chip(clock=1.05e9, links=300e9 / 2),
+    "v5e": Chip(clock=1.5e9, links=200e9 / 2),
+    "v6e": Chip(clock=1.75e9, links=448e9 / 2),
+}
+TOPOLOGIES = (
+    "v5e:2x2", "v5e:4x4", "v5e:8x8", "v5e:16x16", "v4:2x2x1", "v4:4x4x4", "v6e:2x2", "v6e:16x16",
+)  # fmt: skip
+
+
+def compiled_step(topology: str, columns: int, batch: int):
+    """(number of devices, the training step of configs/paper.py compiled for them)."""
+    import jax
+    import jax.numpy as jnp
+    import ml_collections
+    from jax.experimental import topologies
+    from jax.sharding import AxisType, Mesh
+
+    from alexnet_jax import optimizer, parallel
+    from configs import paper
+
+    try:
+        devices = np.array(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
+    except Exception as error:  # libtpu has none of its own
+        reason = (str(error).splitlines() or [""])[0][:100]
+        raise InputError(
+            f"--only={topology}: cannot be compiled for ({reason}); is libtpu installed?"
+        ) from None
+    config = paper.get_config()
+    config.batch_size = batch if batch > 0 else -batch * len(devices)
+    config = ml_collections.FrozenConfigDict(config)
+    names = ("data", "column")[:columns]
+    grid = devices.reshape(-1, columns) if columns > 1 else devices
+    mesh = Mesh(grid, names, axis_types=(AxisType.Auto,) * len(names))
+    rule = optimizer.make(config)
+
+    def placed(sharding, dtype, *shape):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+    split, everywhere = parallel.batch_sharding(mesh), parallel.replicated(mesh)
+    shapes = dict(mean_image=(256, 256, 3), channel_mean=(3,), channel_std=(3,), eigenvectors=(3, 3),
+                  standard_deviations=(3,))  # fmt: skip
+    statistics = {name: placed(everywhere, jnp.float32, *shape) for name, shape in shapes.items()}
+    images = placed(split, jnp.uint8, config.batch_size, 256, 256, 3)
+    labels = placed(split, jnp.int32, config.batch_size)
+    state = parallel.abstract_state(config, mesh, rule)
+    step = parallel.train_step(config, mesh, rule)
+    return len(devices), config.batch_size, step.lower(state, images, labels, statistics).compile()
+
+
+def cycles(program: str) -> int:
+    """The compiler's estimate for one device: operations in a row, the body of a loop as often as it runs."""
+    bodies = dict(re.findall(r"^(?:ENTRY )?(%[\w.\-]+) \(.*?\{\n(.*?)^\}", program, re.M | re.S))
+    entry = re.search(r"^ENTRY (%[\w.\-]+)", program, re.M)[1]
+
+    def of(name: str) -> int:
+        total = 0
+        for line in bodies[name].splitlines():
+            found = re.search(r'"estimated_cycles":"(\d+)"', line)
+            total += int(found[1]) if found else 0
+            loop = re.search(r" while\(.*body=(%[\w.\-]+)", line)
+            if loop:
+                trips = re.search(r'"known_trip_count":\{"n":"(\d+)"', line)
+                total += (int(trips[1]) if trips else 1) * of(loop[1])
+        return total
+
+    return of(entry)
+
+
+BYTES = {"f32": 4, "bf16": 2, "s32": 4, "u32": 4, "u8": 1, "pred": 1}
+
+
+def exchanged(program: str, columns: int) -> dict[str, float]:
+    """Bytes that one device sends over each axis: of an all-reduce twice its size, of the others once.
+
+    Less the part that a device keeps: of n devices one n-th.
+    """
+    sent = {"column": 0.0, "data": 0.0}
+    pattern = r"= (.*?) (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(?:-start)?\("
+    for line in program.splitlines():
+        found = re.search(pattern, line)
+        if not found:
+            continue
+        sizes = [
+            BYTES.get(kind, 4) * math.prod(int(n) for n in shape.split(",") if n)
+            for kind, shape in re.findall(r"(\w+)\[([\d,]*)\]", found[1])
+        ]
+        group, consecutive = _group(line)
+        size = max(sizes) if "-start(" in line and found[2] == "all-gather" else sum(sizes)
+        if found[2] == "reduce-scatter":
+            size *= group
+        axis = "column" if columns > 1 and group == columns and consecutive else "data"
+        sent[axis] += (2 if found[2] == "all-reduce" else 1) * size * (group - 1) / group
+    return sent
+
+
+def _group(line: str) -> tuple[int, bool]:
+    """(devices in one replica group, whether their numbers follow each other)."""
+    listed = re.search(r"replica_groups=\{\{([\d,]+)\}", line)
+    if listed:
+        group = [int(n) for n in listed[1].split(",")]
+        return len(group), len(group) > 1 and group[1] == group[0] + 1
+    counted = re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[[\d,]+\](T\()?", line)
+    return (int(counted[2]), not counted[3]) if counted else (1, False)
+
+
+def row(topology: str, columns: int, batch: int) -> dict:
+    """One line of the table. `batch`: the global one, or minus the one of each device."""
+    devices, batch, step = compiled_step(topology, columns, batch)
+    program, memory = step.as_text(), step.memory_analysis()
+    chip, sent = CHIPS[topology.partition(":")[0]], exchanged(program, columns)
+    compute = cycles(program) / chip.clock
+    exchange = sum(sent.values()) / chip.links
+    images_per_second = batch / (compute + exchange)
+    hours = IMAGES * EPOCHS / images_per_second / 3600
+    return {
+        "topology": topology,
+        "devices": devices,
+        "mesh": [devices // columns, columns],
+        "global_batch": batch,
+        "gflop": step.cost_analysis()["flops"] / 1e9,
+        "memory_mb": (memory.argument_size_in_bytes + memory.temp_size_in_bytes) / 1e6,
+        "column_mb": sent["column"] / 1e6,
+        "data_mb": sent["data"] / 1e6,
+        "compute_ms": 1e3 * compute,
+        "exchange_ms": 1e3 * exchange,
+        "images_per_second": images_per_second,
+        "days": hours / 24,
+        "device_hours": hours * devices,
+    }
+
+
+def cases(topologies, per_device: int) -> list[tuple[str, int, int]]:
+    """(topology, columns on devices of their own, batch) of every line of the table."""
+    return [
+        (topology, columns, batch)
+        for topology in topologies
+        for batch in (BATCH, -per_device)
+        for columns in (1, 2)
+        if batch < 0 or math.prod(map(int, topology.partition(":")[2].split("x"))) // columns <= BATCH
+    ]
+
+
+def markdown(rows: list[dict]) -> str:
+    head = (
+        "devices", "mesh", "global batch", "GFLOP", "memory, MB", "over `column`, MB", "over `data`, MB",
+        "compute, ms", "exchange, ms", "images/s", "90 epochs, days", "device-hours",
+    )  # fmt: skip
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for r in rows:
+        cells = (
+            f"{r['topology']} ({r['devices']})", "{} x {}".format(*r["mesh"]), f"{r['global_batch']:,}",
+            f"{r['gflop']:.1f}", f"{r['memory_mb']:,.0f}", f"{r['column_mb']:.2f}", f"{r['data_mb']:.0f}",
+            f"{r['compute_ms']:.2f}", f"{r['exchange_ms']:.2f}", f"{r['images_per_second']:,.0f}",
+            f"{r['days']:.3f}", f"{r['device_hours']:,.1f}",
+        )  # fmt: skip
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def plot(rows: list[dict]) -> Figure:
+    """Images per second against devices, v5e: fixed and growing batch, columns together and apart."""
+    figure = Figure(figsize=(6.4, 4.4), layout="constrained")
+    axes = figure.subplots()
+    for columns, colour in ((1, "#0072B2"), (2, "#D55E00")):
+        for fixed, style in ((True, "o--"), (False, "s-")):
+            line = [
+                r for r in rows
+                if r["topology"].startswith("v5e") and r["mesh"][1] == columns
+                and (r["global_batch"] == BATCH) == fixed
+            ]  # fmt: skip
+            kept = "global batch of 128" if fixed else "batch grows with the devices"
+            where = "both columns on each device" if columns == 1 else "a column a device"
+            axes.plot(
+                [r["devices"] for r in line], [r["images_per_second"] for r in line], style, color=colour,
+                label=f"{where}, {kept}",
+            )  # fmt: skip
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    ticks = sorted({r["devices"] for r in rows})
+    axes.set_xticks(ticks, ticks)
+    axes.set_xlabel("devices (TPU v5e)")
+    axes.set_ylabel("images a second, the compiler's estimate")
+    axes.grid(alpha=0.25)
+    axes.legend(fontsize="small")
+    return figure
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(usage=__doc__.partition("\n")[0], add_help=False, exit_on_error=False)
+    parser.add_argument("--out", default="experiments/results/scaling")
+    parser.add_argument("--only", default=",".join(TOPOLOGIES))
+    parser.add_argument("--per_device", type=int, default=BATCH)
+    if {"-h", "--help"} & set(arguments):
+        print(__doc__.strip())
+        return
+    try:
+        given, rest = parser.parse_known_args(arguments)
+    except argparse.ArgumentError as error:
+        raise InputError(f"{error}; see --help") from None
+    if rest:
+        raise InputError(f"{rest[0]}: there is no such flag; see --help")
+    topologies = given.only.split(",")
+    for topology in topologies:
+        if not re.fullmatch(rf"({'|'.join(CHIPS)}):\d+(x\d+)+", topology):
+            raise InputError(f"--only={topology}: give {', '.join(TOPOLOGIES)}, or others like them")
+    if given.per_device < 1:
+        raise InputError(f"--per_device={given.per_device}: give at least 1")
+    os.environ["TPU_SKIP_MDS_QUERY"] = "1"
+    os.environ["JAX_PLATFORMS"] = "cpu"  # libtpu compiles; nothing runs on a TPU
+    rows, start, todo = [], time.monotonic(), cases(topologies, given.per_device)
+    for number, case in enumerate(todo, 1):
+        rows.append(row(*case))
+        try:
+            write_atomically(f"{given.out}.json", json.dumps(rows, indent=1) + "\n")
+            write_atomically(f"{given.out}.md", markdown(rows))
+        except OSError as error:
+            raise InputError(f"--out={given.out}: cannot be written ({error.strerror})") from None
+        left = (time.monotonic() - start) / number * (len(todo) - number)
+        r = rows[-1]
+        print(f"{number} of {len(todo)}: {r['topology']}, mesh {r['mesh']}, batch {r['global_batch']}:"
+              f" {r['images_per_second']:,.0f} images/s; {left:.0f} s left", flush=True)  # fmt: skip
+    for kind in ("png", "pdf"):
+        plot(rows).savefig(f"{given.out}.{kind}", dpi=150)
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
