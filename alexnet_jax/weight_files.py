@@ -25,6 +25,7 @@ import safetensors
 import safetensors.numpy
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
+from alexnet_jax.config import written_whole
 from alexnet_jax.errors import InputError
 
 
@@ -90,15 +91,8 @@ def _errors_of(path: str):
 def write(path: str, arrays: dict[str, np.ndarray], exported_from: str) -> None:
     """A .safetensors file, whole or not at all. Raises OSError."""
     metadata = {"format": "pt", "alexnet_jax.config": exported_from}
-    content = safetensors.numpy.save({k: np.ascontiguousarray(v) for k, v in arrays.items()}, metadata)
-    part = f"{path}.{os.getpid()}.part"
-    try:
-        with open(part, "wb") as file:
-            file.write(content)
-        os.replace(part, path)
-    finally:
-        with contextlib.suppress(OSError):
-            os.remove(part)
+    with written_whole(path) as file:
+        file.write(safetensors.numpy.save({k: np.ascontiguousarray(v) for k, v in arrays.items()}, metadata))
 
 
 def _safetensors(path: str) -> Weights:

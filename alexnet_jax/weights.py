@@ -19,7 +19,6 @@ layers have height * width * inputs as one axis. In PyTorch and Caffe it is [out
 outputs and inputs of column 0 first, which is a convolution with columns as groups where columns do not meet.
 """
 
-import contextlib
 import importlib
 import logging
 import os
@@ -254,14 +253,9 @@ def _make_workdir(workdir: str, config, arrays: dict, params: dict) -> None:
         statistics.save(os.path.join(workdir, "statistics.npz"), arrays)
         configuration.save(config, workdir)
     except BaseException as error:
-        # It was empty before.
-        for name in os.listdir(workdir) if os.path.isdir(workdir) else ():
-            shutil.rmtree(os.path.join(workdir, name), ignore_errors=True)
-            with contextlib.suppress(OSError):
-                os.remove(os.path.join(workdir, name))
-        if not there:
-            with contextlib.suppress(OSError):
-                os.rmdir(workdir)
+        shutil.rmtree(os.path.realpath(workdir), ignore_errors=True)
+        if there:  # and was empty
+            os.makedirs(os.path.realpath(workdir), exist_ok=True)
         if isinstance(error, OSError):
             raise InputError(f"--workdir={workdir}: cannot be written ({error}); give another") from None
         raise
