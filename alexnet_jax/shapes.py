@@ -147,10 +147,9 @@ def describe(config) -> str:
              f"{layer.multiply_adds:,}")
         )  # fmt: skip
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for row in rows:
-        cells = [cell.ljust(width) for cell, width in zip(row[:6], widths[:6], strict=True)]
-        cells += [cell.rjust(width) for cell, width in zip(row[6:], widths[6:], strict=True)]
-        lines.append("  ".join(cells).rstrip())
+    lines = [
+        "  ".join(f"{cell:{side}{width}}" for cell, side, width in zip(row, "<<<<<<>>", widths, strict=True))
+        for row in rows
+    ]
     parameters, work = sum(s.parameters for s in shapes), sum(s.multiply_adds for s in shapes)
     return "\n".join([*lines, f"total: {parameters:,} parameters, {work:,} multiply-adds"])
