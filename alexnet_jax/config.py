@@ -7,13 +7,14 @@
 The values themselves are in configs/paper.py.
 """
 
+import contextlib
 import difflib
 import json
 import math
 import os
 import re
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, BinaryIO
 
 import ml_collections
 
@@ -237,10 +238,22 @@ def save(config, workdir: str) -> None:
         write_atomically(os.path.join(workdir, "config.json"), text)
 
 
+@contextlib.contextmanager
+def written_whole(path) -> Iterator[BinaryIO]:
+    """A file to write to, which is at `path` after the block, or not at all if that fails."""
+    part = f"{path}.{os.getpid()}.part"
+    try:
+        with open(part, "wb") as file:
+            yield file
+        os.replace(part, path)
+    finally:
+        with contextlib.suppress(OSError):
+            os.remove(part)
+
+
 def write_atomically(path: str, text: str) -> None:
-    with open(path + ".part", "w") as file:
-        file.write(text)
-    os.replace(path + ".part", path)
+    with written_whole(path) as file:
+        file.write(text.encode())
 
 
 def _tuples(value):

@@ -32,9 +32,9 @@ def run(mode: str, config, overrides: dict, workdir: str) -> None:
     """One mode of the program. Raises InputError, and Diverged in training."""
     # Imported here, so that a mistake in the flags is told at once.
     if mode == "describe":
-        from alexnet_jax import model
+        from alexnet_jax import shapes
 
-        print(model.describe(config))
+        print(shapes.describe(config))
     elif mode == "eval":
         from alexnet_jax import evaluate
 
@@ -81,9 +81,9 @@ def main(argv) -> None:
         if config is not None:
             overrides = config_flags.get_override_values(flags.FLAGS["config"])
             configuration.check(config)
-            from alexnet_jax import model, parallel
+            from alexnet_jax import parallel, shapes
 
-            model.layer_shapes(config)
+            shapes.layer_shapes(config)
             parallel.mesh_shape(config, None, () if _MODE.value == "eval" else ("batch_size",))
         run(_MODE.value, config, overrides, os.path.expanduser(WORKDIR.value or _default_workdir()))
     except InputError as error:

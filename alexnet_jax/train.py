@@ -25,7 +25,7 @@ import jax
 import numpy as np
 
 from alexnet_jax import config as configuration
-from alexnet_jax import evaluate, input_pipeline, model, optimizer, parallel, quiet_tensorflow
+from alexnet_jax import evaluate, input_pipeline, optimizer, parallel, quiet_tensorflow, shapes
 from alexnet_jax.checkpoint import METRIC, Checkpoints
 from alexnet_jax.datasets import statistics
 from alexnet_jax.errors import Diverged, InputError
@@ -265,7 +265,7 @@ class Run:
         )
 
     def _announce(self) -> None:
-        log.info(f"{model.describe(self.config)}\n")
+        log.info(f"{shapes.describe(self.config)}\n")
         overview = parameter_overview.get_parameter_overview(self.state.params, include_stats="global")
         log.debug(f"parameters\n{overview}")  # to train.log only
         shape = " x ".join(f"{size} ({name})" for name, size in self.mesh.shape.items())

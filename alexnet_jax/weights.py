@@ -19,7 +19,6 @@ layers have height * width * inputs as one axis. In PyTorch and Caffe it is [out
 outputs and inputs of column 0 first, which is a convolution with columns as groups where columns do not meet.
 """
 
-import contextlib
 import importlib
 import logging
 import os
@@ -29,12 +28,13 @@ import shutil
 import numpy as np
 from absl import app, flags
 
-from alexnet_jax import command_line, model, optimizer, parallel, weight_files
+from alexnet_jax import command_line, optimizer, parallel, weight_files
 from alexnet_jax import config as configuration
 from alexnet_jax.checkpoint import Checkpoints
 from alexnet_jax.command_line import CONFIG, WORKDIR
 from alexnet_jax.datasets import statistics
 from alexnet_jax.errors import InputError
+from alexnet_jax.shapes import CLASSIFIER, layer_shapes
 
 log = logging.getLogger("alexnet_jax")
 
@@ -66,7 +66,7 @@ def module_names(config) -> dict[str, str]:
 
     That is one column of its eight layers without normalisation; elsewhere the names are those here.
     """
-    layers = model.layer_shapes(config)
+    layers = layer_shapes(config)
     plain = not any("norm" in op or op == "lrn" for layer in layers for op in layer.then)
     if config.model.columns == 1 and plain and [layer.name for layer in layers] == list(_MODULES):
         return _MODULES
@@ -76,7 +76,7 @@ def module_names(config) -> dict[str, str]:
 def _with_sides(config):
     """Each layer, with the height and width of its kernel, or of the maps that it is flattened from."""
     before = (config.data.crop_size, config.data.crop_size, config.data.channels)
-    for layer in model.layer_shapes(config):
+    for layer in layer_shapes(config):
         yield layer, layer.kernel or (before[:2] if len(before) == 3 else (1, 1))
         before = layer.pooled
 
@@ -84,8 +84,8 @@ def _with_sides(config):
 def torch_shapes(config) -> dict[str, tuple[int, ...]]:
     """The shape of each tensor in PyTorch's layout, by its name there."""
     shapes, names = {}, module_names(config)
-    for layer in model.layer_shapes(config):
-        inputs = layer.inputs * (config.model.columns if layer.name == model.CLASSIFIER else 1)
+    for layer in layer_shapes(config):
+        inputs = layer.inputs * (config.model.columns if layer.name == CLASSIFIER else 1)
         shapes[f"{names[layer.name]}.weight"] = (layer.features, inputs, *layer.kernel)
         shapes[f"{names[layer.name]}.bias"] = (layer.features,)
     return shapes
@@ -98,7 +98,7 @@ def to_torch(config, params: dict) -> dict[str, np.ndarray]:
         kernel, bias = (np.asarray(params[layer.name][part]) for part in ("kernel", "bias"))
         kernel = kernel.reshape(config.model.columns, *sides, -1, layer.column_features)
         # The classifier's columns share its outputs and have inputs of their own.
-        axes = (4, 0, 3, 1, 2) if layer.name == model.CLASSIFIER else (0, 4, 3, 1, 2)
+        axes = (4, 0, 3, 1, 2) if layer.name == CLASSIFIER else (0, 4, 3, 1, 2)
         weight = f"{names[layer.name]}.weight"
         tensors[weight] = kernel.transpose(axes).reshape(shapes[weight])
         tensors[f"{names[layer.name]}.bias"] = bias.reshape(-1)
@@ -110,7 +110,7 @@ def from_torch(config, tensors: dict[str, np.ndarray]) -> dict:
     params, names, columns = {}, module_names(config), config.model.columns
     for layer, sides in _with_sides(config):
         weight, bias = (tensors[f"{names[layer.name]}.{part}"] for part in ("weight", "bias"))
-        if layer.name == model.CLASSIFIER:
+        if layer.name == CLASSIFIER:
             kernel = weight.reshape(layer.features, columns, -1, *sides).transpose(1, 3, 4, 2, 0)
         else:
             kernel = weight.reshape(columns, layer.column_features, -1, *sides).transpose(0, 3, 4, 2, 1)
@@ -136,7 +136,7 @@ def import_weights(
         right = "torchvision" if names is _MODULES else "caffe"
         raise InputError(f"--from={source}: {config.name} is not such a network; give --from={right}")
     with weight_files.opened(file, caffe=source == "caffe") as weights:
-        _check_network(file, weights, config, names[model.CLASSIFIER])
+        _check_network(file, weights, config, names[CLASSIFIER])
         tensors = {name: weights.tensors[name].read() for name in torch_shapes(config)}
     for name, tensor in tensors.items():
         if not np.isfinite(tensor).all():
@@ -190,7 +190,7 @@ def _check_network(file: str, weights: weight_files.Weights, config, classifier:
         if there[name].dtype != "float32":
             raise InputError(f"{file}: {name} is of type {there[name].dtype}; convert it to float32")
     # Caffe's two networks have the same shapes and differ in this order only.
-    order = tuple(op for layer in model.layer_shapes(config) for op in layer.then if op in ("lrn", "pool"))
+    order = tuple(op for layer in layer_shapes(config) for op in layer.then if op in ("lrn", "pool"))
     if weights.order not in ((), order):
         raise InputError(
             f"{file}: has its lrn and pool layers in another order ({', '.join(weights.order)[:60]}) than"
@@ -253,14 +253,9 @@ def _make_workdir(workdir: str, config, arrays: dict, params: dict) -> None:
         statistics.save(os.path.join(workdir, "statistics.npz"), arrays)
         configuration.save(config, workdir)
     except BaseException as error:
-        # It was empty before.
-        for name in os.listdir(workdir) if os.path.isdir(workdir) else ():
-            shutil.rmtree(os.path.join(workdir, name), ignore_errors=True)
-            with contextlib.suppress(OSError):
-                os.remove(os.path.join(workdir, name))
-        if not there:
-            with contextlib.suppress(OSError):
-                os.rmdir(workdir)
+        shutil.rmtree(os.path.realpath(workdir), ignore_errors=True)
+        if there:  # and was empty
+            os.makedirs(os.path.realpath(workdir), exist_ok=True)
         if isinstance(error, OSError):
             raise InputError(f"--workdir={workdir}: cannot be written ({error}); give another") from None
         raise

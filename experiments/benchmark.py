@@ -44,9 +44,9 @@ def main(argv) -> None:
             raise InputError("--config: missing; give --config=configs/paper.py, or another of configs/")
         configuration.check(config)
         config.batch_size = _BATCH.value or config.batch_size
-        from alexnet_jax import model, parallel  # here, so that a mistake in the flags is told at once
+        from alexnet_jax import parallel, shapes  # here, so that a mistake in the flags is told at once
 
-        model.layer_shapes(config)
+        shapes.layer_shapes(config)
         parallel.mesh_shape(config, None, ("batch_size",))
         json_path = os.path.expanduser(_JSON.value or "")
         if json_path:

@@ -7,7 +7,8 @@ import jax
 import pytest
 
 from alexnet_jax import config as configuration
-from alexnet_jax import model, optimizer, parallel
+from alexnet_jax import optimizer, parallel
+from alexnet_jax.shapes import describe, layer_shapes
 from configs import paper
 
 PAPER = 60_965_224
@@ -50,7 +51,7 @@ def test_network_has_its_size(name):
     assert config.name == name.replace(":", "-")
     parameters, multiply_adds = NETWORKS[name]
     total = f"total: {parameters:,} parameters, {multiply_adds:,} multiply-adds"
-    assert model.describe(config).splitlines()[-1] == total
+    assert describe(config).splitlines()[-1] == total
     shapes = parallel.abstract_state(config, parallel.make_mesh(config), optimizer.make(config)).params
     assert sum(math.prod(x.shape) for x in jax.tree.leaves(shapes)) == parameters
 
@@ -84,7 +85,7 @@ def test_ablation_is_one_override(name):
     config = paper.get_config()
     config.update_from_flattened_dict(override)
     configuration.check(config)
-    layers = model.layer_shapes(config)
+    layers = layer_shapes(config)
     assert sum(layer.parameters for layer in layers) == parameters
     assert [layer.pooled[0] for layer in layers if "pool" in layer.then] == [27, 13, 6]
     assert ("lrn" in layers[0].then) == config.model.lrn.enabled

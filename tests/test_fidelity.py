@@ -6,7 +6,7 @@ import pathlib
 import re
 
 from alexnet_jax.config import flatten
-from alexnet_jax.model import layer_shapes
+from alexnet_jax.shapes import layer_shapes
 from configs import paper
 
 ROOT = pathlib.Path(__file__).parent.parent

@@ -11,7 +11,8 @@ import pytest
 from alexnet_jax import optimizer, parallel
 from alexnet_jax.config import check
 from alexnet_jax.errors import InputError
-from alexnet_jax.model import Column, describe, layer_shapes
+from alexnet_jax.model import Column
+from alexnet_jax.shapes import describe, layer_shapes
 from configs import paper, quickstart
 
 PAPER = {  # FACTS A.1: output, inputs of one kernel, parameters, multiply-adds, after pooling

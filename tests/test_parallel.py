@@ -7,8 +7,9 @@ import numpy as np
 import optax
 import pytest
 
-from alexnet_jax import model, optimizer, parallel
+from alexnet_jax import optimizer, parallel
 from alexnet_jax.errors import InputError
+from alexnet_jax.shapes import layer_shapes
 from configs import paper, quickstart
 
 
@@ -58,7 +59,7 @@ def batch(seed=0, number=BATCH):
 def state_of(config, mesh, rule, seed=0):
     """As init_state, with weights of NumPy's: compiling the draws takes longer than all else here."""
     shapes = parallel.abstract_state(config, mesh, rule)
-    stds = {layer.name: layer.init_std for layer in model.layer_shapes(config)}
+    stds = {layer.name: layer.init_std for layer in layer_shapes(config)}
     draw = np.random.default_rng(seed)
 
     def array(path, leaf):

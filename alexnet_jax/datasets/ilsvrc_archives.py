@@ -11,7 +11,6 @@ import contextlib
 import dataclasses
 import gzip
 import io
-import os
 import pathlib
 import re
 import tarfile
@@ -113,23 +112,23 @@ class Archives:
             found = self._train_images() if split == "train" else self._flat_images(split)
             for picture in found:
                 if picture.name in self._patches:
-                    member, offset, size = self._patches[picture.name]
-                    patches.seek(offset)
-                    content, archive = patches.read(size), str(self.paths["patches"])
-                    picture = dataclasses.replace(picture, archive=archive, member=member, content=content)
+                    info, archive = self._patches[picture.name], str(self.paths["patches"])
+                    patches.seek(info.offset_data)
+                    content = patches.read(info.size)
+                    picture = dataclasses.replace(picture, archive=archive, member=info.name, content=content)
                 yield picture
 
-    def _training_classes(self) -> list[tuple[str, int, int]]:
-        """(WordNet id, offset, size) of the inner archives, in the order of the outer one."""
+    def _training_classes(self) -> list[tuple[str, tarfile.TarInfo]]:
+        """(WordNet id, its archive), in the order of the outer archive."""
         path, counts = self.paths["train"], self.devkit.train_counts
         classes = []
         with _open(path) as file:
-            for member, offset, size in _entries(file, path):
-                wnid = member.rpartition("/")[2].removesuffix(".tar")
-                if not member.endswith(".tar") or wnid not in counts:
-                    raise _mistaken(path, member, "the archive of a class of the development kit")
-                classes.append((wnid, offset, size))
-        wnids = [wnid for wnid, _, _ in classes]
+            for info in _entries(file, path):
+                wnid = _last_part(info).removesuffix(".tar")
+                if not info.name.endswith(".tar") or wnid not in counts:
+                    raise _mistaken(path, info.name, "the archive of a class of the development kit")
+                classes.append((wnid, info))
+        wnids = [wnid for wnid, _ in classes]
         lacking = sorted(set(counts) - set(wnids))
         twice = [wnid for wnid in counts if wnids.count(wnid) > 1]
         if lacking or twice:
@@ -146,10 +145,10 @@ class Archives:
         pattern = re.compile(rf"ILSVRC{year}_{'val' if split == 'validation' else 'test'}_\d{{8}}\.JPEG")
         names = []
         with _open(path) as file:
-            for member, _, _ in _entries(file, path):
-                name = member.rpartition("/")[2]
+            for info in _entries(file, path):
+                name = _last_part(info)
                 if not pattern.fullmatch(name):
-                    raise _mistaken(path, member, f"an image of the {split} split of ILSVRC-{year}")
+                    raise _mistaken(path, info.name, f"an image of the {split} split of ILSVRC-{year}")
                 names.append(name)
         if len(names) != len(labels):
             raise InputError(
@@ -161,17 +160,17 @@ class Archives:
             raise InputError(f"{path}: has images of the same name; it is damaged; download it again")
         return label_of_name
 
-    def _find_patches(self) -> dict[str, tuple[str, int, int]]:
-        """(member, offset, size) of the replacement of each blank image, by the image's name."""
+    def _find_patches(self) -> dict[str, tarfile.TarInfo]:
+        """The replacement of each blank image, by the image's name."""
         path, patches = self.paths["patches"], {}
         pattern = re.compile(r"(n\d{8}_\d+|ILSVRC2010_(val|test)_\d{8})\.JPEG")
         with _open(path) as file:
-            for member, offset, size in _entries(file, path):
-                name = member.rpartition("/")[2]
+            for info in _entries(file, path):
+                name = _last_part(info)
                 if pattern.fullmatch(name):
-                    patches[name] = member, offset, size
+                    patches[name] = info
                 elif name.endswith((".JPEG", ".tar")):
-                    raise _mistaken(path, member, "the replacement of a blank image of ILSVRC-2010")
+                    raise _mistaken(path, info.name, "the replacement of a blank image of ILSVRC-2010")
         for split, labels in self._labels.items():
             if labels and labels.keys() <= patches.keys():
                 raise InputError(
@@ -182,17 +181,15 @@ class Archives:
 
     def _train_images(self) -> Iterator[Picture]:
         path = self.paths["train"]
-        with _open(path) as file:
-            for wnid, offset, size in self._classes:
+        with _open(path) as file, tarfile.open(fileobj=file, mode="r:") as outer:
+            for wnid, archive in self._classes:
                 label, names = self.devkit.label_of_wnid[wnid], set()
-                # Every image's name is kept until its class is done; the archive itself is not.
-                inner = _Section(file, offset, size)
-                for member, content in _contents(inner, f"{path}, {wnid}.tar"):
-                    name = member.rpartition("/")[2]
+                for info, content in _contents(outer.extractfile(archive), f"{path}, {wnid}.tar"):
+                    name = _last_part(info)
                     if name in names:
                         raise InputError(f"{path}, {wnid}.tar: has {name!r} twice; download it again")
                     names.add(name)
-                    yield Picture("train", str(path), f"{wnid}.tar, {member}", name, label, content)
+                    yield Picture("train", str(path), f"{wnid}.tar, {info.name}", name, label, content)
                 if len(names) != self.devkit.train_counts[wnid]:
                     raise InputError(
                         f"{path}, {wnid}.tar: has {len(names):,} images, the development kit says"
@@ -202,9 +199,9 @@ class Archives:
     def _flat_images(self, split: str) -> Iterator[Picture]:
         path, labels = self.paths[split], self._labels[split]
         with _open(path) as file:
-            for member, content in _contents(file, path):
-                name = member.rpartition("/")[2]
-                yield Picture(split, str(path), member, name, labels[name], content)
+            for info, content in _contents(file, path):
+                name = _last_part(info)
+                yield Picture(split, str(path), info.name, name, labels[name], content)
 
 
 def read_devkit(path, year: str) -> Devkit:
@@ -275,8 +272,12 @@ def _mistaken(path, member: str, wanted: str) -> InputError:
     return InputError(f"{path}: its member {member!r} is not {wanted}; it is another archive or damaged")
 
 
-def _entries(file, where) -> Iterator[tuple[str, int, int]]:
-    """(name, offset, size) of every plain file in a tar, reading its headers only."""
+def _last_part(info: tarfile.TarInfo) -> str:
+    return info.name.rpartition("/")[2]
+
+
+def _entries(file, where) -> Iterator[tarfile.TarInfo]:
+    """Every plain file in a tar, reading its headers only."""
     try:
         with tarfile.open(fileobj=file, mode="r:", encoding="utf-8", errors="strict") as tar:
             while (info := tar.next()) is not None:
@@ -285,7 +286,7 @@ def _entries(file, where) -> Iterator[tuple[str, int, int]]:
                     continue
                 if not info.isreg() or info.issparse():
                     raise InputError(f"{where}: its member {info.name!r} is no plain file; download it again")
-                yield info.name, info.offset_data, info.size
+                yield info
             # tarfile takes a damaged header, and none, for the end, which is a block of zeros.
             file.seek(tar.offset)
             if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
@@ -294,44 +295,18 @@ def _entries(file, where) -> Iterator[tuple[str, int, int]]:
         raise InputError(f"{where}: cut short, damaged or no archive ({error}); download it again") from None
 
 
-def _contents(file, where) -> Iterator[tuple[str, bytes]]:
-    """(name, content) of every plain file in a tar."""
-    for member, offset, size in _entries(file, where):
-        if size > LARGEST:
-            raise InputError(f"{where}: its member {member!r} has {size:,} bytes, which is no picture")
+def _contents(file, where) -> Iterator[tuple[tarfile.TarInfo, bytes]]:
+    """Every plain file in a tar, with its content."""
+    for info in _entries(file, where):
+        if info.size > LARGEST:
+            raise InputError(
+                f"{where}: its member {info.name!r} has {info.size:,} bytes, which is no picture"
+            )
         try:
-            file.seek(offset)
-            content = file.read(size)
-        except OSError as error:
-            raise InputError(f"{where}: its member {member!r} cannot be read ({error})") from None
-        if len(content) != size:
-            raise InputError(f"{where}: cut short in its member {member!r}; download it again")
-        yield member, content
-
-
-class _Section(io.RawIOBase):
-    """`size` bytes of a file from `start` on, as a file of their own."""
-
-    def __init__(self, file, start: int, size: int):
-        self._file, self._start, self._size, self._position = file, start, size, 0
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        base = (0, self._position, self._size)[whence]
-        self._position = base + offset
-        return self._position
-
-    def tell(self) -> int:
-        return self._position
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def readinto(self, buffer) -> int:
-        left = max(self._size - self._position, 0)
-        self._file.seek(self._start + self._position)
-        got = self._file.readinto(memoryview(buffer)[:left])
-        self._position += got
-        return got
+            file.seek(info.offset_data)
+            content = file.read(info.size)
+        except (OSError, tarfile.TarError) as error:
+            raise InputError(f"{where}: its member {info.name!r} cannot be read ({error})") from None
+        if len(content) != info.size:
+            raise InputError(f"{where}: cut short in its member {info.name!r}; download it again")
+        yield info, content

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from alexnet_jax.config import written_whole
 from alexnet_jax.datasets import streams
 from alexnet_jax.datasets.prepared import TfdsSource
 from alexnet_jax.errors import InputError
@@ -98,19 +99,12 @@ def _make(source: TfdsSource, split: str, images, labels, shape: tuple[int, ...]
                 f"data.store: the raw copy of {split} takes {math.prod(shape) / 1e9:,.1f} GB, and"
                 f" {source.folder} has {free / 1e9:,.1f} GB left; make room, or give data.store=jpeg"
             )
-        parts = [path.with_name(f"{path.name}.{os.getpid()}.part") for path in (labels, images)]
-        try:
-            with open(parts[0], "wb") as label_file, open(parts[1], "wb") as image_file:
-                for image_batch, label_batch in _batches(source, split):
-                    image_file.write(image_batch)
-                    label_file.write(label_batch.astype("<i4"))
-                image_file.flush()
-                os.fsync(image_file.fileno())
-            for part, path in zip(parts, (labels, images), strict=True):
-                os.replace(part, path)
-        finally:
-            for part in parts:
-                part.unlink(missing_ok=True)
+        with written_whole(images) as image_file, written_whole(labels) as label_file:
+            for image_batch, label_batch in _batches(source, split):
+                image_file.write(image_batch)
+                label_file.write(label_batch.astype("<i4"))
+            image_file.flush()
+            os.fsync(image_file.fileno())
 
 
 def _batches(source: TfdsSource, split: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -1,8 +1,6 @@
 """The training split's mean image and colour covariance (sections 2 and 4.1), stored beside the data."""
 
-import contextlib
 import logging
-import os
 import re
 import zipfile
 import zlib
@@ -10,6 +8,7 @@ from functools import partial
 
 import numpy as np
 
+from alexnet_jax.config import written_whole
 from alexnet_jax.datasets import streams
 
 log = logging.getLogger("alexnet_jax")
@@ -74,14 +73,8 @@ def of_source(source) -> dict[str, np.ndarray]:
 
 def save(path, arrays: dict[str, np.ndarray]) -> None:
     """Whole or not at all."""
-    part = f"{path}.{os.getpid()}.part"
-    try:
-        with open(part, "wb") as file:
-            np.savez(file, **arrays)
-        os.replace(part, path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.remove(part)
+    with written_whole(path) as file:
+        np.savez(file, **arrays)
 
 
 def load(path) -> dict[str, np.ndarray] | None:
