@@ -236,7 +236,7 @@ def _filter() -> None:
         signal.signal(number, signal.SIG_IGN)
     told = False
     for line in sys.stdin:
-        if re.match(r"[EF]\d{4} .*(coordination|preemption|distributed)", line):
+        if re.match(r"[WEF]\d{4} .*(coordination|preemption_sync|distributed)", line):
             if not told:
                 print(_LOST, file=sys.stderr, flush=True)
             break
