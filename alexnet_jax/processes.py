@@ -81,7 +81,6 @@ def join(coordinator: str | None, processes: int | None, process: int | None, se
         raise InputError(f"--coordinator={coordinator}: is no HOST:PORT, of a free port where process 0 runs")
     if not 0 <= process < processes:
         raise InputError(f"--process={process}: give 0 to {processes - 1}, each to one of the {processes}")
-    jax.config.update("jax_cpu_collectives_implementation", "gloo")
     # A preemption notice is of use only once there is something to save: until then SIGTERM ends a process.
     jax.config.update("jax_enable_preemption_service", False)
     print(
