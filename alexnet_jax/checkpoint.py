@@ -24,6 +24,7 @@ log = logging.getLogger("alexnet_jax")
 
 METRIC = "val_top1_error"
 _ASIDE = "damaged-"
+_PATIENCE = 20  # seconds; those that could read a checkpoint stay in Orbax, waiting for one that could not
 
 
 class Checkpoints:
@@ -152,7 +153,12 @@ class Checkpoints:
             self._warn(step, error)
         else:
             sys.unraisablehook = hook
-        return restored if processes.agree(restored is not None) else None
+        try:
+            return restored if processes.agree(restored is not None, _PATIENCE) else None
+        except TimeoutError:
+            raise InputError(
+                f"{self._folder}/{step}: one process cannot read it; delete it, and start all of them again"
+            ) from None
 
     def _warn(self, step: int, error: Exception) -> None:
         reason = (str(error).splitlines() or [""])[0][:120]

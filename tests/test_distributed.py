@@ -267,7 +267,7 @@ def test_a_lost_or_stopped_process_ends_the_others_and_the_run_goes_on(data_dir,
             code = processes[1 - victim].wait(60)
         assert code != 0 and time.monotonic() - killed < 60
         (line,) = texts(tmp_path, 2, "err")[1 - victim].splitlines()
-        assert line.startswith("error: another process has ended") and "last checkpoint" in line
+        assert line.startswith("error: another process has ended,") and "last checkpoint" in line
     with started(tmp_path, 2, *flags) as processes:
         wait_for(lambda: max(steps(workdir), default=0) >= 25)
         processes[1].terminate()
