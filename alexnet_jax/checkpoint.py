@@ -3,6 +3,8 @@
 checkpoints/STEP/ holds `params` (all that evaluation needs), `rest` (the other fields of TrainState) and, at
 a validation, `metrics`. Writing is asynchronous; a folder has its final name only once it is complete. Kept
 are the latest `checkpoint.keep` and the best: lowest validation top-1 error, the later of equals.
+
+Of several processes all save and restore, each what its devices hold; the workdir is a folder they share.
 """
 
 import json
@@ -14,6 +16,7 @@ import sys
 
 import orbax.checkpoint as ocp
 
+from alexnet_jax import processes
 from alexnet_jax.errors import InputError
 from alexnet_jax.parallel import TrainState
 
@@ -21,6 +24,7 @@ log = logging.getLogger("alexnet_jax")
 
 METRIC = "val_top1_error"
 _ASIDE = "damaged-"
+_PATIENCE = 20  # seconds; those that could read a checkpoint stay in Orbax, waiting for one that could not
 
 
 class Checkpoints:
@@ -32,7 +36,7 @@ class Checkpoints:
         if keep is None:
             options = ocp.CheckpointManagerOptions(read_only=True, lightweight_initialize=True)
         else:
-            self._put_aside_unrated()
+            processes.on_first(self._put_aside_unrated)
             policies = ocp.checkpoint_managers
             error = operator.itemgetter(METRIC)
             best = policies.BestN(
@@ -70,8 +74,7 @@ class Checkpoints:
         for number, step in enumerate(steps):
             restored = self._try_restore(step, _items(abstract_state))
             if restored is not None:
-                for damaged in steps[:number]:
-                    self._put_aside(damaged)
+                processes.on_first(lambda steps=steps[:number]: [self._put_aside(step) for step in steps])
                 self._manager.reload()
                 return TrainState(params=restored["params"], **restored["rest"])
         if steps or any(name.startswith(_ASIDE) for name in os.listdir(self._folder)):
@@ -100,6 +103,7 @@ class Checkpoints:
     def wait(self) -> None:
         """Until what is being written is complete."""
         self._manager.wait_until_finished()
+        processes.agree(True)
 
     def best_step(self) -> int | None:
         return next(iter(self._best_first()), None)
@@ -141,14 +145,20 @@ class Checkpoints:
         # When one array cannot be read, Orbax abandons the reads of all others, and each prints a page, now
         # or at any later time.
         hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+        restored = None
         try:
             restored = dict(self._manager.restore(step, args=ocp.args.Composite(**arguments)))
         except Exception as error:  # Orbax, tensorstore and the file system have no common one
             logging.getLogger("asyncio").setLevel(logging.CRITICAL)
             self._warn(step, error)
-            return None
-        sys.unraisablehook = hook
-        return restored
+        else:
+            sys.unraisablehook = hook
+        try:
+            return restored if processes.agree(restored is not None, _PATIENCE) else None
+        except TimeoutError:
+            raise InputError(
+                f"{self._folder}/{step}: one process cannot read it; delete it, and start all of them again"
+            ) from None
 
     def _warn(self, step: int, error: Exception) -> None:
         reason = (str(error).splitlines() or [""])[0][:120]

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from alexnet_jax import config as configuration
-from alexnet_jax import input_pipeline, optimizer, parallel
+from alexnet_jax import input_pipeline, optimizer, parallel, processes
 from alexnet_jax.checkpoint import Checkpoints
 from alexnet_jax.datasets import statistics
 from alexnet_jax.errors import InputError
@@ -49,16 +49,9 @@ def errors(step, params, source, config, mesh, arrays) -> dict[str, float]:
 
 def evaluate(config, workdir: str, step: int = -1) -> None:
     """Evaluates a checkpoint of a workdir, -1 being the best, on data.test_split and writes eval.json."""
-    path = os.path.join(workdir, "statistics.npz")
-    stored = statistics.load(path)
-    if stored is None:
-        raise InputError(f"{path}: missing or damaged; the workdir cannot be evaluated without it")
-    if not os.access(workdir, os.W_OK):
-        raise InputError(f"--workdir={workdir}: cannot be written, and eval.json goes there; copy it first")
+    stored = processes.everyone(_statistics, workdir)
     mesh = parallel.make_mesh(config, ("eval.batch_size",))
-    source = input_pipeline.open_source(config, "test_split")
-    check_labels(config, source)
-    source = with_labels_of(stored.get("label_names", ()), source)
+    source = processes.in_turn(_open_data, config, stored)
     abstract = parallel.abstract_state(config, mesh, optimizer.make(config))
     with Checkpoints(workdir) as checkpoints:
         step, params = checkpoints.restore_params(abstract.params, step)
@@ -67,11 +60,29 @@ def evaluate(config, workdir: str, step: int = -1) -> None:
     eval_step = parallel.eval_step(config, mesh, config.eval.views)
     result = errors(eval_step, params, source, config, mesh, on_devices(stored, mesh))
     result = {"split": config.data.test_split, "views": config.eval.views, "step": step, **result}
-    configuration.write_atomically(os.path.join(workdir, "eval.json"), json.dumps(result, indent=2) + "\n")
+    if processes.index() == 0:
+        text = json.dumps(result, indent=2) + "\n"
+        configuration.write_atomically(os.path.join(workdir, "eval.json"), text)
     log.info(
         f"top-1 error {result['top1_error']:.4f}, top-5 error {result['top5_error']:.4f}, loss"
         f" {result['loss']:.4f} ({result['examples']:,} examples); written to {workdir}/eval.json"
     )
+
+
+def _statistics(workdir: str) -> dict:
+    path = os.path.join(workdir, "statistics.npz")
+    stored = statistics.load(path)
+    if stored is None:
+        raise InputError(f"{path}: missing or damaged; the workdir cannot be evaluated without it")
+    if not os.access(workdir, os.W_OK):
+        raise InputError(f"--workdir={workdir}: cannot be written, and eval.json goes there; copy it first")
+    return stored
+
+
+def _open_data(config, stored):
+    source = input_pipeline.open_source(config, "test_split")
+    check_labels(config, source)
+    return with_labels_of(stored.get("label_names", ()), source)
 
 
 def read(workdir: str) -> dict:

@@ -1,11 +1,16 @@
 """python -m alexnet_jax.main --config=configs/NAME.py[:ARG] [--mode=MODE] [--workdir=DIR]
                            [--config.FIELD=VALUE ...]
+                           [--coordinator=HOST:PORT --processes=N --process=I] [--join_seconds=300]
 
 MODE is one of
     train      train, or go on training, and evaluate the best checkpoint (the default)
     eval       evaluate a checkpoint of the workdir; what is not given is taken from its config.json
     prepare    build the data set and its statistics
     describe   print the network as a table
+
+Several processes run as one program where --coordinator, an address of process 0, is given, or on a cluster
+that JAX detects (SLURM, Open MPI, Cloud TPU, Kubernetes), which needs none of these flags; --processes=1 runs
+alone there.
 
 Nothing else reads flags. Errors in what was given are one line on stderr and exit code 2.
 """
@@ -16,7 +21,7 @@ import os
 from absl import app, flags
 from ml_collections import config_flags
 
-from alexnet_jax import command_line
+from alexnet_jax import command_line, processes
 from alexnet_jax import config as configuration
 from alexnet_jax.command_line import CONFIG, WORKDIR
 from alexnet_jax.errors import Diverged, InputError
@@ -26,6 +31,10 @@ MODES = ("train", "eval", "prepare", "describe")
 log = logging.getLogger("alexnet_jax")
 
 _MODE = flags.DEFINE_string("mode", "train", ", ".join(MODES))
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0")
+_PROCESSES = flags.DEFINE_integer("processes", None, "how many processes run as one program", lower_bound=1)
+_PROCESS = flags.DEFINE_integer("process", None, "which of them this is, from 0", lower_bound=0)
+_JOIN_SECONDS = flags.DEFINE_integer("join_seconds", 300, "how long to wait for the others", lower_bound=1)
 
 
 def run(mode: str, config, overrides: dict, workdir: str) -> None:
@@ -38,21 +47,37 @@ def run(mode: str, config, overrides: dict, workdir: str) -> None:
     elif mode == "eval":
         from alexnet_jax import evaluate
 
-        config = _config_of_workdir(config, overrides, workdir)
+        config = processes.everyone(_config_of_workdir, config, overrides, workdir)
         evaluate.evaluate(config, workdir, config.eval.step)
     elif mode == "prepare":
-        from alexnet_jax import input_pipeline
-        from alexnet_jax.datasets import statistics
-
-        for split in ("train_split", "val_split", "test_split"):
-            source = input_pipeline.open_source(config, split)
-            if split == "train_split":
-                statistics.of_source(source)
-        log.info("%s is prepared in %s", config.data.name, source.folder)
+        processes.in_turn(_prepare, config)
     else:
         from alexnet_jax import train
 
         train.train(config, workdir)
+
+
+def _prepare(config) -> None:
+    from alexnet_jax import input_pipeline
+    from alexnet_jax.datasets import statistics
+
+    for split in ("train_split", "val_split", "test_split"):
+        source = input_pipeline.open_source(config, split)
+        if split == "train_split":
+            statistics.of_source(source)
+    log.info("%s is prepared in %s", config.data.name, source.folder)
+
+
+def _join(mode: str, config, workdir: str) -> None:
+    """One program of all processes that are asked for, or that the cluster has."""
+    processes.join(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value, _JOIN_SECONDS.value)
+    if processes.index() > 0:
+        log.setLevel(logging.WARNING)
+    if processes.count() > 1:
+        fields = dict(configuration.flatten(config)) if config is not None else {}
+        for field in ("data.dir", "data.manual_dir", "data.threads"):  # a machine's own
+            fields.pop(field, None)
+        processes.same({"--mode": mode, "--workdir": workdir, **fields})
 
 
 def _config_of_workdir(given, overrides: dict, workdir: str):
@@ -85,7 +110,11 @@ def main(argv) -> None:
 
             shapes.layer_shapes(config)
             parallel.mesh_shape(config, None, () if _MODE.value == "eval" else ("batch_size",))
-        run(_MODE.value, config, overrides, os.path.expanduser(WORKDIR.value or _default_workdir()))
+        workdir = os.path.expanduser(WORKDIR.value or _default_workdir())
+        if _MODE.value != "describe":
+            _join(_MODE.value, config, workdir)
+        with processes.fate():
+            run(_MODE.value, config, overrides, workdir)
     except InputError as error:
         command_line.fail(str(error), 2)
     except Diverged as error:

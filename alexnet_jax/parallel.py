@@ -19,6 +19,7 @@ psum of the logits (model.py); over `data`, one mean of the gradients (here).
 
 import contextlib
 import functools
+import math
 
 import flax.struct
 import jax
@@ -31,7 +32,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
-from alexnet_jax import augment, optimizer
+from alexnet_jax import augment, optimizer, processes
 from alexnet_jax.errors import InputError
 from alexnet_jax.model import AXIS, Column
 
@@ -46,8 +47,10 @@ class TrainState(flax.struct.PyTreeNode):
     loss_count: Int[Array, ""]  # their number
 
 
-def mesh_shape(config, devices: int | None, batches: tuple[str, ...]) -> tuple[int, int]:
-    """(data, column) for a number of devices; None is a CPU host, which has as many as are asked for.
+def mesh_shape(config, devices: int | None, batches: tuple[str, ...], processes: int = 1) -> tuple[int, int]:
+    """(data, column) for a number of devices; None is CPU hosts, which have as many as are asked for.
+
+    Each of several processes has its share of the devices, and all are used.
 
     `batches` are the fields whose batches it must divide: batch_size, eval.batch_size. Raises InputError for
     a mesh that does not fit the devices, the network or these.
@@ -58,11 +61,18 @@ def mesh_shape(config, devices: int | None, batches: tuple[str, ...]) -> tuple[i
     if column == -1:
         column = columns if devices is None or columns * max(data, 1) <= devices else 1
     if data == -1:
-        data = 1 if devices is None else max(devices // column, 1)
+        # On CPUs as few as give every process as many devices as the others.
+        data = processes // math.gcd(processes, column) if devices is None else max(devices // column, 1)
     if devices is not None and data * column > devices:
         raise InputError(
             f"mesh: data x column is {data} x {column}, which is more than the {devices} devices found;"
             " lower mesh.data or mesh.column"
+        )
+    if processes > 1 and (data * column % processes if devices is None else data * column != devices):
+        there = "" if devices is None else f" with {devices} devices"
+        raise InputError(
+            f"mesh: data x column is {data} x {column}, which leaves some of the {processes} processes{there}"
+            " without an equal share; change mesh.data, mesh.column or the number of processes"
         )
     for field in batches:
         batch = config.batch_size if field == "batch_size" else config.eval.batch_size
@@ -76,13 +86,15 @@ def mesh_shape(config, devices: int | None, batches: tuple[str, ...]) -> tuple[i
 def make_mesh(config, batches: tuple[str, ...] = ()) -> Mesh:
     """Axes ("data", "column"), or ("data",) where each device runs all columns.
 
-    A host without accelerators is split into as many CPU devices as the mesh asks for.
+    A host without accelerators is split into as many CPU devices as the mesh asks for, of several processes
+    each into its share. Devices are in the order of their processes, so that a pair is close together.
     """
-    data, column = mesh_shape(config, None, batches)
+    hosts = processes.count()
+    data, column = mesh_shape(config, None, batches, hosts)
     with contextlib.suppress(RuntimeError):  # jax has started already, with the devices it was given then
-        jax.config.update("jax_num_cpu_devices", data * column)
+        jax.config.update("jax_num_cpu_devices", data * column // hosts)
     if jax.default_backend() != "cpu" or len(jax.devices()) < data * column:
-        data, column = mesh_shape(config, len(jax.devices()), batches)
+        data, column = mesh_shape(config, len(jax.devices()), batches, hosts)
     shape, names = ((data, column), ("data", AXIS)) if column > 1 else ((data,), ("data",))
     return jax.make_mesh(
         shape,

@@ -10,6 +10,9 @@ optimizer.py, all numbers in configs/paper.py. One step, and the devices that ru
 
 All that decides how a run goes on is in `parallel.TrainState`, and a checkpoint holds all of it: a run that
 is killed anywhere and started again with the same command ends at the same parameters.
+
+Of several processes (processes.py) all run all of this; process 0 alone writes into the workdir what is not a
+checkpoint.
 """
 
 import contextlib
@@ -25,7 +28,7 @@ import jax
 import numpy as np
 
 from alexnet_jax import config as configuration
-from alexnet_jax import evaluate, input_pipeline, optimizer, parallel, quiet_tensorflow, shapes
+from alexnet_jax import evaluate, input_pipeline, optimizer, parallel, processes, quiet_tensorflow, shapes
 from alexnet_jax.checkpoint import METRIC, Checkpoints
 from alexnet_jax.datasets import statistics
 from alexnet_jax.errors import Diverged, InputError
@@ -41,21 +44,20 @@ def train(config, workdir: str) -> None:
 
     Raises InputError before anything is written, and Diverged.
     """
-    configuration.check_same_run(config, workdir)
+    processes.everyone(configuration.check_same_run, config, workdir)
+    starts = not os.path.isdir(os.path.join(workdir, "checkpoints"))
     if config.eval.step != -1:
         raise InputError(
             f"eval.step: {config.eval.step} is for --mode=eval; training evaluates the best (-1)"
         )
     mesh = parallel.make_mesh(config, ("batch_size", "eval.batch_size"))
-    train_source = input_pipeline.open_source(config, "train_split")
-    val_source = input_pipeline.open_source(config, "val_split")
-    input_pipeline.open_source(config, "test_split")  # only to know now that it is there
-    evaluate.check_labels(config, train_source)
-    if config.init_from and not os.path.isdir(os.path.join(workdir, "checkpoints")):
+    train_source, val_source = processes.in_turn(_open_data, config)
+    if config.init_from and starts:
         _layers_of_other_run(config, mesh)
     with (
         _open_workdir(config, workdir, train_source),
         Checkpoints(workdir, config.checkpoint.keep) as checkpoints,
+        processes.fate(),
     ):
         arrays = statistics.load(os.path.join(workdir, "statistics.npz"))
         run = Run(config, workdir, mesh, train_source, val_source, arrays, checkpoints)
@@ -73,21 +75,39 @@ def train(config, workdir: str) -> None:
                     f" (step {found['step']})"
                 )
                 return
-        configuration.save(config, workdir)
+        if processes.index() == 0:
+            configuration.save(config, workdir)
         if not run.ended:
             run.loop()
         checkpoints.wait()
         evaluate.evaluate(config, workdir)
 
 
+def _open_data(config) -> tuple:
+    """The training and the validation split; they are prepared first where they are not yet."""
+    train_source = input_pipeline.open_source(config, "train_split")
+    val_source = input_pipeline.open_source(config, "val_split")
+    input_pipeline.open_source(config, "test_split")  # only to know now that it is there
+    evaluate.check_labels(config, train_source)
+    return train_source, val_source
+
+
 @contextlib.contextmanager
 def _open_workdir(config, workdir: str, source):
-    """Within the block the workdir is this process's, and holds what its checkpoints belong to."""
+    """Within the block the workdir is this run's, and holds what its checkpoints belong to."""
+    with contextlib.ExitStack() as stack:
+        processes.on_first(_take_workdir, stack, config, workdir, source)
+        processes.everyone(_find_workdir, workdir)
+        yield
+
+
+def _take_workdir(stack, config, workdir: str, source) -> None:
     path = os.path.join(workdir, "statistics.npz")
     try:
         os.makedirs(workdir, exist_ok=True)
-        lock = open(os.path.join(workdir, ".lock"), "a")  # noqa: SIM115 (held to the end of the block)
+        lock = stack.enter_context(open(os.path.join(workdir, ".lock"), "a"))  # noqa: SIM115
         handler = logging.FileHandler(os.path.join(workdir, "train.log"))
+        stack.enter_context(contextlib.closing(handler))
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # let go by the system, however the process ends
         if configuration.load(workdir) is None or statistics.load(path) is None:
             label_names = np.array(source.label_names)
@@ -102,9 +122,14 @@ def _open_workdir(config, workdir: str, source):
         raise InputError(f"--workdir={workdir}: cannot be written ({error}); give another") from None
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     log.addHandler(handler)
-    with lock, contextlib.closing(handler):
-        yield
-    log.removeHandler(handler)
+    stack.callback(log.removeHandler, handler)
+
+
+def _find_workdir(workdir: str) -> None:
+    if statistics.load(os.path.join(workdir, "statistics.npz")) is None:
+        raise InputError(
+            f"--workdir={workdir}: what process 0 wrote there is not found; give a folder that all share"
+        )
 
 
 def _layers_of_other_run(config, mesh) -> dict:
@@ -163,8 +188,11 @@ class Run:
     def loop(self) -> None:
         """Trains to the last step, or to where the schedule ends it. Raises Diverged, or exits on SIGTERM."""
         config, mesh = self.config, self.mesh
-        _keep_rows(self.metrics_path, self.first_step)
-        self.writer = metric_writers.AsyncWriter(metric_writers.SummaryWriter(self.workdir))
+        if processes.index() == 0:
+            _keep_rows(self.metrics_path, self.first_step)
+            self.writer = metric_writers.AsyncWriter(metric_writers.SummaryWriter(self.workdir))
+        else:
+            self.writer = metric_writers.MultiWriter([])
         self.writer.write_hparams(dict(configuration.flatten(config)))
         self._announce()
         self.eval_step = parallel.eval_step(config, mesh, views=1)
@@ -174,7 +202,7 @@ class Run:
         self.clock = _Clock(config.batch_size)
         progress = periodic_actions.PeriodicCallback(every_secs=10, callback_fn=self._progress)
         self.unchecked = None
-        with _StopRequest() as stop, contextlib.closing(self.writer):
+        with _StopRequest(self.first_step) as stop, contextlib.closing(self.writer):
             for step, (images, labels) in enumerate(batches, self.first_step + 1):
                 self.state, loss = step_fn(self.state, images, labels, self.arrays)
                 # One step late, so that the device has its next step before we wait for the last one.
@@ -187,11 +215,11 @@ class Run:
                 elif config.checkpoint.every_steps and step % config.checkpoint.every_steps == 0:
                     self.save()
                 progress(step)
-                if stop.requested:
+                if stop.after(step):
                     self.save()
                     self.checkpoints.wait()
                     log.info(f"stopped by {stop.name}; step {step} is saved, the same command goes on")
-                    raise SystemExit(128 + stop.requested)
+                    raise SystemExit(128 + stop.signal)
                 if ended:
                     break
 
@@ -225,8 +253,9 @@ class Run:
             opt_state=opt_state | {"learning_rate": jax.device_put(plateau, everywhere)},
             **jax.device_put(zero, everywhere),
         )
-        with open(self.metrics_path, "a") as file:
-            file.write(json.dumps(row) + "\n")
+        if processes.index() == 0:
+            with open(self.metrics_path, "a") as file:
+                file.write(json.dumps(row) + "\n")
         self.writer.write_scalars(step, {name: value for name, value in row.items() if name != "step"})
         self.save({METRIC: row[METRIC]})
         log.info(
@@ -312,12 +341,22 @@ class _Clock:
 
 
 class _StopRequest:
-    """Within the block, SIGTERM and SIGINT ask for a stop after the step; a second one stops at once."""
+    """Within the block, SIGTERM and SIGINT ask for a stop after the step; a second one stops at once.
 
-    requested = 0
+    To any of several processes, and all stop after the same step.
+    """
+
+    def __init__(self, first_step: int):
+        self.signal, self._first_step, self._several = 0, first_step, processes.count() > 1
 
     def __enter__(self):
-        self._former = {n: signal.signal(n, self._ask) for n in (signal.SIGTERM, signal.SIGINT)}
+        self._former = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
+        if self._several:
+            processes.watch_preemption(self._first_step)  # has a handler of its own for SIGTERM
+            signal.signal(signal.SIGINT, self._pass_on)
+        else:
+            for number in self._former:
+                signal.signal(number, self._ask)
         return self
 
     def __exit__(self, *_):
@@ -326,13 +365,24 @@ class _StopRequest:
 
     @property
     def name(self) -> str:
-        return signal.Signals(self.requested).name
+        return signal.Signals(self.signal).name
+
+    def after(self, step: int) -> bool:
+        """Whether to stop after `step`; asked after every step."""
+        if self._several and processes.preempted(step):
+            self.signal = signal.SIGTERM
+        return bool(self.signal)
 
     def _ask(self, number, frame):
         del frame
-        self.requested = number
+        self.signal = number
         signal.signal(number, self._former[number])
         log.info(f"{self.name}: saving after this step")
+
+    def _pass_on(self, number, frame):
+        del frame
+        signal.signal(number, self._former[number])
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _keep_rows(path: str, last_step: int) -> None:

@@ -1,5 +1,8 @@
 """alexnet_jax/parallel.py: the same step on every mesh, and what evaluation counts."""
 
+import math
+import re
+
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -373,6 +376,32 @@ def test_mesh_is_chosen_from_the_devices(columns, devices, asked, given):
 
 
 @pytest.mark.parametrize(
+    "columns, devices, processes, asked, given",
+    [
+        (2, None, 2, (-1, -1), (1, 2)),
+        (2, None, 3, (-1, -1), (3, 2)),
+        (2, None, 4, (-1, -1), (2, 2)),
+        (2, None, 2, (-1, 1), (2, 1)),
+        (1, None, 4, (-1, -1), (4, 1)),
+        (2, None, 2, (4, -1), (4, 2)),
+        (2, 6, 2, (-1, -1), (3, 2)),
+        (2, 3, 3, (-1, 1), (3, 1)),
+        (2, 16, 2, (-1, -1), (8, 2)),
+    ],
+)
+def test_mesh_is_shared_by_the_processes(columns, devices, processes, asked, given):
+    data, column = asked
+    config = mesh_config(columns, data, column, batch_size=24, eval_batch_size=48)
+    assert parallel.mesh_shape(config, devices, BOTH, processes) == given
+
+
+@pytest.mark.parametrize("config, devices", [(mesh_config(data=1, column=1), None), (mesh_config(data=1), 4)])
+def test_mesh_that_leaves_a_process_without_devices_is_refused(config, devices):
+    with pytest.raises(InputError, match="mesh: data x column is 1 x .* 2 processes"):
+        parallel.mesh_shape(config, devices, BOTH, 2)
+
+
+@pytest.mark.parametrize(
     "config, devices, named",
     [
         (mesh_config(columns=1, column=2), 8, "mesh.column: 2"),
@@ -390,3 +419,91 @@ def test_mesh_that_does_not_fit_names_the_field(config, devices, named):
         parallel.mesh_shape(config, devices, BOTH)
     assert named in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+@pytest.fixture(scope="module", params=[(1, 2), (2, 2)], ids=["1x2", "2x2"])
+def paper_step(request):
+    """The training step of configs/paper.py, compiled for two images a pair: (mesh, step, its arguments)."""
+    config = paper.get_config()
+    config.batch_size = 2 * request.param[0]
+    config.mesh.data, config.mesh.column = request.param
+    config = ml_collections.FrozenConfigDict(config)
+    mesh, rule = parallel.make_mesh(config), optimizer.make(config)
+    split, everywhere = parallel.batch_sharding(mesh), parallel.replicated(mesh)
+    shapes = {"mean_image": (256, 256, 3), "eigenvectors": (3, 3), "standard_deviations": (3,)}
+    arguments = (
+        parallel.abstract_state(config, mesh, rule),
+        jax.ShapeDtypeStruct((config.batch_size, 256, 256, 3), np.uint8, sharding=split),
+        jax.ShapeDtypeStruct((config.batch_size,), np.int32, sharding=split),
+        {
+            name: jax.ShapeDtypeStruct(shape, np.float32, sharding=everywhere)
+            for name, shape in shapes.items()
+        },
+    )
+    return mesh, parallel.train_step(config, mesh, rule).lower(*arguments).compile(), arguments
+
+
+def collectives(text):
+    """[(kind, groups of devices, shapes of its results)] of a compiled program, where a group has several."""
+    found = []
+    for line in text.splitlines():
+        match = re.search(
+            r" = (.*?) (all-gather|all-reduce|reduce-scatter|all-to-all|ragged-all-to-all|collective-permute"
+            r"|collective-broadcast|send|recv)(?:-start)?\(",
+            line,
+        )
+        if match:
+            results, kind = match.groups()
+            groups = re.search(r"replica_groups=\{\{(.*?)\}\}", line)[1]
+            shapes = [
+                tuple(map(int, dims.split(","))) if dims else ()
+                for dims in re.findall(r"\w\d+\[(.*?)\]", results)
+            ]
+            if "," in groups.split("},{")[0]:
+                found.append((kind, groups, shapes))
+    return found
+
+
+def test_columns_exchange_the_maps_of_the_paper_and_no_parameters(paper_step):
+    """28,288 values of an image each way (section 3.2, figure 2), and the sums of the logits."""
+    mesh, step, _ = paper_step
+    data = mesh.shape["data"]
+    pairs = "},{".join(f"{2 * pair},{2 * pair + 1}" for pair in range(data))
+    over_column = [(kind, shapes) for kind, groups, shapes in collectives(step.as_text()) if groups == pairs]
+    met = [(13, 13, 128), (6, 6, 128), (2048,)]
+    assert sum(map(math.prod, met)) == 28_288
+    forward = [("all-gather", [(2, *shape[:-1], 2 * shape[-1])]) for shape in met]
+    backward = [("reduce-scatter", [(2, *shape)]) for shape in met]
+    logits = [("all-reduce", [(2, 1000)])]
+    assert sorted(over_column) == sorted(forward + backward + logits)
+
+    others = [(kind, shapes) for kind, groups, shapes in collectives(step.as_text()) if groups != pairs]
+    if data == 1:
+        assert others == []
+    else:  # one mean of the gradients, and of the loss
+        ((kind, shapes),) = others
+        parameters = sum(math.prod(layer.shape) for layer in own_params(paper_step))
+        assert kind == "all-reduce" and sum(map(math.prod, shapes)) == parameters + 1
+
+
+def own_params(paper_step):
+    """The parameters as one device has them."""
+    state = paper_step[2][0]
+    return jax.tree.leaves(
+        jax.tree.map(lambda x: np.broadcast_to(0, x.sharding.shard_shape(x.shape)), state.params)
+    )
+
+
+def test_each_device_holds_half_of_the_papers_parameters_and_optimizer_state(paper_step):
+    mesh, step, arguments = paper_step
+    zeros = jax.tree.map(lambda x: jax.device_put(np.zeros(x.shape, x.dtype), x.sharding), arguments)
+    state, _ = step(*zeros)
+    held = dict.fromkeys(mesh.devices.flat, 0)
+    for leaf in jax.tree.leaves((state.params, state.opt_state)):
+        for shard in leaf.addressable_shards:
+            held[shard.device] += shard.data.nbytes
+    whole = sum(leaf.nbytes for leaf in jax.tree.leaves((state.params, state.opt_state)))
+    assert whole > 2 * 4 * 60_965_224
+    assert list(held.values()) == pytest.approx([whole / 2] * len(held), rel=0.01)
+    # Of what the step is given and keeps besides, nothing is as large as another column.
+    assert step.memory_analysis().argument_size_in_bytes < 0.51 * whole

@@ -1,0 +1,342 @@
+"""Several processes as one program, over loopback: the same run everywhere, lost machines, bad input."""
+
+import contextlib
+import json
+import os
+import pathlib
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+from test_main import rows
+
+from alexnet_jax import config as configuration
+from alexnet_jax import optimizer, parallel
+from alexnet_jax.checkpoint import Checkpoints
+
+ROOT = pathlib.Path(__file__).parent.parent
+# Four steps an epoch.
+TINY = (
+    "--config=configs/quickstart.py",
+    "--config.data.train_split=train[:256]",
+    "--config.data.val_split=train[59800:]",
+    "--config.data.test_split=test[:99]",
+    "--config.batch_size=64",
+    "--config.eval.batch_size=100",
+    "--config.eval.views=1",
+    "--config.optimizer.plateau.patience=20",
+)
+# alexnet_jax.main, which also prints the loss and the checksum of each image of each step, as its devices
+# hold them.
+RECORDING = """
+import runpy, zlib
+import numpy as np
+from alexnet_jax import input_pipeline, parallel
+
+batches, train_step = input_pipeline.batches, parallel.train_step
+
+def recording_batches(source, config, sharding, first, last):
+    for step, (images, labels) in enumerate(batches(source, config, sharding, first, last), first + 1):
+        for pixels, classes in zip(images.addressable_shards, labels.addressable_shards, strict=True):
+            rows = range(*pixels.index[0].indices(len(images)))
+            local = zip(rows, np.asarray(pixels.data), np.asarray(classes.data), strict=True)
+            for row, image, label in local:
+                print("IMAGE", step, row, zlib.crc32(image.tobytes()), label)
+        yield images, labels
+
+def recording_step(*args):
+    step = train_step(*args)
+
+    def run(state, *batch):
+        number = int(state.step) + 1
+        state, loss = step(state, *batch)
+        print("LOSS", number, float(loss))
+        return state, loss
+
+    return run
+
+input_pipeline.batches, parallel.train_step = recording_batches, recording_step
+runpy.run_module("alexnet_jax.main", run_name="__main__")
+"""
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def by_flags(number, process):
+    return {}, ("--processes", number, "--process", process)
+
+
+def as_slurm(number, process):
+    """Where `srun` starts `number` tasks; JAX takes the port from the job's number."""
+    return {
+        "SLURM_JOB_ID": 4096 + os.getpid() % 4096, "SLURM_STEP_NODELIST": "127.0.0.1",
+        "SLURM_NTASKS": number, "SLURM_PROCID": process, "SLURM_LOCALID": process,
+    }, ()  # fmt: skip
+
+
+def as_open_mpi(number, process):
+    return {
+        "OMPI_MCA_orte_hnp_uri": f"{(os.getpid() % 2048 + 2048) * 4096}.0;tcp://127.0.0.1:1",
+        "OMPI_COMM_WORLD_SIZE": number, "OMPI_COMM_WORLD_RANK": process,
+        "OMPI_COMM_WORLD_LOCAL_RANK": process,
+    }, ()  # fmt: skip
+
+
+def end(process):
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)  # its stderr's filter too
+    process.wait()
+
+
+@contextlib.contextmanager
+def started(folder, number, *flags, program=("-m", "alexnet_jax.main"), launcher=by_flags, own=None):
+    """Processes 0 to number - 1, which write FOLDER/I.out and FOLDER/I.err; at the end none is left.
+
+    `own`: process -> flags of its own.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    coordinator = f"--coordinator=127.0.0.1:{free_port()}"
+    # Less time to compile, and what is compared here is compared with itself.
+    fixed = {**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    with contextlib.ExitStack() as stack:
+        processes = []
+        for process in range(number):
+            environment, several = launcher(number, process)
+            if launcher is by_flags:
+                several = (coordinator, *several) if number > 1 else ()
+            command = [sys.executable, *program, *flags, *several, *(own or {}).get(process, ())]
+            out, err = (
+                stack.enter_context(open(folder / f"{process}.{name}", "w")) for name in ("out", "err")
+            )
+            env = fixed | {name: str(value) for name, value in environment.items()}
+            processes.append(
+                subprocess.Popen(
+                    [str(word) for word in command],
+                    cwd=ROOT, env=env, stdout=out, stderr=err, start_new_session=True,
+                )
+            )  # fmt: skip
+            stack.callback(end, processes[-1])
+        yield processes
+
+
+def texts(folder, number, name):
+    return [(folder / f"{process}.{name}").read_text() for process in range(number)]
+
+
+def run(folder, number, *flags, code=0, timeout=240, **options):
+    """What each of the finished processes wrote: a list of stdout, a list of stderr."""
+    with started(folder, number, *flags, **options) as processes:
+        limit = time.monotonic() + timeout
+        codes = [process.wait(max(limit - time.monotonic(), 0.1)) for process in processes]
+    out, err = texts(folder, number, "out"), texts(folder, number, "err")
+    assert codes == [code] * number, "\n".join(out + err)
+    return out, err
+
+
+def tiny(data_dir, workdir, epochs):
+    return *TINY, f"--config.num_epochs={epochs}", f"--config.data.dir={data_dir}", f"--workdir={workdir}"
+
+
+# (processes, devices of each): flags and launcher.
+PLACES = {
+    (1, 1): (("--config.mesh.column=1",), by_flags),
+    (1, 2): ((), lambda *who: as_slurm(*who)),  # one task: nothing is started
+    (2, 1): ((), by_flags),
+    (2, 2): (("--config.mesh.data=2",), as_slurm),
+    (4, 1): ((), as_open_mpi),
+}
+
+
+@pytest.fixture(scope="module")
+def runs(data_dir, tmp_path_factory):
+    """{(processes, devices of each): (its workdir after two epochs, what its processes printed)}."""
+    results = {}
+    for (number, devices), (flags, launcher) in PLACES.items():
+        folder = tmp_path_factory.mktemp(f"{number}x{devices}")
+        out, _ = run(
+            folder, number, *tiny(data_dir, folder / "run", 2), *flags,
+            program=("-c", RECORDING), launcher=launcher,
+        )  # fmt: skip
+        results[number, devices] = folder / "run", out
+    return results
+
+
+def images_of(out):
+    """{(step, row): all (checksum, label) that any device held}"""
+    held = {}
+    for line in re.findall(r"IMAGE (.*)", "\n".join(out)):
+        step, row, *image = line.split()
+        held.setdefault((int(step), int(row)), set()).add(tuple(image))
+    return held
+
+
+def losses_of(printed):
+    return [float(loss) for _, loss in re.findall(r"LOSS (\d+) (\S+)", printed)]
+
+
+@pytest.mark.parametrize("place", list(PLACES)[1:])
+def test_every_number_of_processes_gives_the_same_run(runs, place):
+    """The same batches bit for bit, the same losses to rounding."""
+    (workdir, out), (reference, (alone,)) = runs[place], runs[1, 1]
+    images = images_of([alone])
+    assert len(images) == 8 * 64 and all(len(image) == 1 for image in images.values())
+    assert images_of(out) == images
+    want = losses_of(alone)
+    assert len(want) == 8
+    for printed in out:
+        np.testing.assert_allclose(losses_of(printed), want, rtol=1e-5)
+    for row, wanted in zip(rows(workdir), rows(reference), strict=True):
+        assert row == pytest.approx(wanted, rel=1e-4)
+    if place[0] * place[1] == 2:  # a column a device, on one process or two: not even rounding differs
+        same_end(workdir, reference, 8)
+    assert f"{max(place[0] * place[1] // 2, 1)} (data) x 2 (column) cpu devices" in out[0]
+
+
+def params_at(workdir, step):
+    config = configuration.load(workdir)
+    config.mesh.update(data=1, column=1)
+    shapes = parallel.abstract_state(config, parallel.make_mesh(config), optimizer.make(config)).params
+    with Checkpoints(workdir) as checkpoints:
+        return checkpoints.restore_params(shapes, step)[1]
+
+
+def same_end(one, other, step):
+    for x, y in zip(*(jax.tree.leaves(params_at(workdir, step)) for workdir in (one, other)), strict=True):
+        np.testing.assert_array_equal(x, y)
+    assert rows(one) == rows(other)
+
+
+def test_process_0_alone_writes(runs):
+    workdir, out = runs[4, 1]
+    assert "epoch 1/2" in out[0] and not any("epoch" in printed for printed in out[1:])
+    assert len(list(workdir.glob("events.out.tfevents.*"))) == 1
+    assert [row["step"] for row in rows(workdir)] == [4, 8]
+    assert json.loads((workdir / "eval.json").read_text())["examples"] == 99
+    assert (workdir / "train.log").read_text().count("epoch 2/2: ") == 1
+
+
+def test_a_checkpoint_goes_on_on_any_other_number_of_processes(runs, data_dir, tmp_path):
+    """Two devices to one, one process to two, four to one, two to one: a third epoch, the same everywhere."""
+    found = {}
+    for source, place in (((1, 2), (2, 1)), ((4, 1), (1, 1)), ((2, 1), (1, 2))):
+        workdir = tmp_path / f"{source}" / "run"
+        shutil.copytree(runs[source][0], workdir)
+        out, _ = run(workdir.parent, place[0], *tiny(data_dir, workdir, 3), *PLACES[place][0])
+        assert "steps 9 to 12" in out[0]
+        found[source] = rows(workdir)
+        assert [row["step"] for row in found[source]] == [4, 8, 12]
+    assert found[1, 2] == found[2, 1]
+    assert found[4, 1][-1] == pytest.approx(found[2, 1][-1], rel=1e-4)
+
+
+def steps(workdir):
+    return {int(path.name) for path in (workdir / "checkpoints").glob("*") if path.name.isdigit()}
+
+
+def wait_for(condition, seconds=120):
+    limit = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < limit
+        time.sleep(0.01)
+
+
+LAST_STEP = 96
+
+
+def test_a_lost_or_stopped_process_ends_the_others_and_the_run_goes_on(data_dir, tmp_path):
+    """SIGKILL of either of two, then SIGTERM to one, and the end is that of an undisturbed run."""
+    workdir, longer = tmp_path / "disturbed", "--config.data.train_split=train[:1024]"  # 16 steps an epoch
+    epochs = LAST_STEP // 16
+    flags = *tiny(data_dir, workdir, epochs), longer, "--config.checkpoint.every_steps=5"
+    for victim, first in ((1, 5), (0, 15)):
+        with started(tmp_path, 2, *flags) as processes:
+            wait_for(lambda first=first: max(steps(workdir), default=0) >= first)
+            processes[victim].kill()
+            killed = time.monotonic()
+            code = processes[1 - victim].wait(60)
+        assert code != 0 and time.monotonic() - killed < 60
+        (line,) = texts(tmp_path, 2, "err")[1 - victim].splitlines()
+        assert line.startswith("error: another process has ended,") and "last checkpoint" in line
+    with started(tmp_path, 2, *flags) as processes:
+        wait_for(lambda: max(steps(workdir), default=0) >= 25)
+        processes[1].terminate()
+        assert [process.wait(60) for process in processes] == [128 + signal.SIGTERM] * 2
+    out, err = texts(tmp_path, 2, "out"), texts(tmp_path, 2, "err")
+    assert "error" not in "".join(err)
+    saved = max(steps(workdir))
+    assert f"stopped by SIGTERM; step {saved} is saved" in out[0] and saved < LAST_STEP
+    out, _ = run(tmp_path, 2, *flags, "--config.checkpoint.every_steps=0")
+    assert f"steps {saved + 1} to {LAST_STEP}" in out[0]
+
+    run(tmp_path, 1, *tiny(data_dir, tmp_path / "undisturbed", epochs), longer)
+    same_end(workdir, tmp_path / "undisturbed", LAST_STEP)
+
+
+def refused(folder, number, *flags, **options):
+    """The one line of each process that ended for bad input."""
+    _, err = run(folder, number, *flags, timeout=120, **options)
+    lines = [text.splitlines() for text in err]
+    assert all(len(text) == 1 and text[0].startswith("error: ") for text in lines), err
+    return [text[0] for text in lines]
+
+
+def test_a_process_that_never_joins_is_waited_for_so_long_and_no_longer(data_dir, tmp_path):
+    flags = *tiny(data_dir, tmp_path / "w", 1), "--join_seconds=3"
+    port = free_port()
+    several = f"--coordinator=127.0.0.1:{port}", "--processes=2"
+    for process in (0, 1):
+        (line,) = refused(tmp_path, 1, *flags, *several, f"--process={process}", code=1)
+        assert f"127.0.0.1:{port}" in line and "2 processes" in line and "3 s" in line
+        (announced,) = texts(tmp_path, 1, "out")
+        assert (
+            announced == f"process {process} of 2: joining at 127.0.0.1:{port}, waiting 3 s at most for all\n"
+        )
+    assert not (tmp_path / "w").exists()
+
+
+@pytest.mark.parametrize(
+    "flags, own, words",
+    [
+        ((), ("--config.seed=1",), ("seed", "disagree", "0 in process 0", "1 in process 1")),
+        (("--config.mesh.column=1", "--config.mesh.data=1"), (), ("mesh: data x column is 1 x 1", "2 proc")),
+        (("--config.mesh.data=2", "--config.batch_size=33"), (), ("batch_size: 33",)),
+        (("--config.data.train_split=train[:0]",), (), ("data.train_split", "train[:0]")),
+    ],
+)
+def test_bad_input_is_one_line_in_every_process(data_dir, tmp_path, flags, own, words):
+    workdir = tmp_path / "w"
+    for line in refused(tmp_path, 2, *tiny(data_dir, workdir, 1), *flags, own={1: own}, code=2):
+        assert all(word in line for word in words), line
+    assert not workdir.exists()
+
+
+def test_a_checkpoint_of_another_network_is_one_line_in_every_process(runs, data_dir, tmp_path):
+    workdir = tmp_path / "w"
+    shutil.copytree(runs[2, 1][0], workdir)
+    wider = "--config.model.layers.fc7.features=256"
+    for line in refused(tmp_path, 2, *tiny(data_dir, workdir, 2), wider, code=2):
+        assert "belongs to another configuration" in line and "fc7.features" in line
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        (("--processes=2",), ("--coordinator, --process", "missing")),
+        (("--coordinator=here", "--processes=2", "--process=0"), ("--coordinator=here", "HOST:PORT")),
+        (("--coordinator=here:1", "--processes=2", "--process=2"), ("--process=2", "0 to 1")),
+    ],
+)
+def test_bad_flags_of_processes_are_one_line(data_dir, tmp_path, flags, words):
+    (line,) = refused(tmp_path, 1, *tiny(data_dir, tmp_path / "w", 1), *flags, code=2)
+    assert all(word in line for word in words), line
