@@ -59,7 +59,8 @@ def evaluate(config, workdir: str, step: int = -1) -> None:
     log.info(f"evaluating step {step} on {images}")
     eval_step = parallel.eval_step(config, mesh, config.eval.views)
     result = errors(eval_step, params, source, config, mesh, on_devices(stored, mesh))
-    result = {"split": config.data.test_split, "views": config.eval.views, "step": step, **result}
+    where = {"data": config.data.name, "split": config.data.test_split}
+    result = {**where, "views": config.eval.views, "step": step, **result}
     if processes.index() == 0:
         text = json.dumps(result, indent=2) + "\n"
         configuration.write_atomically(os.path.join(workdir, "eval.json"), text)
@@ -113,7 +114,7 @@ def with_labels_of(label_names, source):
     """`source` with the network's labels, where WordNet ids (n and eight digits) say which class is which.
 
     Both must name every class by one: a folder with 10 of ImageNet's 1000 classes, say. In all other cases
-    label i of the data set is class i of the network.
+    label i of the data set is class i of the network. Raises InputError for a class that the network has not.
     """
     network, data = (
         [match[0] for match in (re.match(r"n\d{8}(?!\S)", str(name)) for name in names) if match]
@@ -124,10 +125,10 @@ def with_labels_of(label_names, source):
         return source
     unknown = [wnid for wnid in data if wnid not in network]
     if unknown:
-        log.warning(
-            f"warning: the network has no class {unknown[0]}; label i of the data set is taken for class i"
+        raise InputError(
+            f"data.name: the network lacks {len(unknown)} classes of the data set, first {unknown[0]}; leave"
+            " them out"
         )
-        return source
     log.info(f"the {len(data)} classes of the data set are found among the network's by their WordNet ids")
     return _Relabelled(source, [network.index(wnid) for wnid in data])
 

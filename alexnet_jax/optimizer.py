@@ -9,6 +9,7 @@ The paper divides eps when the validation error stops improving. `drop_epochs` d
 instead, and `bias_rate`, `conv1_drop_epoch` and `conv1_freeze_epoch` are the released code's other rates.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -21,7 +22,7 @@ class PlateauState(NamedTuple):
     best: jax.Array  # lowest validation error so far, float32
     stale: jax.Array  # validations since, int32
     drops: jax.Array  # times the learning rate was divided, int32
-    epochs: jax.Array  # validations so far, one an epoch, int32
+    epochs: jax.Array  # completed at the last validation, int32
 
 
 def make(config) -> optax.GradientTransformation:
@@ -73,10 +74,10 @@ def _scale_by_schedule(config) -> optax.GradientTransformation:
 def apply_updates(config, params, updates, epochs):
     """w + v; where the rate has become 0, w stays as it is, whatever its velocity (src/weights.cu:148)."""
     moved = optax.apply_updates(params, updates)
-    if config.optimizer.conv1_freeze_epoch != -1:
+    if config.optimizer.conv1_freeze_epoch != -1 and "conv1" in params:
         frozen = epochs >= config.optimizer.conv1_freeze_epoch
-        kernel = jnp.where(frozen, params["conv1"]["kernel"], moved["conv1"]["kernel"])
-        moved = moved | {"conv1": moved["conv1"] | {"kernel": kernel}}
+        keep = functools.partial(jnp.where, frozen)
+        moved = moved | {"conv1": jax.tree.map(keep, params["conv1"], moved["conv1"])}
     return moved
 
 
@@ -84,15 +85,15 @@ def learning_rate(config, drops: int) -> float:
     return config.optimizer.learning_rate * config.optimizer.plateau.factor**drops
 
 
-def after_validation(config, state: PlateauState, error: float) -> PlateauState:
-    """The schedule's state after one more validation (section 5).
+def after_validation(config, state: PlateauState, error: float, epochs: int) -> PlateauState:
+    """The schedule's state after one more validation, at which `epochs` are completed (section 5).
 
     The rate drops at `drop_epochs` where these are given. Else after `patience` validations without a lower
     error; where it would drop once more than `max_drops`, `stale` stays at `patience`, and training has
     `ended`.
     """
     rule, error = config.optimizer, np.float32(error)
-    best, stale, drops, epochs = state.best, state.stale + 1, state.drops, state.epochs + 1
+    best, stale, drops = state.best, state.stale + 1, state.drops
     if error < best:
         best, stale = error, 0
     elif stale >= rule.plateau.patience and drops < rule.plateau.max_drops and not rule.drop_epochs:

@@ -60,6 +60,11 @@ def train(config, workdir: str) -> None:
         processes.fate(),
     ):
         arrays = statistics.load(os.path.join(workdir, "statistics.npz"))
+        # Another order than the data set's own where the workdir was made by an import of weights.
+        train_source, val_source = (
+            evaluate.with_labels_of(arrays.get("label_names", ()), source)
+            for source in (train_source, val_source)
+        )
         run = Run(config, workdir, mesh, train_source, val_source, arrays, checkpoints)
         if run.ended:
             found = evaluate.read(workdir)
@@ -67,6 +72,7 @@ def train(config, workdir: str) -> None:
                 "step": checkpoints.best_step(),
                 "views": config.eval.views,
                 "split": config.data.test_split,
+                "data": config.data.name,
             }
             if wanted.items() <= found.items():
                 log.info(
@@ -232,7 +238,7 @@ class Run:
         )
         opt_state = self.state.opt_state
         plateau = optimizer.after_validation(
-            self.config, jax.device_get(opt_state["learning_rate"]), result["top1_error"]
+            self.config, jax.device_get(opt_state["learning_rate"]), result["top1_error"], self.epochs(step)
         )
         ended = optimizer.ended(self.config, plateau)
         row = {
@@ -266,7 +272,9 @@ class Run:
         if ended:
             log.info("the validation error no longer improves at the lowest learning rate: training ends")
         elif self._learning_rate() != row["learning_rate"]:
-            log.info(f"the validation error stopped improving: learning rate {self._learning_rate():g}")
+            scheduled = self.config.optimizer.drop_epochs
+            why = "as optimizer.drop_epochs says" if scheduled else "the validation error stopped improving"
+            log.info(f"{why}: learning rate {self._learning_rate():g}")
         self.clock.restart()
         return ended
 

@@ -145,7 +145,7 @@ def import_weights(
         first = f"{next(iter(names.values()))}.weight"
         tensors[first] = tensors[first][:, ::-1]  # to red, green, blue
     arrays = _statistics(source, config, mean)
-    arrays["label_names"] = np.array(_label_names(config.model.num_classes, labels, arrays, mean))
+    arrays["label_names"] = np.array(_label_names(config.model.num_classes, labels, arrays))
     _make_workdir(workdir, config, arrays, from_torch(config, tensors))
     count = sum(tensor.size for tensor in tensors.values())
     log.info(
@@ -227,11 +227,11 @@ def _statistics(source: str, config, mean: str | None) -> dict[str, np.ndarray]:
     return {k: np.array(array, np.float32) for k, array in zip(statistics.ARRAYS, arrays, strict=True)}
 
 
-def _label_names(classes: int, labels: str | None, arrays: dict, mean: str | None) -> list[str]:
+def _label_names(classes: int, labels: str | None, arrays: dict) -> list[str]:
     """A name for each class: of --labels, of --mean's run, ImageNet's where there are 1000, or numbers."""
     if labels is None:
         known = list(arrays.get("label_names", ()))
-        if mean is None and classes == 1000:
+        if not known and classes == 1000:
             text = pathlib.Path(__file__).with_name("imagenet_classes.txt").read_text()
             known = [line for line in text.splitlines() if not line.startswith("#")]
         return known if len(known) == classes else [f"class {number}" for number in range(classes)]

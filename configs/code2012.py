@@ -39,7 +39,8 @@ def get_config(year: str = "2012") -> ml_collections.ConfigDict:
     first, second, quiet, freeze, third, config.num_epochs = epochs
     config.optimizer.drop_epochs = (first, second, third)
     config.augment.pca_epochs = config.optimizer.conv1_drop_epoch = quiet
-    config.optimizer.conv1_freeze_epoch = freeze
+    config.optimizer.conv1_freeze_epoch = freeze  # biases too: epsB is 0 there (:1-15)
     config.optimizer.bias_rate = 2.0  # epsB = 0.02, beside epsW = 0.01
-    config.optimizer.bias_rate_drops = False  # still 0.02 at the end of 2012's run
+    # 0.02 still at the end of 2012's run; 0.002 at the end of 2010's, and no log says since when.
+    config.optimizer.bias_rate_drops = False
     return config

@@ -100,7 +100,7 @@ def get_config(year: str = "2012") -> ml_collections.ConfigDict:
     # eigenvector (CODE, convdata_jpeg.py:65); the eigenvalue that the paper prints is 1,483 grey levels.
     config.augment.pca_std = 0.1
     config.augment.pca_divisor = 1.0  # of the image with noise, in training; CODE: 1.1
-    config.augment.pca_epochs = -1  # with noise; -1: all. CODE: off for the last 25
+    config.augment.pca_epochs = -1  # with noise; -1: all. CODE: off for the last 24
 
     config.optimizer = d()
     config.optimizer.learning_rate = 0.01  # section 5, for all layers
@@ -115,7 +115,7 @@ def get_config(year: str = "2012") -> ml_collections.ConfigDict:
     config.optimizer.plateau = d(dict(factor=0.1, patience=5, max_drops=3))
     config.optimizer.drop_epochs = ()  # instead of the plateau: after how many epochs the rate drops
     config.optimizer.conv1_drop_epoch = -1  # when the rate of conv1's kernels drops once more; -1: never
-    config.optimizer.conv1_freeze_epoch = -1  # when they are kept as they are; -1: never
+    config.optimizer.conv1_freeze_epoch = -1  # when conv1 is kept as it is; -1: never
 
     config.mesh = d()
     config.mesh.column = -1  # -1: model.columns where the devices allow, else 1

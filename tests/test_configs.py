@@ -28,10 +28,9 @@ NETWORKS = {  # parameters, multiply-adds: of FACTS A.1 where it has them, else 
     ),
     "caffe": (PAPER, 724_406_816),
     "torchvision": (61_100_840, 714_188_480),
-    # conv6 on all 256 maps; 9216 -> 2048 -> 21,843.
+    # conv6 on all 256 maps; 21,843 classes.
     "pretrain22k": (
-        34_944 + 307_456 + 885_120 + 663_936 + 442_624 + (9 * 256 + 1) * 256 + 9217 * 2048 + 2049 * 21_843,
-        750_627_360,
+        PAPER + (9 * 256 + 1) * 256 + 4097 * 20_843, 724_406_816 + 36 * 9 * 256 * 256 + 4096 * 20_843,
     ),
     "finetune": (PAPER + (9 * 256 + 1) * 256, 724_406_816 + 36 * 9 * 256 * 256),
     "cifar10": (2_432 + 25_632 + 51_264 + 10_250, 1024 * 2400 + 256 * 25_600 + 64 * 51_200 + 10_240),
@@ -54,6 +53,14 @@ def test_network_has_its_size(name):
     assert describe(config).splitlines()[-1] == total
     shapes = parallel.abstract_state(config, parallel.make_mesh(config), optimizer.make(config)).params
     assert sum(math.prod(x.shape) for x in jax.tree.leaves(shapes)) == parameters
+
+
+def test_finetune_takes_all_layers_of_pretrain22k_but_the_classifier():
+    ours, theirs = (
+        {layer.name: layer for layer in layer_shapes(config_of(name))} for name in ("finetune", "pretrain22k")
+    )
+    taken = set(config_of("finetune").init_layers)
+    assert {name for name in ours if ours[name] == theirs.get(name)} == taken == set(ours) - {"fc8"}
 
 
 FC6 = 9217 * 4096

@@ -188,6 +188,27 @@ def test_a_checkpoint_cut_short_is_skipped_and_more_epochs_go_on(finished, data_
     same_end(undisturbed, workdir)
 
 
+def test_what_the_released_code_does_by_epoch_goes_on_after_a_stop(data_dir, tmp_path):
+    """Rates, conv1's end, and the end of the noise: in one go, and stopped at the epoch that changes them."""
+    fields = (
+        "optimizer.drop_epochs=(1,)", "optimizer.conv1_drop_epoch=0", "optimizer.conv1_freeze_epoch=1",
+        "optimizer.bias_rate_drops=False", "augment.pca_epochs=1", "augment.crop_group=32",
+        "augment.mean_crop=centre", "data.reshuffle=False", "checkpoint.keep=20",
+    )  # fmt: skip
+    one, other = tmp_path / "one", tmp_path / "other"
+    flags = [f"--config.{field}" for field in fields]
+    printed = run(*small(data_dir, one), *flags)
+    assert "drop_epochs says: learning rate 0.002" in printed and "stopped improving" not in printed
+    assert [row["learning_rate"] for row in rows(one)] == pytest.approx([0.02, 0.002])
+    run(*small(data_dir, other), *flags, "--config.num_epochs=1")
+    run(*small(data_dir, other), *flags)
+    same_end(one, other)
+    before, after = (params_at(one, step) for step in (32, LAST_STEP))
+    for layer in before:
+        for kind in ("kernel", "bias"):
+            assert np.array_equal(before[layer][kind], after[layer][kind]) == (layer == "conv1")
+
+
 def test_a_run_may_start_from_the_layers_of_another(finished, data_dir, tmp_path):
     """Its classifier is drawn anew; where no update follows, the layers taken are the other run's best."""
     source, _ = finished

@@ -67,7 +67,7 @@ def test_bias_does_not_decay_and_a_kernel_does():
 
 
 def test_rates_of_the_released_code_by_epoch():
-    """Kernels of conv1 drop once more and freeze, biases keep twice the first rate; v is NumPy's."""
+    """Kernels of conv1 drop once more, conv1 freezes, biases keep twice the first rate; v is NumPy's."""
     config = paper.get_config()
     config.optimizer.update(
         drop_epochs=(1, 3), bias_rate=2.0, bias_rate_drops=False, conv1_drop_epoch=2, conv1_freeze_epoch=4
@@ -82,14 +82,30 @@ def test_rates_of_the_released_code_by_epoch():
         updates, state = rule.update(gradients, state, w)
         w = optimizer.apply_updates(config, w, updates, state["learning_rate"].epochs)
         for name, rate in zip(("conv1", "conv2"), rates, strict=True):
-            for kind, eps, decay in (("kernel", rate, 0.0005), ("bias", 0.02, 0.0)):
+            for kind, eps, decay in (("kernel", rate, 0.0005), ("bias", 0.02 if rate else 0, 0.0)):
                 g = gradients[name][kind] + decay * want[name][kind]
                 v[name][kind] = 0.9 * v[name][kind] - eps * g
                 want[name][kind] = want[name][kind] + (v[name][kind] if eps else 0)
                 np.testing.assert_allclose(w[name][kind], want[name][kind], rtol=1e-5, atol=1e-6)
-        schedule = optimizer.after_validation(config, state["learning_rate"], 0.5)
+        schedule = optimizer.after_validation(config, state["learning_rate"], 0.5, epoch + 1)
         assert not optimizer.ended(config, schedule)
         state = {**state, "learning_rate": schedule}
+
+
+def test_a_network_without_conv1_has_nothing_to_freeze():
+    config = paper.get_config()
+    config.optimizer.update(conv1_drop_epoch=0, conv1_freeze_epoch=0)
+    ones = {"conv2": {"kernel": jnp.ones(2)}}
+    rule = optimizer.make(config)
+    updates, _ = rule.update(ones, rule.init(ones), ones)
+    assert (optimizer.apply_updates(config, ones, updates, 1)["conv2"]["kernel"] < 1).all()
+
+
+def test_epochs_that_one_batch_completes_all_count():
+    config = paper.get_config()
+    config.optimizer.drop_epochs = (2, 3, 8)
+    state = optimizer.after_validation(config, start(config), 0.5, 4)
+    assert (int(state.drops), int(state.epochs)) == (2, 4)
 
 
 def test_biases_decay_where_the_configuration_says_so():
@@ -156,14 +172,15 @@ def test_schedule_follows_the_validation_errors(case):
     state = start(config)
     assert not optimizer.ended(config, state)
     for number, (error, drops, ends) in enumerate(validations):
-        state = optimizer.after_validation(config, state, error)
+        state = optimizer.after_validation(config, state, error, number + 1)
         assert (int(state.drops), optimizer.ended(config, state)) == (drops, ends), f"validation {number}"
 
 
 def test_schedule_keeps_the_types_that_the_compiled_step_takes():
     config = config_of(patience=2, max_drops=1)
     state = first = start(config)
-    for error in (0.5, 0.6, 0.6, 0.6, 0.6):  # an improvement, a stale one, a drop, a stale one, the end
-        state = optimizer.after_validation(config, state, error)
+    # An improvement, a stale one, a drop, a stale one, the end.
+    for epoch, error in enumerate((0.5, 0.6, 0.6, 0.6, 0.6)):
+        state = optimizer.after_validation(config, state, error, epoch + 1)
         assert [np.asarray(x).dtype for x in state] == [np.asarray(x).dtype for x in first]
     assert optimizer.ended(config, state)

@@ -23,6 +23,7 @@ from alexnet_jax import (
     main,
     optimizer,
     parallel,
+    train,
     weight_files,
     weights,
 )
@@ -196,9 +197,9 @@ def test_label_names(count, labels, names, tmp_path):
     if labels is not None:
         (tmp_path / "labels").write_text(labels)
         labels = str(tmp_path / "labels")
-    assert weights._label_names(count, labels, {}, None) == names
+    assert weights._label_names(count, labels, {}) == names
     with pytest.raises(InputError, match="labels"):
-        weights._label_names(count + 1, str(tmp_path / "labels"), {}, None)
+        weights._label_names(count + 1, str(tmp_path / "labels"), {})
 
 
 # Caffe's files, from the field numbers of its caffe.proto
@@ -250,7 +251,7 @@ def caffemodel(tensors, old=False, order=("norm", "pool", "norm", "pool", "pool"
 
 @pytest.mark.parametrize("old", [False, True])
 def test_caffes_files_with_their_mean_image(old, tmp_path):
-    config = narrow(caffe)
+    config = narrow(caffe, **{"model.num_classes": 1000})
     tensors = random_tensors(config)
     (tmp_path / "net.caffemodel").write_bytes(caffemodel(tensors, old))
     mean = np.random.default_rng(1).uniform(100, 130, (3, 256, 256)).astype(np.float32)
@@ -260,6 +261,7 @@ def test_caffes_files_with_their_mean_image(old, tmp_path):
         mean=str(tmp_path / "mean.binaryproto"),
     )  # fmt: skip
     stored = statistics.load(tmp_path / "run" / "statistics.npz")
+    assert list(stored["label_names"]) == IMAGENET
     red, green, blue = np.moveaxis(stored["mean_image"], -1, 0)
     assert all(np.array_equal(*pair) for pair in zip((blue, green, red), mean, strict=True))
     rgb = tensors | {"conv1.weight": tensors["conv1.weight"][:, ::-1]}
@@ -587,7 +589,6 @@ IMAGENET = [
     "network, data, labels",
     [
         (IMAGENET, ["n02099601", "n01440764 tench, Tinca tinca"], [207, 0]),
-        (IMAGENET, ["n02099601", "n99999999"], [0, 1]),  # with a warning
         (IMAGENET, ["n02099601", "dog"], [0, 1]),
         (["class 0", "class 1"], ["n02099601", "n01440764"], [0, 1]),
         (["n02099601x", "n01440764"], ["n01440764"], [0]),
@@ -599,6 +600,34 @@ def test_labels_are_found_by_wordnet_id_where_both_have_them(network, data, labe
     source = evaluate.with_labels_of(network, Source(data))
     assert len(source) == len(data)
     assert source.read(range(len(data)))[1].tolist() == labels
+
+
+def test_a_class_that_the_network_has_not_is_told():
+    with pytest.raises(InputError, match="lacks 1 classes.*n99999999"):
+        evaluate.with_labels_of(IMAGENET, Source(["n02099601", "n99999999"]))
+
+
+def test_training_on_and_validation_take_the_labels_of_imported_weights(tmp_path):
+    """The folder's two classes are not the network's first two."""
+    config = narrow(torchvision, **{"model.num_classes": 1000})
+    config.data.update(name="folder", dir=str(tmp_path), store="jpeg", val_split="val", test_split="val")
+    config.update(num_epochs=1, batch_size=2)
+    config.eval.update(views=1, batch_size=2)
+    for split in ("train", "val"):
+        for wnid in ("n02099601", "n02102040"):
+            (tmp_path / split / wnid).mkdir(parents=True)
+            save_png(tmp_path / split / wnid / "x.png", np.full((256, 256, 3), 99, np.uint8))
+    tensors = random_tensors(config)
+    tensors["classifier.6.weight"] *= 0
+    tensors["classifier.6.bias"] = np.full(1000, -9, np.float32)
+    tensors["classifier.6.bias"][[207, 217]] = 9  # sure that it is one of the two
+    safetensors.numpy.save_file(tensors, tmp_path / "in.safetensors")
+    weights.import_weights("torchvision", str(tmp_path / "in.safetensors"), str(tmp_path / "run"), config)
+    train.train(config, str(tmp_path / "run"))
+    row = json.loads((tmp_path / "run" / "metrics.jsonl").read_text())
+    assert row["train_loss"] < 1 and row["val_loss"] < 1
+    result = json.loads((tmp_path / "run" / "eval.json").read_text())
+    assert result["data"] == "folder" and result["loss"] == pytest.approx(row["val_loss"])
 
 
 # Against PyTorch
