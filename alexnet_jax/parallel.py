@@ -43,6 +43,7 @@ class TrainState(flax.struct.PyTreeNode):
     params: dict
     opt_state: dict
     loss_sum: Float[Array, ""]  # of the batches since the last validation
+    error_sum: Float[Array, ""]  # of their top-1 errors
     loss_count: Int[Array, ""]  # their number
 
 
@@ -202,7 +203,7 @@ def abstract_state(config, mesh: Mesh, rule: optax.GradientTransformation) -> Tr
     like_params = optax.tree_map_params(
         rule, lambda _, s: s, state.opt_state, shardings, transform_non_params=lambda _: everywhere
     )
-    shardings = TrainState(everywhere, shardings, like_params, everywhere, everywhere)
+    shardings = TrainState(everywhere, shardings, like_params, everywhere, everywhere, everywhere)
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings)
 
 
@@ -212,8 +213,15 @@ def _init_state(config, rule):
 
 def new_state(params, rule: optax.GradientTransformation) -> TrainState:
     """The state before the first step, with these parameters."""
-    zero = jnp.zeros((), jnp.int32)
-    return TrainState(zero, params, rule.init(params), jnp.zeros(()), zero)
+    # Each zero is an array of its own: a step gives away the buffers of its state, none of them twice.
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        opt_state=rule.init(params),
+        loss_sum=jnp.zeros(()),
+        error_sum=jnp.zeros(()),
+        loss_count=jnp.zeros((), jnp.int32),
+    )
 
 
 def init_state(config, mesh: Mesh, rule: optax.GradientTransformation) -> TrainState:
@@ -223,11 +231,11 @@ def init_state(config, mesh: Mesh, rule: optax.GradientTransformation) -> TrainS
 
 
 def loss_and_gradients(config, mesh: Mesh):
-    """(params, images, labels, step, statistics, coloured=True) -> the global batch's loss, and gradients.
+    """(params, images, labels, step, statistics, coloured=True) -> the global batch's loss, gradients, error.
 
     images uint8 [batch, image_size, image_size, channels], labels int32 [batch], both split over `data`;
-    gradients like params. All randomness is drawn from (seed, step, index in the global batch), dropout also
-    from (layer, column). A scalar `coloured` of False turns the colour noise off.
+    gradients like params; the error is top-1's. All randomness is drawn from (seed, step, index in the global
+    batch), dropout also from (layer, column). A scalar `coloured` of False turns the colour noise off.
     """
 
     def logits(params, views, dropout_keys):
@@ -254,13 +262,15 @@ def loss_and_gradients(config, mesh: Mesh):
         def loss(params):
             """The mean cross entropy over this device's examples (section 3.5), the same in both columns."""
             logits, _ = run(params, views, dropout_keys)
-            return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+            error = (logits.argmax(axis=1) != labels).mean()
+            return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), error
 
-        return lax.pmean(jax.value_and_grad(loss)(params), "data")
+        (mean, error), gradients = jax.value_and_grad(loss, has_aux=True)(params)
+        return lax.pmean((mean, gradients, error), "data")
 
     def whole(params, images, labels, step, statistics, coloured=True):
         specs = _specs(params, mesh)
-        in_specs, out_specs = (specs, P("data"), P("data"), P(), P(), P()), (P(), specs)
+        in_specs, out_specs = (specs, P("data"), P("data"), P(), P(), P()), (P(), specs, P())
         run = _shard_map(mesh, local, in_specs, out_specs)
         return run(params, images, labels, step, statistics, jnp.asarray(coloured))
 
@@ -274,10 +284,10 @@ def train_step(config, mesh: Mesh, rule: optax.GradientTransformation):
     def step(state, images, labels, statistics):
         epochs, last = optax.tree.get(state.opt_state, "epochs"), config.augment.pca_epochs
         coloured = last == -1 or epochs < last
-        loss, gradients = differentiate(state.params, images, labels, state.step, statistics, coloured)
+        loss, gradients, error = differentiate(state.params, images, labels, state.step, statistics, coloured)
         updates, opt_state = rule.update(gradients, state.opt_state, state.params)
         params = optimizer.apply_updates(config, state.params, updates, epochs)
-        sums = state.loss_sum + loss, state.loss_count + 1
+        sums = state.loss_sum + loss, state.error_sum + error, state.loss_count + 1
         return TrainState(state.step + 1, params, opt_state, *sums), loss
 
     shardings = jax.tree.map(lambda x: x.sharding, abstract_state(config, mesh, rule))

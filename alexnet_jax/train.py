@@ -212,6 +212,7 @@ class Run:
             "epoch": self.epochs(step),
             "learning_rate": self._learning_rate(),
             "train_loss": float(self.state.loss_sum) / int(self.state.loss_count),
+            "train_top1_error": float(self.state.error_sum) / int(self.state.loss_count),
             "val_loss": result["loss"],
             "val_top1_error": result["top1_error"],
             "val_top5_error": result["top5_error"],
@@ -220,7 +221,7 @@ class Run:
         if not np.isfinite(row["val_loss"]):
             self._diverged(step, f"the validation loss is {row['val_loss']}")
         everywhere = parallel.replicated(self.mesh)
-        zero = {"loss_sum": np.float32(0), "loss_count": np.int32(0)}
+        zero = {"loss_sum": np.float32(0), "error_sum": np.float32(0), "loss_count": np.int32(0)}
         self.state = self.state.replace(
             opt_state=opt_state | {"learning_rate": jax.device_put(plateau, everywhere)},
             **jax.device_put(zero, everywhere),
