@@ -9,7 +9,8 @@ of its own (section 3.2). The network is the same `model.Column` everywhere:
     init_state            parameters and optimizer, each column's drawn from (seed, layer, column) (section 5)
     loss_and_gradients    views of the images, the loss, one mean of the gradients over `data` (shard_map)
     train_step            state, images, labels -> new state and the loss; section 5's update
-    eval_step             images, labels -> sums of losses and errors over 1 or 10 views (section 4.1)
+    eval_step             images, labels -> sums of losses and errors over 1 or 10 views (section 4.1):
+                          view_outputs, then score, which takes those of several networks too
     forward               views -> logits and every layer's activations by name
 
 Parameters of a column are stacked on a leading axis: conv2/kernel is [2, 5, 5, 48, 128]. Only the
@@ -303,8 +304,18 @@ def eval_step(config, mesh: Mesh, views: int):
     """(params, images, labels, real, statistics) -> sums over the examples that are `real`.
 
     `loss`, `top1_errors`, `top5_errors`, `examples`. The softmax outputs of 1 or 10 views are averaged
-    (section 4.1); the loss is of that average. One view is compiled, and run for each: a loop inside the
-    compiled program would run on one core of a CPU.
+    (section 4.1); the loss is of that average.
+    """
+    outputs, sums = view_outputs(config, mesh, views), score(mesh)
+    return lambda params, images, labels, real, statistics: sums(
+        outputs(params, images, statistics), labels, real
+    )
+
+
+def view_outputs(config, mesh: Mesh, views: int):
+    """(params, images, statistics) -> the logarithm of the softmax output of each of 1 or 10 views, a list.
+
+    One view is compiled, and run for each: a loop inside the compiled program would run on one core of a CPU.
     """
     run = on_columns(
         config, mesh, lambda params, views: (Column(config).apply({"params": params}, views)[0], ())
@@ -320,9 +331,22 @@ def eval_step(config, mesh: Mesh, views: int):
         in_specs = (_specs(params, mesh), P("data"), P(), P())
         return _shard_map(mesh, local, in_specs, P("data"))(params, images, view, statistics)
 
+    return lambda params, images, statistics: [
+        log_softmax(params, images, view, statistics) for view in places
+    ]
+
+
+def mean_output(log_probs: list) -> Float[Array, "batch classes"]:
+    """The logarithm of the mean of softmax outputs, of views and of networks alike."""
+    return jax.nn.logsumexp(jnp.stack(log_probs), axis=0) - np.log(len(log_probs))
+
+
+def score(mesh: Mesh):
+    """Compiled (outputs, labels, real) -> eval_step's sums, of the mean of the outputs."""
+
     @functools.partial(jax.jit, out_shardings=replicated(mesh))
     def sums(log_probs, labels, real):
-        log_probs = jax.nn.logsumexp(jnp.stack(log_probs), axis=0) - np.log(len(log_probs))
+        log_probs = mean_output(log_probs)
         own = jnp.take_along_axis(log_probs, labels[:, None], axis=1)
         # Where classes tie, the lower label comes first, as in argmax: a constant network scores by chance.
         # What is not behind is ahead, so that an output that is not a number is an error.
@@ -333,10 +357,7 @@ def eval_step(config, mesh: Mesh, views: int):
         # `where`, not a product: padding may give anything, NaN included.
         return {name: jnp.where(real, value, 0).sum(dtype=jnp.float32) for name, value in values.items()}
 
-    def step(params, images, labels, real, statistics):
-        return sums([log_softmax(params, images, view, statistics) for view in places], labels, real)
-
-    return step
+    return sums
 
 
 def forward(config, mesh: Mesh):

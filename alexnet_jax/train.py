@@ -129,8 +129,7 @@ def _layers_of_other_run(config, mesh) -> dict:
             raise InputError(
                 f"init_layers: {layer} is {shapes[0]} in {workdir} and {shapes[1]} here; leave it out"
             )
-    with Checkpoints(workdir) as checkpoints:
-        step, params = checkpoints.restore_params(theirs)
+    step, params = evaluate.stored_params(other, workdir, mesh)
     log.info(f"starting from step {step} of {workdir}: {', '.join(config.init_layers)}")
     return {layer: params[layer] for layer in config.init_layers}
 

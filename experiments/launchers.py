@@ -1,0 +1,106 @@
+"""How a sweep runs its commands: on this machine, or as jobs of a cluster through submitit.
+
+A launcher's `run(command, workdir)` returns the command's exit code once it has ended, or None where `stop`
+was called meanwhile. What the command prints goes to WORKDIR/console.log.
+"""
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+from alexnet_jax.errors import InputError
+
+
+def run_here(command: list[str], workdir: str, started=lambda process: None) -> int:
+    """The exit code of a command that ends when this thread does, however this process ends."""
+    with open(os.path.join(workdir, "console.log"), "ab") as console:
+        # In a session of its own: Ctrl-C in a terminal is for the sweep, which then asks its runs to save.
+        process = subprocess.Popen(
+            command, stdout=console, stderr=console, start_new_session=True, preexec_fn=_end_with_parent
+        )
+    started(process)
+    return process.wait()
+
+
+def _end_with_parent() -> None:
+    if sys.platform == "linux":
+        set_parent_death_signal = 1  # PR_SET_PDEATHSIG of sys/prctl.h
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+
+
+class Local:
+    """Processes of this machine."""
+
+    def __init__(self):
+        self._processes, self._lock, self._stopping = set(), threading.Lock(), False
+
+    def run(self, command: list[str], workdir: str) -> int | None:
+        mine = []
+        code = run_here(command, workdir, lambda process: (mine.append(process), self._add(process)))
+        with self._lock:
+            self._processes -= set(mine)
+        return None if self._stopping and code else code
+
+    def _add(self, process) -> None:
+        with self._lock:
+            self._processes.add(process)
+            if self._stopping:
+                process.terminate()
+
+    def stop(self) -> str:
+        """Asks all for a checkpoint and their end; what to tell the user."""
+        with self._lock:
+            self._stopping = True
+            for process in self._processes:
+                process.terminate()
+        return "the runs are saving"
+
+
+class Submitit:
+    """Jobs of SLURM; `cluster` may be "local", to try it without one.
+
+    Jobs outlive the sweep. Their numbers are kept, and the next sweep waits for those that are still there.
+    """
+
+    def __init__(self, folder: str, parameters: dict, cluster: str = "slurm", poll_seconds: float = 2):
+        """Raises InputError where there is no SLURM, or for parameters that submitit does not know."""
+        import submitit
+
+        self._folder = os.path.join(folder, "submitit")
+        self._job_class = {"slurm": submitit.SlurmJob, "local": submitit.LocalJob}[cluster]
+        self._poll_seconds, self._stop = poll_seconds, threading.Event()
+        try:
+            self._executor = submitit.AutoExecutor(self._folder, cluster=cluster)
+            self._executor.update_parameters(**{"name": "alexnet_jax", "timeout_min": 24 * 60, **parameters})
+        except Exception as error:  # submitit raises many kinds, NameError and AssertionError among them
+            raise InputError(f"--launcher=slurm: {' '.join(str(error).split())}") from None
+        self._lock = threading.Lock()  # submitit's executors are not for several threads
+
+    def run(self, command: list[str], workdir: str) -> int | None:
+        job = self._former_job(workdir)
+        if job is None:
+            with self._lock:
+                job = self._executor.submit(run_here, command, workdir)
+            with open(os.path.join(workdir, "job"), "w") as file:
+                file.write(job.job_id)
+        while not job.done():
+            if self._stop.wait(self._poll_seconds):
+                return None
+        return 1 if job.exception() else job.result()
+
+    def _former_job(self, workdir: str):
+        """A job for this workdir that a former sweep submitted and that has not ended."""
+        try:
+            with open(os.path.join(workdir, "job")) as file:
+                job = self._job_class(self._folder, file.read())
+        except FileNotFoundError:
+            return None
+        return None if job.done(force_check=True) else job
+
+    def stop(self) -> str:
+        """Waits for them no longer; what to tell the user."""
+        self._stop.set()
+        return "the jobs go on; the same command waits for them again"
