@@ -4,9 +4,7 @@ A launcher's `run(command, workdir)` returns the command's exit code once it has
 was called meanwhile. What the command prints goes to WORKDIR/console.log.
 """
 
-import ctypes
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -14,39 +12,43 @@ import threading
 from alexnet_jax.errors import InputError
 
 
+# The system kills what this starts when the thread that started it ends, also with SIGKILL; on Linux only.
+_WITH_PARENT = """
+import ctypes, os, signal, sys
+if sys.platform == "linux":
+    set_parent_death_signal = 1  # PR_SET_PDEATHSIG of sys/prctl.h
+    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
 def run_here(command: list[str], workdir: str, started=lambda process: None) -> int:
-    """The exit code of a command that ends when this thread does, however this process ends."""
+    """The exit code of a command, whose first part is a path; it ends with this process."""
     with open(os.path.join(workdir, "console.log"), "ab") as console:
         # In a session of its own: Ctrl-C in a terminal is for the sweep, which then asks its runs to save.
         process = subprocess.Popen(
-            command, stdout=console, stderr=console, start_new_session=True, preexec_fn=_end_with_parent
+            [sys.executable, "-c", _WITH_PARENT, *command],
+            stdout=console,
+            stderr=console,
+            start_new_session=True,
         )
     started(process)
     return process.wait()
-
-
-def _end_with_parent() -> None:
-    if sys.platform == "linux":
-        set_parent_death_signal = 1  # PR_SET_PDEATHSIG of sys/prctl.h
-        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
 
 
 class Local:
     """Processes of this machine."""
 
     def __init__(self):
-        self._processes, self._lock, self._stopping = set(), threading.Lock(), False
+        self._processes, self._lock, self._stopping = [], threading.Lock(), False
 
     def run(self, command: list[str], workdir: str) -> int | None:
-        mine = []
-        code = run_here(command, workdir, lambda process: (mine.append(process), self._add(process)))
-        with self._lock:
-            self._processes -= set(mine)
+        code = run_here(command, workdir, self._add)
         return None if self._stopping and code else code
 
     def _add(self, process) -> None:
         with self._lock:
-            self._processes.add(process)
+            self._processes.append(process)
             if self._stopping:
                 process.terminate()
 
@@ -55,7 +57,7 @@ class Local:
         with self._lock:
             self._stopping = True
             for process in self._processes:
-                process.terminate()
+                process.terminate()  # one that has ended is left alone
         return "the runs are saving"
 
 

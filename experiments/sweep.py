@@ -141,8 +141,8 @@ class Sweep:
         finished = sum(bool(result) for result in self.results.values())
         lines = [
             f"    {self.title}\n",
-            f"{finished} of {len(self.plan.runs)} runs finished, {len(self.failed)} failed. Errors in percent,"
-            " mean ± standard deviation over seeds; differences to the first line ± their standard error.\n",
+            f"{finished} of {len(self.plan.runs)} runs finished, {len(self.failed)} failed. Percent: mean ±"
+            " standard deviation over seeds; difference to the first line ± its standard error.\n",
             "| variant | seeds | top-1 error | top-5 error | top-1 difference | top-5 difference | paper |",
             "|---|---|---|---|---|---|---|",
         ]

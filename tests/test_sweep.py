@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from alexnet_jax import config as configuration
 from alexnet_jax import input_pipeline, predict
 from alexnet_jax.errors import InputError
 from configs import paper, quickstart
-from experiments import launchers
+from experiments import ensemble, launchers
 from experiments.plan import Plan, variants_of
 from experiments.sweep import Sweep
 from experiments.variants import Ensemble, Variant
@@ -47,10 +48,10 @@ exec(do.read_text() if do.exists() else "")
 def fake_plan(folder, seeds=2, variants=VARIANTS):
     plan = Plan(variants, quickstart.get_config(), "configs/quickstart.py", {}, str(folder), seeds)
     replaced = {}
-    for run in plan.runs:
+    for run in sorted(plan.runs, key=lambda run: len(run.needs)):
         error = {"baseline": 0.25, "tanh": 0.5, "two": 0.125}[run.line] + run.seed / 64
         command = [sys.executable, "-c", FAKE, run.workdir, str(error)]
-        needs = [replaced[need.name] for need in run.needs if need.name in replaced] or run.needs
+        needs = [replaced[need.name] for need in run.needs]
         replaced[run.name] = dataclasses.replace(run, command=command, needs=needs)
     plan.runs = list(replaced.values())
     return plan
@@ -92,9 +93,9 @@ def test_commands_are_those_of_main_with_the_variants_overrides_and_the_seed(tmp
         "--config.data.train_split=train[:10]", "--config.model.activation=tanh", "--config.seed=0",
         f"--workdir={tmp_path}/tanh/seed-0",
     ]  # fmt: skip
-    ensemble = by_name["two, seed 0"]
-    assert ensemble.needs == [by_name["baseline, seed 0"], by_name["baseline, seed 1"]]
-    assert ensemble.command[2:] == [
+    two = by_name["two, seed 0"]
+    assert two.needs == [by_name["baseline, seed 0"], by_name["baseline, seed 1"]]
+    assert two.command[2:] == [
         "experiments.ensemble", f"{tmp_path}/baseline/seed-0", f"{tmp_path}/baseline/seed-1",
         "--config.eval.views=1", f"--out={tmp_path}/two/seed-0/eval.json",
     ]  # fmt: skip
@@ -116,11 +117,11 @@ def test_every_sweep_of_the_paper_fits_its_networks(tmp_path):
 def test_table2_tunes_what_was_pretrained_with_the_same_seed(tmp_path):
     variants = variants_of(f"{EXPERIMENTS}/table2.py:/autumn", paper.get_config())
     plan = Plan(variants, paper.get_config(), "configs/paper.py", {}, str(tmp_path), 1)
-    (*_, ensemble) = plan.of_line("7 CNNs*")
-    assert [need.name for need in ensemble.needs] == [
+    (seven,) = plan.of_line("7 CNNs*")
+    assert [need.name for need in seven.needs] == [
         *(f"1 CNN, seed {seed}" for seed in range(5)), "1 CNN*, seed 0", "1 CNN*, seed 1",
     ]  # fmt: skip
-    tuned = ensemble.needs[-1]
+    tuned = seven.needs[-1]
     (first,) = tuned.needs
     assert first.name == "pre-training, seed 1" and "--config=configs/pretrain22k.py" in first.command
     assert "--config=configs/finetune.py" in tuned.command
@@ -146,7 +147,7 @@ def test_the_table_has_means_deviations_and_differences(tmp_path):
     assert float(tanh["top1_difference_error"]) == pytest.approx(error, abs=1e-6)
     assert two["seeds"] == "2" and float(two["top1_error"]) == pytest.approx(0.125 + 0.5 / 64, abs=1e-6)
     markdown = (tmp_path / "results.md").read_text()
-    assert "| tanh | 2 | 50.78 ± 1.10 | 12.50 ± 0.00 | +23.44 ± 1.27 | +0.00 ± 0.00 | slower |" in markdown
+    assert "| tanh | 2 | 50.78 ± 1.10 | 12.50 ± 0.00 | +23.44 ± 1.28 | +0.00 ± 0.00 | slower |" in markdown
     assert "8 of 8 runs finished, 0 failed" in markdown
 
 
@@ -231,28 +232,42 @@ def test_an_ensemble_is_the_mean_of_the_softmax_outputs(swept, data_dir):
 
 
 @pytest.mark.parametrize(
-    "module, flags, words",
+    "flags, words",
     [
-        ("sweep", (), "--config: missing"),
-        ("sweep", (QUICKSTART, "--workdir={w}"), "--sweep: missing"),
-        ("sweep", (QUICKSTART, "--sweep=nowhere.py", "--workdir={w}"), "nowhere.py: there is no such file"),
-        ("sweep", (QUICKSTART, "--sweep=README.md", "--workdir={w}"), "README.md: cannot be used"),
-        ("sweep", (*ABLATIONS, "--workdir={w}", "--config.model.width=0.3"), "model.width"),
-        ("sweep", (*ABLATIONS, "--workdir={w}", "--seeds=0"), "--seeds=0"),
-        ("sweep", (*ABLATIONS, "--workdir={w}", "--config.seed=1"), "--seeds"),
-        ("sweep", (*ABLATIONS, "--workdir={w}", "--launcher=slurm"), "--launcher=slurm"),
-        ("ensemble", (), "--help"),
-        ("ensemble", ("{w}",), "has no config.json"),
-        ("ensemble", ("{relu}", "{relu}", "--config.eval.views=2"), "eval.views"),
-        ("ensemble", ("{relu}", "--config.model.width=1.0"), "model.width"),
-        ("ensemble", ("{relu}", "--config.data.dri=x"), "data.dir"),
-        ("ensemble", ("{relu}", "--out=/nowhere/x"), "--out=/nowhere/x"),
+        ((QUICKSTART,), "--sweep: missing"),
+        ((QUICKSTART, "--sweep=README.md"), "README.md: cannot be used"),
+        ((*ABLATIONS, "--config.model.width=0.3"), "model.width"),
+        ((*ABLATIONS, "--config.seed=1"), "--seeds"),
+        ((*ABLATIONS, "--launcher=slurm"), "--launcher=slurm"),
     ],
 )
-def test_bad_input_is_one_line_and_exit_code_2(module, flags, words, swept, tmp_path):
-    flags = [flag.format(w=tmp_path / "w", relu=swept[0] / "ReLU" / "seed-0") for flag in flags]
-    command = [sys.executable, "-m", f"experiments.{module}", *flags]
+def test_bad_input_is_one_line_and_exit_code_2(flags, words, tmp_path):
+    command = [sys.executable, "-m", "experiments.sweep", *flags, f"--workdir={tmp_path}/w"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2, done.stdout + done.stderr
     (line,) = done.stderr.splitlines()
-    assert line.startswith("error: ") and words in line and not (tmp_path / "w").exists()
+    assert line.startswith("error: ") and words in line and not (tmp_path / "w" / "results.md").exists()
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        ((), "--help"),
+        (("nowhere",), "nowhere: has no config.json"),
+        (("{relu}", "--config.eval.views=2"), "eval.views: 2 does not work; give one of 1, 10"),
+        (("{relu}", "--config.eval.views=many"), "eval.views: 'many'"),
+        (("{relu}", "--config.model.width=1.0"), "model.width"),
+        (("{relu}", "--config.data.dri=x"), "data.dir"),
+        (("{relu}", "{other}"), "data.image_size is 64"),
+        (("{relu}", "--out=/nowhere/x"), "--out=/nowhere/x"),
+    ],
+)
+def test_bad_input_of_an_ensemble_is_named(flags, words, swept, tmp_path):
+    relu = swept[0] / "ReLU" / "seed-0"
+    config = configuration.load(relu)
+    config.data.image_size = 64
+    configuration.save(config, tmp_path)
+    shutil.copy(relu / "statistics.npz", tmp_path)
+    with pytest.raises(InputError) as error:
+        ensemble.main([flag.format(relu=relu, other=tmp_path) for flag in flags])
+    assert words in str(error.value) and len(str(error.value).splitlines()) == 1
