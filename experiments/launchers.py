@@ -4,13 +4,13 @@ A launcher's `run(command, workdir)` returns the command's exit code once it has
 was called meanwhile. What the command prints goes to WORKDIR/console.log.
 """
 
+import json
 import os
 import subprocess
 import sys
 import threading
 
 from alexnet_jax.errors import InputError
-
 
 # The system kills what this starts when the thread that started it ends, also with SIGKILL; on Linux only.
 _WITH_PARENT = """
@@ -64,7 +64,7 @@ class Local:
 class Submitit:
     """Jobs of SLURM; `cluster` may be "local", to try it without one.
 
-    Jobs outlive the sweep. Their numbers are kept, and the next sweep waits for those that are still there.
+    Jobs outlive the sweep. Their numbers are kept, and the next sweep takes up those that have not failed.
     """
 
     def __init__(self, folder: str, parameters: dict, cluster: str = "slurm", poll_seconds: float = 2):
@@ -82,27 +82,33 @@ class Submitit:
         self._lock = threading.Lock()  # submitit's executors are not for several threads
 
     def run(self, command: list[str], workdir: str) -> int | None:
-        job = self._former_job(workdir)
+        job = self._former_job(command, workdir)
         if job is None:
             with self._lock:
                 job = self._executor.submit(run_here, command, workdir)
-            with open(os.path.join(workdir, "job"), "w") as file:
-                file.write(job.job_id)
+            with open(os.path.join(workdir, "job.json"), "w") as file:
+                json.dump([job.job_id, command], file)
         while not job.done():
             if self._stop.wait(self._poll_seconds):
                 return None
-        return 1 if job.exception() else job.result()
+        return _exit_code(job)
 
-    def _former_job(self, workdir: str):
-        """A job for this workdir that a former sweep submitted and that has not ended."""
+    def _former_job(self, command: list[str], workdir: str):
+        """The job of a former sweep for this command, unless it failed."""
         try:
-            with open(os.path.join(workdir, "job")) as file:
-                job = self._job_class(self._folder, file.read())
-        except FileNotFoundError:
+            with open(os.path.join(workdir, "job.json")) as file:
+                job_id, its_command = json.load(file)
+        except (FileNotFoundError, ValueError):
             return None
-        return None if job.done(force_check=True) else job
+        job = self._job_class(self._folder, job_id)
+        failed = its_command != command or (job.done(force_check=True) and _exit_code(job))
+        return None if failed else job
 
     def stop(self) -> str:
         """Waits for them no longer; what to tell the user."""
         self._stop.set()
         return "the jobs go on; the same command waits for them again"
+
+
+def _exit_code(job) -> int:
+    return 1 if job.exception() else job.result()

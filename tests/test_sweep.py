@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -199,6 +200,57 @@ def test_submitit_runs_the_same_commands(tmp_path):
     assert sweep.failed == {"tanh, seed 0"} and float(rows(tmp_path)[0]["top1_error"]) == 0.25
     with pytest.raises(InputError, match="slurm"):
         launchers.Submitit(str(tmp_path), {"no_such": 1})
+
+
+# A cluster of one machine, as far as submitit looks at it.
+SLURM = {
+    "sbatch": """#!/bin/bash
+export SLURM_JOB_ID=$$ SLURM_NTASKS=1 SLURM_PROCID=0 SLURM_LOCALID=0 SLURM_NODEID=0 SLURM_JOB_NUM_NODES=1
+export SLURM_JOB_NODELIST=here
+(bash "$1"; touch "{bin}/$$.ended") > /dev/null 2>&1 &
+echo "Submitted batch job $$"
+""",
+    "srun": """#!/bin/bash
+while [[ $1 == -* ]]; do [[ $1 == *=* || $1 == --unbuffered ]] && shift || shift 2; done
+exec "$@"
+""",
+    "sacct": """#!/bin/bash
+echo "JobID|State|NodeList"
+for id in "$@"; do
+  [[ $id =~ ^[0-9]+$ ]] || continue
+  [[ -e "{bin}/$id.ended" ]] && echo "$id|COMPLETED|here" || echo "$id|RUNNING|here"
+done
+""",
+}
+
+
+def test_slurm_jobs_outlive_the_sweep_and_are_found_again(tmp_path, monkeypatch):
+    bin_folder = tmp_path / "bin"
+    bin_folder.mkdir()
+    for name, text in SLURM.items():
+        (bin_folder / name).write_text(text.replace("{bin}", str(bin_folder)))
+        (bin_folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{bin_folder}:{os.environ['PATH']}")
+    folder = tmp_path / "w"
+    (folder / "baseline").mkdir(parents=True)
+    (folder / "baseline" / "do").write_text("while not (workdir.parent / 'end').exists(): time.sleep(0.02)")
+    plan = {"variants": VARIANTS[:1], "seeds": 1}
+
+    first = launchers.Submitit(str(folder), {"gpus_per_node": 1}, poll_seconds=0.05)
+
+    def stop():
+        while not starts(folder):
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=stop).start()
+    sweep = go(folder, launcher=first, **plan)
+    assert sweep.stopped == signal.SIGINT and not sweep.failed and rows(folder)[0]["seeds"] == "0"
+
+    (folder / "baseline" / "end").touch()
+    again = launchers.Submitit(str(folder), {"gpus_per_node": 1}, poll_seconds=0.05)
+    assert not go(folder, launcher=again, **plan).failed
+    assert rows(folder)[0]["seeds"] == "1" and starts(folder) == {"baseline/seed-0": 1}
 
 
 def test_a_sweep_killed_in_the_middle_ends_with_the_same_table(swept, data_dir, tmp_path):
