@@ -193,7 +193,10 @@ class _TimeLeft:
         if done > self._before:
             seconds = (time_now - self._start) / (done - self._before) * (self._epochs - done)
             line += f", about {datetime.timedelta(seconds=round(seconds))} left"
-        going = [f"{run.name}: epoch {run.epochs_done()}/{run.num_epochs}" for run in running]
+        going = [
+            run.name + (f": epoch {run.epochs_done()}/{run.num_epochs}" if run.num_epochs else "")
+            for run in running
+        ]
         log.info("; ".join([line, *going]))
 
 

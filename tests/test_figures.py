@@ -108,7 +108,7 @@ def test_nearest_images_are_those_of_all_distances(swept):
 @pytest.mark.parametrize(
     "flags, words",
     [
-        ((), "NAME"),
+        (("--workdir=x",), "required: NAME"),
         (("figure9", "--workdir=x"), "figure9"),
         (("curves",), "--workdir"),
         (("curves", "--workdir=nowhere"), "nowhere"),
