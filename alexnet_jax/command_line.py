@@ -3,9 +3,11 @@
 CONFIG, WORKDIR    the flags --config and --workdir
 parser             reads the flags; a mistake is one line on stderr and exit code 2
 fail               that line
+Parser             argparse's, for commands that take any number of workdirs
 start_log          what is printed besides
 """
 
+import argparse
 import logging
 import os
 import pathlib
@@ -98,6 +100,28 @@ def _explain(argv, error: Exception) -> str:
     if "Unknown command line flag" in message or "Missing value for flag" in message:
         return f"{message.rstrip(' ?')}; see --help"
     return f"--config={config_argument()}: {re.sub(r'^[A-Za-z]+Error: ', '', message)}"
+
+
+class Parser(argparse.ArgumentParser):
+    """For commands that take workdirs: --config.FIELD=VALUE, without --config, are put into `overrides`.
+
+    --help prints `usage`. Raises InputError.
+    """
+
+    def __init__(self, usage: str):
+        super().__init__(add_help=False, allow_abbrev=False)
+        self._usage = usage
+
+    def parse(self, arguments: list[str]) -> argparse.Namespace:
+        if {"-h", "--help"} & set(arguments):
+            print(self._usage.strip())
+            sys.exit(0)
+        given = self.parse_intermixed_args([arg for arg in arguments if not arg.startswith("--config.")])
+        given.overrides = [arg.removeprefix("--config.") for arg in arguments if arg.startswith("--config.")]
+        return given
+
+    def error(self, message: str):
+        raise InputError(f"{message}; see --help")
 
 
 def start_log() -> None:

@@ -3,10 +3,12 @@
     check             every field: known, of its type, in its range; InputError otherwise
     check_same_run    a workdir belongs to one configuration; InputError for another
     load / save       config.json of a workdir
+    of_run            the same with overrides
 
 The values themselves are in configs/paper.py.
 """
 
+import ast
 import contextlib
 import difflib
 import json
@@ -273,6 +275,29 @@ def load(workdir: str) -> ml_collections.ConfigDict | None:
         return None
     except (OSError, ValueError, AttributeError, TypeError) as error:
         raise InputError(f"{path}: is not a configuration ({error}); give another --workdir") from None
+
+
+def of_run(workdir: str, overrides: Iterable[str] = ()) -> ml_collections.ConfigDict:
+    """config.json of a workdir, changed by `overrides`, texts FIELD=VALUE, in what a run may change.
+
+    Raises InputError.
+    """
+    config = load(workdir)
+    if config is None:
+        raise InputError(f"{workdir}: has no config.json; give the workdir of a run")
+    check(config)
+    fields = dict(flatten(config))
+    for field, _, text in (override.partition("=") for override in overrides):
+        if field not in fields:
+            raise InputError(unknown(field) or f"{field}: there is no such field in {workdir}/config.json")
+        try:
+            value = text if isinstance(fields[field], str) else ast.literal_eval(text)
+            config.update_from_flattened_dict({field: value})
+        except (ValueError, SyntaxError, TypeError):
+            raise InputError(f"{field}: {text!r} does not work; {what_works(field)}") from None
+    check(config)
+    check_same_run(config, workdir, data=False)
+    return config
 
 
 def check_same_run(config, workdir: str, data: bool = True) -> None:

@@ -49,12 +49,10 @@ def errors(step, params, source, config, mesh, arrays) -> dict[str, float]:
 
 def evaluate(config, workdir: str, step: int = -1) -> None:
     """Evaluates a checkpoint of a workdir, -1 being the best, on data.test_split and writes eval.json."""
-    stored = processes.everyone(_statistics, workdir)
+    stored = processes.everyone(_statistics_of_writable, workdir)
     mesh = parallel.make_mesh(config, ("eval.batch_size",))
     source = processes.in_turn(_open_data, config, stored)
-    abstract = parallel.abstract_state(config, mesh, optimizer.make(config))
-    with Checkpoints(workdir) as checkpoints:
-        step, params = checkpoints.restore_params(abstract.params, step)
+    step, params = stored_params(config, workdir, mesh, step)
     images = f"{len(source):,} images of {config.data.test_split}, views of each: {config.eval.views}"
     log.info(f"evaluating step {step} on {images}")
     eval_step = parallel.eval_step(config, mesh, config.eval.views)
@@ -64,26 +62,42 @@ def evaluate(config, workdir: str, step: int = -1) -> None:
     if processes.index() == 0:
         text = json.dumps(result, indent=2) + "\n"
         configuration.write_atomically(os.path.join(workdir, "eval.json"), text)
-    log.info(
+    log.info(f"{in_words(result)}; written to {workdir}/eval.json")
+
+
+def in_words(result: dict) -> str:
+    return (
         f"top-1 error {result['top1_error']:.4f}, top-5 error {result['top5_error']:.4f}, loss"
-        f" {result['loss']:.4f} ({result['examples']:,} examples); written to {workdir}/eval.json"
+        f" {result['loss']:.4f} ({result['examples']:,} examples)"
     )
 
 
-def _statistics(workdir: str) -> dict:
+def stored_statistics(workdir: str) -> dict:
+    """statistics.npz of a workdir. Raises InputError."""
     path = os.path.join(workdir, "statistics.npz")
     stored = statistics.load(path)
     if stored is None:
         raise InputError(f"{path}: missing or damaged; the workdir cannot be evaluated without it")
+    return stored
+
+
+def _statistics_of_writable(workdir: str) -> dict:
     if not os.access(workdir, os.W_OK):
         raise InputError(f"--workdir={workdir}: cannot be written, and eval.json goes there; copy it first")
-    return stored
+    return stored_statistics(workdir)
 
 
 def _open_data(config, stored):
     source = input_pipeline.open_source(config, "test_split")
     check_labels(config, source)
     return with_labels_of(stored.get("label_names", ()), source)
+
+
+def stored_params(config, workdir: str, mesh, step: int = -1) -> tuple[int, dict]:
+    """(step, params) of a checkpoint of a workdir, -1 being the best, on the mesh. Raises InputError."""
+    abstract = parallel.abstract_state(config, mesh, optimizer.make(config))
+    with Checkpoints(workdir) as checkpoints:
+        return checkpoints.restore_params(abstract.params, step)
 
 
 def read(workdir: str) -> dict:

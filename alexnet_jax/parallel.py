@@ -9,7 +9,8 @@ of its own (section 3.2). The network is the same `model.Column` everywhere:
     init_state            parameters and optimizer, each column's drawn from (seed, layer, column) (section 5)
     loss_and_gradients    views of the images, the loss, one mean of the gradients over `data` (shard_map)
     train_step            state, images, labels -> new state and the loss; section 5's update
-    eval_step             images, labels -> sums of losses and errors over 1 or 10 views (section 4.1)
+    eval_step             images, labels -> sums of losses and errors over 1 or 10 views (section 4.1):
+                          view_outputs, then score, which takes those of several networks too
     forward               views -> logits and every layer's activations by name
 
 Parameters of a column are stacked on a leading axis: conv2/kernel is [2, 5, 5, 48, 128]. Only the
@@ -44,6 +45,7 @@ class TrainState(flax.struct.PyTreeNode):
     params: dict
     opt_state: dict
     loss_sum: Float[Array, ""]  # of the batches since the last validation
+    error_sum: Float[Array, ""]  # of their top-1 errors
     loss_count: Int[Array, ""]  # their number
 
 
@@ -214,7 +216,7 @@ def abstract_state(config, mesh: Mesh, rule: optax.GradientTransformation) -> Tr
     like_params = optax.tree_map_params(
         rule, lambda _, s: s, state.opt_state, shardings, transform_non_params=lambda _: everywhere
     )
-    shardings = TrainState(everywhere, shardings, like_params, everywhere, everywhere)
+    shardings = TrainState(everywhere, shardings, like_params, everywhere, everywhere, everywhere)
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings)
 
 
@@ -224,8 +226,15 @@ def _init_state(config, rule):
 
 def new_state(params, rule: optax.GradientTransformation) -> TrainState:
     """The state before the first step, with these parameters."""
-    zero = jnp.zeros((), jnp.int32)
-    return TrainState(zero, params, rule.init(params), jnp.zeros(()), zero)
+    # Each zero is an array of its own: a step gives away the buffers of its state, none of them twice.
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        opt_state=rule.init(params),
+        loss_sum=jnp.zeros(()),
+        error_sum=jnp.zeros(()),
+        loss_count=jnp.zeros((), jnp.int32),
+    )
 
 
 def init_state(config, mesh: Mesh, rule: optax.GradientTransformation) -> TrainState:
@@ -235,11 +244,11 @@ def init_state(config, mesh: Mesh, rule: optax.GradientTransformation) -> TrainS
 
 
 def loss_and_gradients(config, mesh: Mesh):
-    """(params, images, labels, step, statistics, coloured=True) -> the global batch's loss, and gradients.
+    """(params, images, labels, step, statistics, coloured=True) -> the global batch's loss, gradients, error.
 
     images uint8 [batch, image_size, image_size, channels], labels int32 [batch], both split over `data`;
-    gradients like params. All randomness is drawn from (seed, step, index in the global batch), dropout also
-    from (layer, column). A scalar `coloured` of False turns the colour noise off.
+    gradients like params; the error is top-1's. All randomness is drawn from (seed, step, index in the global
+    batch), dropout also from (layer, column). A scalar `coloured` of False turns the colour noise off.
     """
 
     def logits(params, views, dropout_keys):
@@ -266,13 +275,15 @@ def loss_and_gradients(config, mesh: Mesh):
         def loss(params):
             """The mean cross entropy over this device's examples (section 3.5), the same in both columns."""
             logits, _ = run(params, views, dropout_keys)
-            return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+            error = (logits.argmax(axis=1) != labels).mean()
+            return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), error
 
-        return lax.pmean(jax.value_and_grad(loss)(params), "data")
+        (mean, error), gradients = jax.value_and_grad(loss, has_aux=True)(params)
+        return lax.pmean((mean, gradients, error), "data")
 
     def whole(params, images, labels, step, statistics, coloured=True):
         specs = _specs(params, mesh)
-        in_specs, out_specs = (specs, P("data"), P("data"), P(), P(), P()), (P(), specs)
+        in_specs, out_specs = (specs, P("data"), P("data"), P(), P(), P()), (P(), specs, P())
         run = _shard_map(mesh, local, in_specs, out_specs)
         return run(params, images, labels, step, statistics, jnp.asarray(coloured))
 
@@ -286,10 +297,10 @@ def train_step(config, mesh: Mesh, rule: optax.GradientTransformation):
     def step(state, images, labels, statistics):
         epochs, last = optax.tree.get(state.opt_state, "epochs"), config.augment.pca_epochs
         coloured = last == -1 or epochs < last
-        loss, gradients = differentiate(state.params, images, labels, state.step, statistics, coloured)
+        loss, gradients, error = differentiate(state.params, images, labels, state.step, statistics, coloured)
         updates, opt_state = rule.update(gradients, state.opt_state, state.params)
         params = optimizer.apply_updates(config, state.params, updates, epochs)
-        sums = state.loss_sum + loss, state.loss_count + 1
+        sums = state.loss_sum + loss, state.error_sum + error, state.loss_count + 1
         return TrainState(state.step + 1, params, opt_state, *sums), loss
 
     shardings = jax.tree.map(lambda x: x.sharding, abstract_state(config, mesh, rule))
@@ -305,8 +316,18 @@ def eval_step(config, mesh: Mesh, views: int):
     """(params, images, labels, real, statistics) -> sums over the examples that are `real`.
 
     `loss`, `top1_errors`, `top5_errors`, `examples`. The softmax outputs of 1 or 10 views are averaged
-    (section 4.1); the loss is of that average. One view is compiled, and run for each: a loop inside the
-    compiled program would run on one core of a CPU.
+    (section 4.1); the loss is of that average.
+    """
+    outputs, sums = view_outputs(config, mesh, views), score(mesh)
+    return lambda params, images, labels, real, statistics: sums(
+        outputs(params, images, statistics), labels, real
+    )
+
+
+def view_outputs(config, mesh: Mesh, views: int):
+    """(params, images, statistics) -> the logarithm of the softmax output of each of 1 or 10 views, a list.
+
+    One view is compiled, and run for each: a loop inside the compiled program would run on one core of a CPU.
     """
     run = on_columns(
         config, mesh, lambda params, views: (Column(config).apply({"params": params}, views)[0], ())
@@ -322,9 +343,22 @@ def eval_step(config, mesh: Mesh, views: int):
         in_specs = (_specs(params, mesh), P("data"), P(), P())
         return _shard_map(mesh, local, in_specs, P("data"))(params, images, view, statistics)
 
+    return lambda params, images, statistics: [
+        log_softmax(params, images, view, statistics) for view in places
+    ]
+
+
+def mean_output(log_probs: list) -> Float[Array, "batch classes"]:
+    """The logarithm of the mean of softmax outputs, of views and of networks alike."""
+    return jax.nn.logsumexp(jnp.stack(log_probs), axis=0) - np.log(len(log_probs))
+
+
+def score(mesh: Mesh):
+    """Compiled (outputs, labels, real) -> eval_step's sums, of the mean of the outputs."""
+
     @functools.partial(jax.jit, out_shardings=replicated(mesh))
     def sums(log_probs, labels, real):
-        log_probs = jax.nn.logsumexp(jnp.stack(log_probs), axis=0) - np.log(len(log_probs))
+        log_probs = mean_output(log_probs)
         own = jnp.take_along_axis(log_probs, labels[:, None], axis=1)
         # Where classes tie, the lower label comes first, as in argmax: a constant network scores by chance.
         # What is not behind is ahead, so that an output that is not a number is an error.
@@ -335,10 +369,7 @@ def eval_step(config, mesh: Mesh, views: int):
         # `where`, not a product: padding may give anything, NaN included.
         return {name: jnp.where(real, value, 0).sum(dtype=jnp.float32) for name, value in values.items()}
 
-    def step(params, images, labels, real, statistics):
-        return sums([log_softmax(params, images, view, statistics) for view in places], labels, real)
-
-    return step
+    return sums
 
 
 def forward(config, mesh: Mesh):

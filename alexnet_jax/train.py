@@ -160,8 +160,7 @@ def _layers_of_other_run(config, mesh) -> dict:
             raise InputError(
                 f"init_layers: {layer} is {shapes[0]} in {workdir} and {shapes[1]} here; leave it out"
             )
-    with Checkpoints(workdir) as checkpoints:
-        step, params = checkpoints.restore_params(theirs)
+    step, params = evaluate.stored_params(other, workdir, mesh)
     log.info(f"starting from step {step} of {workdir}: {', '.join(config.init_layers)}")
     return {layer: params[layer] for layer in config.init_layers}
 
@@ -246,6 +245,7 @@ class Run:
             "epoch": self.epochs(step),
             "learning_rate": self._learning_rate(),
             "train_loss": float(self.state.loss_sum) / int(self.state.loss_count),
+            "train_top1_error": float(self.state.error_sum) / int(self.state.loss_count),
             "val_loss": result["loss"],
             "val_top1_error": result["top1_error"],
             "val_top5_error": result["top5_error"],
@@ -254,7 +254,7 @@ class Run:
         if not np.isfinite(row["val_loss"]):
             self._diverged(step, f"the validation loss is {row['val_loss']}")
         everywhere = parallel.replicated(self.mesh)
-        zero = {"loss_sum": np.float32(0), "loss_count": np.int32(0)}
+        zero = {"loss_sum": np.float32(0), "error_sum": np.float32(0), "loss_count": np.int32(0)}
         self.state = self.state.replace(
             opt_state=opt_state | {"learning_rate": jax.device_put(plateau, everywhere)},
             **jax.device_put(zero, everywhere),

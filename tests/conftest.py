@@ -1,6 +1,9 @@
 """jax starts with four CPU devices, and the shipped data set is prepared once for all tests."""
 
 import os
+import pathlib
+import subprocess
+import sys
 
 import jax
 import pytest
@@ -24,3 +27,36 @@ def data_dir(tmp_path_factory):
     config.data.dir = str(tmp_path_factory.mktemp("data"))
     input_pipeline.prepared_builder(config)
     return config.data.dir
+
+
+TWO = """
+from experiments.variants import Ensemble, Variant
+
+def get_variants(config):
+    tanh = Variant("tanh", {"model.activation": "tanh"}, "slower")
+    return [Variant("ReLU", {}, ""), tanh, Ensemble("both", {"ReLU": 1, "tanh": 1}, "")]
+"""
+
+
+def sweep_command(folder: pathlib.Path, data_dir: str) -> list[str]:
+    """Two networks and their ensemble, in `folder`/w, as small as they may be."""
+    (folder / "two.py").write_text(TWO)
+    return [
+        sys.executable, "-m", "experiments.sweep", "--config=configs/quickstart.py",
+        f"--sweep={folder}/two.py", f"--workdir={folder}/w", "--seeds=1", "--jobs=2",
+        f"--config.data.dir={data_dir}", "--config.data.train_split=train[:640]",
+        "--config.data.val_split=train[-100:]", "--config.data.test_split=test[:100]",
+        "--config.num_epochs=2", "--config.batch_size=32", "--config.checkpoint.every_steps=5",
+        "--config.model.width=0.5", "--config.eval.views=1", "--config.eval.batch_size=100",
+        *(f"--config.model.layers.{layer}.enabled=False" for layer in ("conv3", "conv4", "fc6")),
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def swept(data_dir, tmp_path_factory):
+    """(the folder of the sweep of `sweep_command`, what it printed)."""
+    folder = tmp_path_factory.mktemp("sweep")
+    root = pathlib.Path(__file__).parent.parent
+    done = subprocess.run(sweep_command(folder, data_dir), cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder / "w", done.stdout

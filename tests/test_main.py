@@ -76,7 +76,9 @@ def test_a_run_leaves_what_the_contract_lists(finished):
     assert "validation top-1 error" in printed
     metrics = rows(workdir)
     assert [(row["step"], row["epoch"]) for row in metrics] == [(32, 1), (LAST_STEP, 2)]
-    wanted = {"learning_rate", "train_loss", "val_loss", "val_top1_error", "val_top5_error"}
+    wanted = {
+        "learning_rate", "train_loss", "train_top1_error", "val_loss", "val_top1_error", "val_top5_error",
+    }  # fmt: skip
     assert all(wanted <= row.keys() and np.isfinite([row[name] for name in wanted]).all() for row in metrics)
     evaluation = json.loads((workdir / "eval.json").read_text())
     assert evaluation["examples"] == 999 and evaluation["split"] == "test[:999]"

@@ -71,7 +71,7 @@ def state_of(config, mesh, rule, seed=0):
         return draw.normal(0, std, leaf.shape).astype(np.float32)
 
     params = jax.tree_util.tree_map_with_path(array, shapes.params)
-    state = parallel.TrainState(np.int32(0), params, rule.init(params), np.float32(0), np.int32(0))
+    state = parallel.new_state(params, rule)
     return jax.tree.map(lambda x, shape: jax.device_put(x, shape.sharding), state, shapes)
 
 
@@ -132,6 +132,7 @@ def test_every_mesh_gives_the_same_losses_gradients_and_states(runs, mesh):
         assert_trees_close(velocity(state), velocity(want_state))
         assert state.step == state.loss_count == step + 1
     assert_trees_close(state.loss_sum, sum(loss for loss, _ in runs[mesh]["history"]), 1e-6)
+    assert state.error_sum == runs[1, 1]["history"][-1][1].error_sum
 
 
 def test_every_parameter_is_trained(runs):

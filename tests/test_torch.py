@@ -232,7 +232,7 @@ def test_gradient_of_every_parameter_equals_pytorch(network):
     config = without_randomness(name)
     images, labels, statistics, views = draw_batch(name, 2, 1000)
     run = jax.jit(parallel.loss_and_gradients(config, parallel.make_mesh(config)))
-    loss, gradients = run(to_ours(weights, NETWORKS[name][1]), images, labels, 0, statistics)
+    loss, gradients, _ = run(to_ours(weights, NETWORKS[name][1]), images, labels, 0, statistics)
     ours = our_activations(name, weights, views, config)
     want_loss, want = their_loss_and_gradients(name, weights, views, labels, ours)
     assert abs(loss - want_loss) <= 1e-5 * want_loss
@@ -257,7 +257,7 @@ def test_steps_over_a_drop_of_the_learning_rate_equal_the_papers_rule():
     config = without_randomness("paper", **{"model.width": 0.125, "model.num_classes": 10, "batch_size": 4})
     mesh, rule = parallel.make_mesh(config), optimizer.make(config)
     params = to_ours(weights, 2)
-    state = parallel.TrainState(np.int32(0), params, rule.init(params), np.float32(0), np.int32(0))
+    state = parallel.new_state(params, rule)
     shapes = parallel.abstract_state(config, mesh, rule)
     state = jax.tree.map(lambda x, shape: jax.device_put(x, shape.sharding), state, shapes)
     step = parallel.train_step(config, mesh, rule)

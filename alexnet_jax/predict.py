@@ -1,0 +1,135 @@
+"""python -m alexnet_jax.predict --workdir=DIR IMAGE... [--figure=OUT.png] [--config.FIELD=VALUE ...]
+
+Prints the five most probable labels of each picture, by the best checkpoint of a workdir. Any size, colour or
+greyscale, JPEG, PNG and what else Pillow reads. eval.views and the rest are of the workdir's config.json if
+not given. A file that is no picture is one line on stderr, the others go on, and the exit code is 1.
+"""
+
+import os
+import sys
+from collections.abc import Iterator
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from alexnet_jax import command_line, evaluate, images, parallel
+from alexnet_jax import config as configuration
+from alexnet_jax.errors import InputError
+
+BATCH = 32
+CORRECT, OTHER = "#D55E00", "#0072B2"  # vermilion and blue, which are told apart without colour vision
+
+
+class Network:
+    """The best checkpoint of a workdir, on one place of the mesh's axis `data`."""
+
+    def __init__(self, config, workdir: str):
+        """Raises InputError if it cannot be opened."""
+        config.mesh.data = 1  # any number of pictures
+        self.config, self.mesh = config, parallel.make_mesh(config)
+        stored = evaluate.stored_statistics(workdir)
+        self.step, self.params = evaluate.stored_params(config, workdir, self.mesh)
+        self.statistics = evaluate.on_devices(stored, self.mesh)
+        classes = config.model.num_classes
+        self.names = [str(name) for name in stored.get("label_names", ())]
+        self.names += [f"class {label}" for label in range(len(self.names), classes)]
+        self._outputs = parallel.view_outputs(config, self.mesh, config.eval.views)
+
+    def probabilities(self, pictures: np.ndarray) -> np.ndarray:
+        """Float [n, classes] for uint8 [n, image_size, image_size, channels]."""
+        log_probs = self._outputs(self.params, pictures, self.statistics)
+        return np.exp(np.asarray(parallel.mean_output(log_probs)))
+
+
+def top_five(probabilities: np.ndarray) -> np.ndarray:
+    """The labels of a picture's highest probabilities, at most five; of equal ones the lower label first."""
+    return np.argsort(-probabilities, kind="stable")[:5]
+
+
+def draw_top_five(axes, probabilities: np.ndarray, names: list[str], correct: int | None = None) -> None:
+    """Bars of the five most probable labels, as in figure 4; that of the label `correct` stands out."""
+    labels = top_five(probabilities)
+    bars = axes.barh(range(len(labels)), probabilities[labels], color=OTHER, alpha=0.55, height=0.8)
+    for bar, label in zip(bars, labels, strict=True):
+        if label == correct:
+            bar.set(color=CORRECT, hatch="//", edgecolor="white")
+        weight = "bold" if label == correct else "normal"
+        place = bar.get_y() + bar.get_height() / 2
+        axes.text(0.02, place, short(names[label]), va="center", fontsize="small", weight=weight)
+    axes.set(xlim=(0, 1), ylim=(4.5, -0.5), xticks=[], yticks=[])
+
+
+def short(name: str, length: int = 22) -> str:
+    """A class by its first name: without its WordNet id and what follows a comma."""
+    words = name.split(" ", 1)
+    has_id = len(words) == 2 and words[0][:1] == "n" and words[0][1:].isdigit()
+    first = (words[1] if has_id else name).partition(",")[0]
+    return first if len(first) <= length else first[: length - 1] + "…"
+
+
+def read(paths: list[str], config) -> Iterator[tuple[str, np.ndarray | None]]:
+    """(path, its picture as the network takes it), or (path, None) after a line on stderr."""
+    for path in paths:
+        try:
+            with open(path, "rb") as file:
+                picture = images.decode(file.read())
+            yield path, images.fit(picture, config.data.image_size, config.data.channels)
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+            print(f"error: {path}: cannot be read as a picture ({reason})", file=sys.stderr)
+            yield path, None
+
+
+def figure_of(pictures: list, network: Network) -> Figure:
+    """Every picture above its five most probable labels, four in a row."""
+    rows = -(-len(pictures) // 4)
+    columns = min(len(pictures), 4)
+    figure = Figure(figsize=(2.2 * columns, 3.4 * rows), layout="constrained")
+    grid = figure.subplots(2 * rows, columns, squeeze=False, height_ratios=(2, 1) * rows)
+    for axes in grid.flat:
+        axes.set_axis_off()
+    for number, (path, picture, probabilities) in enumerate(pictures):
+        row, column = divmod(number, 4)
+        above, below = grid[2 * row, column], grid[2 * row + 1, column]
+        above.imshow(picture.squeeze(), cmap="gray", vmin=0, vmax=255)
+        above.set_title(short(os.path.basename(path), 26), fontsize="small")
+        below.set_axis_on()
+        draw_top_five(below, probabilities, network.names)
+    return figure
+
+
+def main(arguments: list[str]) -> int:
+    """The exit code: 1 if a file was no picture. Raises InputError."""
+    parser = command_line.Parser(__doc__)
+    parser.add_argument("--workdir", required=True)
+    parser.add_argument("--figure")
+    parser.add_argument("images", nargs="+", metavar="IMAGE")
+    given = parser.parse(arguments)
+    workdir = os.path.expanduser(given.workdir)
+    network = Network(configuration.of_run(workdir, given.overrides), workdir)
+    found = []
+    for start in range(0, len(given.images), BATCH):
+        group = list(read(given.images[start : start + BATCH], network.config))
+        pictures = [(path, picture) for path, picture in group if picture is not None]
+        if not pictures:
+            continue
+        probabilities = network.probabilities(np.stack([picture for _, picture in pictures]))
+        for (path, picture), row in zip(pictures, probabilities, strict=True):
+            print(path)
+            for label in top_five(row):
+                print(f"  {row[label]:.4f}  {network.names[label]}")
+            found.append((path, picture, row) if given.figure else path)
+    if given.figure and found:
+        try:
+            figure_of(found, network).savefig(given.figure, dpi=150)
+        except (OSError, ValueError) as error:  # ValueError: a kind of file that matplotlib does not write
+            raise InputError(f"--figure={given.figure}: cannot be written ({error}); give another") from None
+    return int(len(found) < len(given.images))
+
+
+if __name__ == "__main__":
+    command_line.start_log()
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except InputError as problem:
+        command_line.fail(str(problem), 2)

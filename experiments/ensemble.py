@@ -1,0 +1,83 @@
+"""python -m experiments.ensemble DIR... [--out=FILE] [--config.FIELD=VALUE ...]
+
+Averages the predictions of the best checkpoints of several workdirs over the test split (table 2), each of
+1 or 10 views as eval.views says, and prints top-1 and top-5 error; --out is a JSON file for them. What is not
+given is of the first workdir's config.json. Networks may differ, data and classes may not.
+"""
+
+import json
+import logging
+import os
+import sys
+
+from alexnet_jax import command_line, evaluate, input_pipeline, parallel
+from alexnet_jax import config as configuration
+from alexnet_jax.errors import InputError
+
+log = logging.getLogger("alexnet_jax")
+
+SAME = ("data.name", "data.test_split", "data.image_size", "data.channels", "model.num_classes")
+
+
+def ensemble(workdirs: list[str], overrides: list[str]) -> dict:
+    """What eval.json has, of the mean of the networks' softmax outputs. Raises InputError."""
+    configs = [configuration.of_run(workdir, overrides) for workdir in workdirs]
+    stored = [evaluate.stored_statistics(workdir) for workdir in workdirs]
+    names = [[str(name) for name in arrays.get("label_names", ())] for arrays in stored]
+    config = configs[0]
+    for workdir, other, other_names in zip(workdirs, configs, names, strict=True):
+        ours, theirs = dict(configuration.flatten(config)), dict(configuration.flatten(other))
+        for field in SAME:
+            if ours[field] != theirs[field]:
+                raise InputError(
+                    f"{workdir}: {field} is {theirs[field]!r}, and {ours[field]!r} in {workdirs[0]}; networks"
+                    " of one data set can be averaged"
+                )
+        if other_names != names[0]:
+            raise InputError(
+                f"{workdir}: its classes are not those of {workdirs[0]}; networks of the same can"
+            )
+        # Networks of one and of two columns share a mesh: every device runs all columns.
+        other.mesh.column = 1
+    mesh = parallel.make_mesh(config, ("eval.batch_size",))
+    source = input_pipeline.open_source(config, "test_split")
+    evaluate.check_labels(config, source)
+    source = evaluate.with_labels_of(names[0], source)
+    members, steps = [], []
+    for workdir, other, arrays in zip(workdirs, configs, stored, strict=True):
+        step, params = evaluate.stored_params(other, workdir, mesh)
+        outputs = parallel.view_outputs(other, mesh, config.eval.views)
+        members.append((outputs, params, evaluate.on_devices(arrays, mesh)))
+        steps.append(step)
+    sums = parallel.score(mesh)
+
+    def score(_, images, labels, real, __):
+        each = (outputs(params, images, arrays) for outputs, params, arrays in members)
+        return sums([view for views in each for view in views], labels, real)
+
+    what = {"split": config.data.test_split, "views": config.eval.views}
+    log.info(f"averaging {len(members)} networks on {len(source):,} images of {what['split']}")
+    result = evaluate.errors(score, None, source, config, mesh, None)
+    return {**what, "workdirs": workdirs, "steps": steps, **result}
+
+
+def main(arguments: list[str]) -> None:
+    parser = command_line.Parser(__doc__)
+    parser.add_argument("workdirs", nargs="+", metavar="DIR")
+    parser.add_argument("--out")
+    given = parser.parse(arguments)
+    folder = os.path.dirname(os.path.abspath(given.out or "x"))
+    if not os.access(folder, os.W_OK) or (given.out and os.path.isdir(given.out)):
+        raise InputError(f"--out={given.out}: cannot be written; give another")
+    result = ensemble(given.workdirs, given.overrides)
+    if given.out:
+        configuration.write_atomically(given.out, json.dumps(result, indent=2) + "\n")
+    log.info(evaluate.in_words(result))
+
+
+if __name__ == "__main__":
+    command_line.start_log()
+    try:
+        main(sys.argv[1:])
+    except InputError as error:
+        command_line.fail(str(error), 2)

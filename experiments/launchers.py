@@ -1,0 +1,114 @@
+"""How a sweep runs its commands: on this machine, or as jobs of a cluster through submitit.
+
+A launcher's `run(command, workdir)` returns the command's exit code once it has ended, or None where `stop`
+was called meanwhile. What the command prints goes to WORKDIR/console.log.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+
+from alexnet_jax.errors import InputError
+
+# The system kills what this starts when the thread that started it ends, also with SIGKILL; on Linux only.
+_WITH_PARENT = """
+import ctypes, os, signal, sys
+if sys.platform == "linux":
+    set_parent_death_signal = 1  # PR_SET_PDEATHSIG of sys/prctl.h
+    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
+def run_here(command: list[str], workdir: str, started=lambda process: None) -> int:
+    """The exit code of a command, whose first part is a path; it ends with this process."""
+    with open(os.path.join(workdir, "console.log"), "ab") as console:
+        # In a session of its own: Ctrl-C in a terminal is for the sweep, which then asks its runs to save.
+        process = subprocess.Popen(
+            [sys.executable, "-c", _WITH_PARENT, *command],
+            stdout=console,
+            stderr=console,
+            start_new_session=True,
+        )
+    started(process)
+    return process.wait()
+
+
+class Local:
+    """Processes of this machine."""
+
+    def __init__(self):
+        self._processes, self._lock, self._stopping = [], threading.Lock(), False
+
+    def run(self, command: list[str], workdir: str) -> int | None:
+        code = run_here(command, workdir, self._add)
+        return None if self._stopping and code else code
+
+    def _add(self, process) -> None:
+        with self._lock:
+            self._processes.append(process)
+            if self._stopping:
+                process.terminate()
+
+    def stop(self) -> str:
+        """Asks all for a checkpoint and their end; what to tell the user."""
+        with self._lock:
+            self._stopping = True
+            for process in self._processes:
+                process.terminate()  # one that has ended is left alone
+        return "the runs are saving"
+
+
+class Submitit:
+    """Jobs of SLURM; `cluster` may be "local", to try it without one.
+
+    Jobs outlive the sweep. Their numbers are kept, and the next sweep takes up those that have not failed.
+    """
+
+    def __init__(self, folder: str, parameters: dict, cluster: str = "slurm", poll_seconds: float = 2):
+        """Raises InputError where there is no SLURM, or for parameters that submitit does not know."""
+        import submitit
+
+        self._folder = os.path.join(folder, "submitit")
+        self._job_class = {"slurm": submitit.SlurmJob, "local": submitit.LocalJob}[cluster]
+        self._poll_seconds, self._stop = poll_seconds, threading.Event()
+        try:
+            self._executor = submitit.AutoExecutor(self._folder, cluster=cluster)
+            self._executor.update_parameters(**{"name": "alexnet_jax", "timeout_min": 24 * 60, **parameters})
+        except Exception as error:  # submitit raises many kinds, NameError and AssertionError among them
+            raise InputError(f"--launcher=slurm: {' '.join(str(error).split())}") from None
+        self._lock = threading.Lock()  # submitit's executors are not for several threads
+
+    def run(self, command: list[str], workdir: str) -> int | None:
+        job = self._former_job(command, workdir)
+        if job is None:
+            with self._lock:
+                job = self._executor.submit(run_here, command, workdir)
+            with open(os.path.join(workdir, "job.json"), "w") as file:
+                json.dump([job.job_id, command], file)
+        while not job.done():
+            if self._stop.wait(self._poll_seconds):
+                return None
+        return _exit_code(job)
+
+    def _former_job(self, command: list[str], workdir: str):
+        """The job of a former sweep for this command, unless it failed."""
+        try:
+            with open(os.path.join(workdir, "job.json")) as file:
+                job_id, its_command = json.load(file)
+        except (FileNotFoundError, ValueError):
+            return None
+        job = self._job_class(self._folder, job_id)
+        failed = its_command != command or (job.done(force_check=True) and _exit_code(job))
+        return None if failed else job
+
+    def stop(self) -> str:
+        """Waits for them no longer; what to tell the user."""
+        self._stop.set()
+        return "the jobs go on; the same command waits for them again"
+
+
+def _exit_code(job) -> int:
+    return 1 if job.exception() else job.result()

@@ -1,0 +1,186 @@
+"""Which runs a sweep is made of: every line of its table with every seed, as commands with workdirs.
+
+variants_of    what a sweep's file lists
+Plan           the runs of these, each with those that must be finished before it
+Run            one command, and its result
+"""
+
+import dataclasses
+import json
+import os
+import re
+import runpy
+import shlex
+import sys
+
+from alexnet_jax import config as configuration
+from alexnet_jax import parallel, shapes
+from alexnet_jax.errors import InputError
+from experiments.variants import Ensemble, Variant
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One command and the workdir in which its eval.json will be."""
+
+    line: str
+    seed: int
+    workdir: str
+    command: list[str]
+    needs: list["Run"]  # which must be finished before
+    num_epochs: int = 0
+
+    @property
+    def name(self) -> str:
+        return f"{self.line}, seed {self.seed}"
+
+    @property
+    def made_by(self) -> list:
+        """All that decides the result; without the interpreter, which may be another one next time."""
+        return [self.command[1:], *(need.made_by for need in self.needs)]
+
+    def epochs_done(self) -> int:
+        try:
+            with open(os.path.join(self.workdir, "metrics.jsonl")) as file:
+                return min(sum(1 for _ in file), self.num_epochs)
+        except OSError:
+            return 0
+
+    def result(self) -> dict:
+        """What `keep_result` kept, if it is of this very run; else {}."""
+        kept = _read_json(self._kept)
+        return kept["result"] if kept.get("made_by") == self.made_by else {}
+
+    def keep_result(self) -> bool:
+        """Marks the run as finished; False where it has left no result.
+
+        A copy of eval.json, because an evaluation of the workdir by hand writes that anew.
+        """
+        result = _read_json(os.path.join(self.workdir, "eval.json"))
+        if result:
+            kept = {"made_by": self.made_by, "result": result}
+            configuration.write_atomically(self._kept, json.dumps(kept) + "\n")
+        return bool(result)
+
+    @property
+    def _kept(self) -> str:
+        return os.path.join(self.workdir, "sweep.json")
+
+
+def _read_json(path: str) -> dict:
+    try:
+        with open(path) as file:
+            return json.load(file)
+    except (OSError, ValueError):
+        return {}
+
+
+def variants_of(sweep: str, config) -> list[Variant | Ensemble]:
+    """What the file of --sweep lists for a configuration. Raises InputError."""
+    path, _, argument = sweep.partition(":")
+    if not os.path.isfile(path):
+        raise InputError(f"--sweep={sweep}: there is no such file; give experiments/ablations.py or another")
+    try:
+        variants = list(runpy.run_path(path)["get_variants"](config, *[argument] * bool(argument)))
+        folders = [_folder(variant.name) for variant in variants]
+    except Exception as error:  # a file of the user's may raise any
+        raise InputError(f"--sweep={sweep}: cannot be used ({type(error).__name__}: {error})") from None
+    if not variants or len(set(folders)) < len(folders):
+        raise InputError(f"--sweep={sweep}: lists nothing, or two of one name; give each its own")
+    return variants
+
+
+def _folder(name: str) -> str:
+    return re.sub(r"[^\w.-]+", "-", name)
+
+
+class Plan:
+    """The runs of a sweep, the first seed of all lines first.
+
+    Of each line by its name: `overrides`, as flags; `task`, by which errors can be compared.
+    """
+
+    def __init__(self, variants, config, config_file: str, given: dict, workdir: str, seeds: int):
+        """Raises InputError for a variant that does not work."""
+        self.variants, self.overrides, self.task = variants, {}, {}
+        self._config, self._config_file, self._given, self._workdir = config, config_file, given, workdir
+        by_line = {}
+        for variant in variants:
+            make = self._ensembles if isinstance(variant, Ensemble) else self._trainings
+            by_line[variant.name] = make(variant, self._seeds_of(variant.name, seeds), by_line)
+        self.runs = sorted((run for runs in by_line.values() for run in runs), key=lambda run: run.seed)
+
+    def of_line(self, name: str) -> list[Run]:
+        return [run for run in self.runs if run.line == name]
+
+    def _seeds_of(self, name: str, seeds: int) -> int:
+        """How many seeds a line has: those wanted, and those that later lines are made of."""
+        wanted = [seeds]
+        for variant in self.variants:
+            if isinstance(variant, Ensemble):
+                wanted.append(seeds * variant.members.get(name, 0))
+            elif variant.init_from == name != variant.name:
+                wanted.append(self._seeds_of(variant.name, seeds))
+        return max(wanted)
+
+    def _place(self, variant, seed: int) -> str:
+        return os.path.join(self._workdir, _folder(variant.name), f"seed-{seed}")
+
+    def _trainings(self, variant: Variant, seeds: int, by_line: dict) -> list[Run]:
+        config = self._checked(variant)
+        self.overrides[variant.name] = shlex.join(as_flags(variant.overrides))
+        self.task[variant.name] = config.data.name, config.data.test_split, config.model.num_classes
+        starts = by_line.get(variant.init_from, [])
+        if variant.init_from and not starts:
+            raise InputError(f"{variant.name}: init_from={variant.init_from} is no variant before it")
+        runs = []
+        for seed in range(seeds):
+            needs, folder = starts[seed : seed + 1], self._place(variant, seed)
+            command = [
+                *(sys.executable, "-m", "alexnet_jax.main"),
+                f"--config={variant.config or self._config_file}",
+                *as_flags({**self._given, **variant.overrides, "seed": seed}),
+                *(f"--config.init_from={need.workdir}" for need in needs),
+                f"--workdir={folder}",
+            ]
+            runs.append(Run(variant.name, seed, folder, command, needs, config.num_epochs))
+        return runs
+
+    def _checked(self, variant: Variant):
+        """The configuration of its runs."""
+        try:
+            config = self._config.copy_and_resolve_references()
+            if variant.config:
+                path, _, argument = variant.config.partition(":")
+                config = runpy.run_path(path)["get_config"](*[argument] * bool(argument))
+            config.update_from_flattened_dict({**self._given, **variant.overrides})
+            configuration.check(config)
+            shapes.layer_shapes(config)
+            parallel.mesh_shape(config, None, ("batch_size", "eval.batch_size"))
+        except Exception as error:  # ml_collections raises many kinds, and a configuration's file any
+            raise InputError(f"variant {variant.name!r}: {' '.join(str(error).split())}") from None
+        return config
+
+    def _ensembles(self, variant: Ensemble, seeds: int, by_line: dict) -> list[Run]:
+        flags, runs = as_flags(variant.overrides), []
+        for member in variant.members:
+            if member not in by_line:
+                raise InputError(f"{variant.name}: {member!r} is no variant before it")
+        members = " and ".join(f"{n} of {name}" for name, n in variant.members.items())
+        self.overrides[variant.name] = " ".join([members, *flags])
+        self.task[variant.name] = self.task[next(iter(variant.members))]
+        for seed in range(seeds):
+            needs = [
+                run for name, n in variant.members.items() for run in by_line[name][seed * n : seed * n + n]
+            ]
+            folder = self._place(variant, seed)
+            command = [
+                *(sys.executable, "-m", "experiments.ensemble", *(need.workdir for need in needs), *flags),
+                f"--out={folder}/eval.json",
+            ]
+            runs.append(Run(variant.name, seed, folder, command, needs))
+        return runs
+
+
+def as_flags(fields: dict) -> list[str]:
+    return [f"--config.{field}={value}" for field, value in fields.items()]

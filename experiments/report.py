@@ -1,0 +1,141 @@
+"""python -m experiments.report DIR [--out=FILE]
+
+One page of a workdir, or of a sweep with all of its runs: errors, throughput, what differs from
+configs/paper.py, curves and kernels. All is within the file, DIR/report.html if --out is left out.
+"""
+
+import base64
+import csv
+import html
+import io
+import json
+import logging
+import os
+import statistics
+import sys
+
+from alexnet_jax import command_line, evaluate, shapes
+from alexnet_jax import config as configuration
+from alexnet_jax.errors import InputError
+from configs import paper
+from experiments import figures
+
+STYLE = """body { font: 15px/1.5 sans-serif; max-width: 72em; margin: 2em auto; padding: 0 1em; color: #222 }
+table { border-collapse: collapse; margin: 1em 0 } td, th { border: 1px solid #ccc; padding: .2em .7em;
+text-align: left; overflow-wrap: anywhere } th { background: #eee } img { max-width: 100% }
+pre { background: #f5f5f5; padding: 1em; overflow-x: auto; font-size: 12px }
+summary { cursor: pointer; font-weight: bold; margin: .6em 0 }"""
+
+
+def page(folder: str) -> str:
+    """The HTML. Raises InputError if the folder holds no run."""
+    title = html.escape(os.path.basename(os.path.abspath(folder)))
+    workdirs = figures.workdirs_of(folder)
+    parts = [f"<h1>{title}</h1>"]
+    if workdirs != [folder]:
+        parts += _sweep(folder)
+        for workdir in workdirs:
+            name = html.escape(os.path.relpath(workdir, folder))
+            parts += [f"<details><summary>{name}</summary>", *_workdir(workdir), "</details>"]
+    else:
+        parts += _workdir(folder)
+    return (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{STYLE}</style>'
+        f"<body>{''.join(parts)}</body></html>\n"
+    )
+
+
+def _sweep(folder: str) -> list[str]:
+    try:
+        with open(os.path.join(folder, "results.csv"), newline="") as file:
+            rows = list(csv.DictReader(file))
+        return [
+            "<p>Errors are fractions; differences are to the first line.</p>",
+            _table(rows[0], [r.values() for r in rows]),
+        ]
+    except (OSError, IndexError):
+        return []  # a folder of runs that no sweep made
+
+
+def _workdir(workdir: str) -> list[str]:
+    config = configuration.of_run(workdir)
+    ours, papers = dict(configuration.flatten(config)), dict(configuration.flatten(paper.get_config()))
+    different = [
+        (field, papers.get(field, "none"), ours.get(field, "none"))
+        for field in sorted(ours.keys() | papers.keys())
+        if ours.get(field) != papers.get(field)
+    ]
+    facts = [("configuration", config.name), ("data", f"{config.data.name}, {config.data.train_split}")]
+    result = evaluate.read(workdir)
+    if result:
+        what = f"{result['examples']:,} images of {result['split']}, {result['views']} views,"
+        what += f" step {result['step']}"
+        for name in ("top1", "top5"):
+            facts.append((f"{name.replace('p', 'p-')} error", f"{result[f'{name}_error']:.2%} ({what})"))
+    parts = []
+    try:
+        rows = figures.rows_of(workdir)
+        rates = statistics.median(row["images_per_second"] for row in rows)
+        facts += [
+            ("trained", f"{rows[-1]['epoch']} of {config.num_epochs} epochs, {rows[-1]['step']:,} steps"),
+            ("throughput", f"{rates:,.0f} images/s, the median over epochs"),
+        ]
+        parts.append(_image(figures.curves([workdir]), "learning curves"))
+    except InputError as error:
+        facts.append(("curves", str(error)))
+    try:
+        parts.append(_image(figures.figure3([workdir]), "the kernels of conv1"))
+    except InputError as error:
+        facts.append(("kernels", str(error)))
+    return [
+        _table(("", ""), facts),
+        *parts,
+        "<h3>Differences to configs/paper.py</h3>",
+        _table(("field", "paper", "here"), different) if different else "<p>none</p>",
+        "<details><summary>network</summary>",
+        f"<pre>{html.escape(shapes.describe(config))}</pre></details>",
+        "<details><summary>whole configuration</summary>",
+        f"<pre>{html.escape(json.dumps(config.to_dict(), indent=2))}</pre></details>",
+    ]
+
+
+def _table(head, rows) -> str:
+    def line(cells, tag):
+        return "<tr>" + "".join(f"<{tag}>{html.escape(str(cell))}</{tag}>" for cell in cells) + "</tr>"
+
+    return (
+        "<table>"
+        + (line(head, "th") if any(head) else "")
+        + "".join(line(r, "td") for r in rows)
+        + "</table>"
+    )
+
+
+def _image(figure, text: str) -> str:
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=110)
+    inline = base64.b64encode(file.getvalue()).decode()
+    return f'<p><img alt="{text}" src="data:image/png;base64,{inline}"></p>'
+
+
+def main(arguments: list[str]) -> None:
+    parser = command_line.Parser(__doc__)
+    parser.add_argument("folder", metavar="DIR")
+    parser.add_argument("--out")
+    given = parser.parse(arguments)
+    out = given.out or os.path.join(given.folder, "report.html")
+    text = page(given.folder)
+    try:
+        configuration.write_atomically(out, text)
+    except OSError as error:
+        raise InputError(f"--out={out}: cannot be written ({error.strerror}); give another") from None
+    print(out)
+
+
+if __name__ == "__main__":
+    command_line.start_log()
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax's notes on reading only
+    try:
+        main(sys.argv[1:])
+    except InputError as error:
+        command_line.fail(str(error), 2)

@@ -1,0 +1,265 @@
+"""python -m experiments.sweep --config=configs/NAME.py[:ARG] --sweep=experiments/SWEEP.py[:ARG] --workdir=DIR
+                            [--seeds=3] [--launcher=local|slurm] [--jobs=N] [--slurm=KEY=VALUE,...]
+                            [--config.FIELD=VALUE ...]
+
+Trains every variant of a sweep with seeds 0, 1, …, each in a workdir of its own, DIR/VARIANT/seed-N, by the
+command of main.py. What is finished is not run again, what was interrupted goes on, what fails is reported
+and stops nothing else. DIR/results.csv and DIR/results.md are written anew whenever a run ends. The exit code
+is 1 if a run failed, 2 for a mistake in what was given.
+
+--sweep      ablations, table1, table2, figure1 are in experiments/; variants.py says what such a file has
+--seeds      results of each line of the table
+--jobs       how many run at a time: 1 if left out, and all under SLURM
+--slurm      parameters of submitit: gpus_per_node=2,timeout_min=600,slurm_partition=NAME
+"""
+
+import concurrent.futures
+import csv
+import datetime
+import io
+import logging
+import math
+import os
+import shlex
+import signal
+import statistics
+import sys
+import time
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from alexnet_jax import command_line
+from alexnet_jax import config as configuration
+from alexnet_jax.errors import InputError
+from experiments import launchers
+from experiments.plan import Plan, Run, as_flags, variants_of
+
+log = logging.getLogger("alexnet_jax")
+
+_SWEEP = flags.DEFINE_string("sweep", None, "the sweep's file")
+_SEEDS = flags.DEFINE_integer("seeds", 3, "results of each line of the table", lower_bound=1)
+_LAUNCHER = flags.DEFINE_enum("launcher", "local", ("local", "slurm"), "where to run")
+_JOBS = flags.DEFINE_integer("jobs", None, "runs at a time", lower_bound=1)
+_SLURM = flags.DEFINE_string("slurm", "", "parameters of submitit")
+
+
+class Sweep:
+    """Runs what is planned and keeps the table."""
+
+    def __init__(self, plan: Plan, workdir: str, title: str):
+        self.plan, self.workdir, self.title = plan, workdir, title
+        self.results = {run.name: run.result() for run in plan.runs}
+        self.failed, self.stopped = set(), 0
+
+    def go(self, launcher, jobs: int) -> None:
+        """Returns when all runs have ended, or those that were running when SIGTERM or SIGINT came."""
+        waiting = [run for run in self.plan.runs if not self.results[run.name]]
+        runs = len(self.plan.runs)
+        log.info(f"{runs} runs, {runs - len(waiting)} finished; {jobs} at a time")
+        self.write()
+        self._stop_on_signals(launcher)
+        clock, running = _TimeLeft(self), {}
+        with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
+            while running or waiting:
+                if self.stopped:
+                    waiting.clear()
+                for run in list(waiting):
+                    if any(need.name in self.failed for need in run.needs):
+                        waiting.remove(run)
+                        self._fail(run, "what it is made of failed")
+                    elif all(self.results[need.name] for need in run.needs) and len(running) < jobs:
+                        waiting.remove(run)
+                        os.makedirs(run.workdir, exist_ok=True)
+                        running[pool.submit(launcher.run, run.command, run.workdir)] = run
+                ended, _ = concurrent.futures.wait(running, 1, concurrent.futures.FIRST_COMPLETED)
+                for future in ended:
+                    self._end(running.pop(future), future)
+                clock.tell(running.values(), bool(ended))
+
+    def _stop_on_signals(self, launcher) -> None:
+        def stop(number, frame):
+            del frame
+            self.stopped = number
+            signal.signal(number, signal.SIG_DFL)  # a second one ends the sweep, and with it its runs
+            log.info(f"{signal.Signals(number).name}: {launcher.stop()}")
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, stop)
+
+    def _end(self, run: Run, future) -> None:
+        if future.exception():
+            self._fail(run, repr(future.exception()))
+        elif future.result() == 0 and run.keep_result():
+            result = self.results[run.name] = run.result()
+            log.info(f"{run.name}: top-1 error {result['top1_error']:.4f}")
+        elif future.result() is not None:
+            self._fail(run, f"exit code {future.result()}: {_last_line(run)}")
+        self.write()
+
+    def _fail(self, run: Run, why: str) -> None:
+        self.failed.add(run.name)
+        log.warning(f"{run.name}: failed ({why})")
+        self.write()
+
+    def rows(self) -> list[dict]:
+        """One a line of the table: errors over its seeds, as fractions, and differences to the first's."""
+        rows, first = [], self.plan.variants[0].name
+        for variant in self.plan.variants:
+            runs = self.plan.of_line(variant.name)
+            results = [self.results[run.name] for run in runs if self.results[run.name]]
+            row = {
+                "variant": variant.name,
+                "overrides": self.plan.overrides[variant.name],
+                "seeds": len(results),
+                "failed": sum(run.name in self.failed for run in runs),
+            }
+            for name in ("top1", "top5"):
+                errors = [result[f"{name}_error"] for result in results]
+                row[f"{name}_error"] = statistics.mean(errors) if errors else math.nan
+                row[f"{name}_std"] = statistics.stdev(errors) if len(errors) > 1 else math.nan
+                base = rows[0] if rows else row
+                comparable = rows and self.plan.task[variant.name] == self.plan.task[first]
+                difference = row[f"{name}_error"] - base[f"{name}_error"]
+                row[f"{name}_difference"] = difference if comparable else math.nan
+                squares = [each[f"{name}_std"] ** 2 / max(each["seeds"], 1) for each in (row, base)]
+                row[f"{name}_difference_error"] = math.sqrt(sum(squares)) if comparable else math.nan
+            rows.append({**row, "paper": variant.paper})
+        return rows
+
+    def write(self) -> None:
+        """results.csv and results.md."""
+        rows, table = self.rows(), io.StringIO()
+        writer = csv.DictWriter(table, rows[0], lineterminator="\n")
+        writer.writeheader()
+        for row in rows:
+            writer.writerow({key: _rounded(value) for key, value in row.items()})
+        configuration.write_atomically(os.path.join(self.workdir, "results.csv"), table.getvalue())
+        configuration.write_atomically(os.path.join(self.workdir, "results.md"), self._markdown(rows))
+
+    def _markdown(self, rows: list[dict]) -> str:
+        finished = sum(bool(result) for result in self.results.values())
+        lines = [
+            f"    {self.title}\n",
+            f"{finished} of {len(self.plan.runs)} runs finished, {len(self.failed)} failed. Percent: mean ±"
+            " standard deviation over seeds; difference to the first line ± its standard error.\n",
+            "| variant | seeds | top-1 error | top-5 error | top-1 difference | top-5 difference | paper |",
+            "|---|---|---|---|---|---|---|",
+        ]
+        for row in rows:
+            seeds = f"{row['seeds']}" + (f", {row['failed']} failed" if row["failed"] else "")
+            errors = [_percent(row[f"{name}_error"], row[f"{name}_std"]) for name in ("top1", "top5")]
+            differences = [
+                _percent(row[f"{name}_difference"], row[f"{name}_difference_error"], "+")
+                for name in ("top1", "top5")
+            ]
+            cells = [row["variant"], seeds, *errors, *differences, row["paper"]]
+            lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+        return "\n".join(lines) + "\n"
+
+
+def _last_line(run: Run) -> str:
+    """Of what it printed; main.py's is the reason."""
+    path = os.path.join(run.workdir, "console.log")
+    try:
+        with open(path, errors="replace") as file:
+            return [line.strip() for line in file if line.strip()][-1]
+    except (OSError, IndexError):
+        return f"{path} is empty"
+
+
+class _TimeLeft:
+    """Tells how far all runs are, every half minute and when one ends."""
+
+    def __init__(self, sweep: Sweep):
+        self._sweep, self._start, self._last = sweep, time.monotonic(), time.monotonic()
+        self._epochs = sum(run.num_epochs for run in sweep.plan.runs)
+        self._before = self._done()
+
+    def _done(self) -> int:
+        ended = self._sweep.failed | {name for name, result in self._sweep.results.items() if result}
+        return sum(
+            run.num_epochs if run.name in ended else run.epochs_done() for run in self._sweep.plan.runs
+        )
+
+    def tell(self, running, now: bool) -> None:
+        time_now = time.monotonic()
+        if not now and time_now - self._last < 30:
+            return
+        self._last, runs = time_now, self._sweep.plan.runs
+        ended = sum(bool(result) for result in self._sweep.results.values()) + len(self._sweep.failed)
+        line = f"{ended} of {len(runs)} runs ended"
+        done = self._done()
+        if done > self._before:
+            seconds = (time_now - self._start) / (done - self._before) * (self._epochs - done)
+            line += f", about {datetime.timedelta(seconds=round(seconds))} left"
+        going = [
+            run.name + (f": epoch {run.epochs_done()}/{run.num_epochs}" if run.num_epochs else "")
+            for run in running
+        ]
+        log.info("; ".join([line, *going]))
+
+
+def _rounded(value):
+    if not isinstance(value, float):
+        return value
+    return "" if math.isnan(value) else f"{value:.6f}"
+
+
+def _percent(value: float, spread: float, sign: str = "") -> str:
+    if math.isnan(value):
+        return ""
+    return f"{100 * value:{sign}.2f}" + ("" if math.isnan(spread) else f" ± {100 * spread:.2f}")
+
+
+def _slurm_parameters(text: str) -> dict:
+    pairs = [pair.partition("=") for pair in text.split(",") if pair]
+    if not all(key and value for key, _, value in pairs):
+        raise InputError(f"--slurm={text}: give KEY=VALUE,KEY=VALUE")
+    return {key: int(value) if value.isdigit() else value for key, _, value in pairs}
+
+
+def main(argv) -> None:
+    del argv
+    try:
+        config = command_line.CONFIG.value
+        for flag, value in (
+            ("config", config),
+            ("sweep", _SWEEP.value),
+            ("workdir", command_line.WORKDIR.value),
+        ):
+            if not value:
+                raise InputError(f"--{flag}: missing; see --help")
+        configuration.check(config)
+        given = config_flags.get_override_values(flags.FLAGS["config"])
+        if "seed" in given:
+            raise InputError("--config.seed: every seed from 0 is run; give their number, --seeds")
+        workdir = os.path.abspath(os.path.expanduser(command_line.WORKDIR.value))
+        config_file = command_line.config_argument()
+        variants = variants_of(_SWEEP.value, config)
+        plan = Plan(variants, config, config_file, given, workdir, _SEEDS.value)
+        slurm = _LAUNCHER.value == "slurm"
+        launcher = launchers.Local()
+        if slurm:
+            launcher = launchers.Submitit(workdir, _slurm_parameters(_SLURM.value))
+        arguments = [f"--config={config_file}", f"--sweep={_SWEEP.value}", *as_flags(given)]
+        title = f"python -m experiments.sweep {shlex.join([*arguments, f'--seeds={_SEEDS.value}'])}"
+        sweep = Sweep(plan, workdir, title)
+        try:
+            os.makedirs(workdir, exist_ok=True)
+            sweep.write()
+        except OSError as error:
+            raise InputError(f"--workdir={workdir}: cannot be written ({error}); give another") from None
+    except InputError as error:
+        command_line.fail(str(error), 2)
+    sweep.go(launcher, _JOBS.value or (len(plan.runs) if slurm else 1))
+    log.info(f"the table is in {workdir}/results.md")
+    if sweep.stopped:
+        sys.exit(128 + sweep.stopped)
+    if sweep.failed:
+        command_line.fail(f"{len(sweep.failed)} of {len(plan.runs)} runs failed", 1)
+
+
+if __name__ == "__main__":
+    command_line.start_log()
+    app.run(main, flags_parser=command_line.parser(__doc__))

@@ -1,0 +1,28 @@
+"""What a sweep's file lists: lines of its table, the baseline first.
+
+A sweep's file has `get_variants(config)`, or `get_variants(config, argument)` for --sweep=FILE:ARGUMENT,
+where `config` is the configuration swept. It returns a list of these.
+"""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """A network that is trained."""
+
+    name: str
+    overrides: dict  # field of the configuration -> value
+    paper: str  # what the paper reports
+    config: str = ""  # configs/NAME.py[:ARG] where it is another than the one swept
+    init_from: str = ""  # the name of an earlier variant, from whose run of the same seed it starts
+
+
+@dataclasses.dataclass(frozen=True)
+class Ensemble:
+    """Networks that are trained as other lines of the table, averaged."""
+
+    name: str
+    members: dict  # name of a variant -> number of its seeds
+    paper: str
+    overrides: dict = dataclasses.field(default_factory=dict)  # of the evaluation

@@ -1,0 +1,85 @@
+"""alexnet_jax/predict.py: pictures of any kind and size, named labels, what is no picture."""
+
+import numpy as np
+import pytest
+import small_archives
+
+from alexnet_jax import config as configuration
+from alexnet_jax import images, input_pipeline, predict
+from alexnet_jax.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def workdir(swept):
+    return str(swept[0] / "ReLU" / "seed-0")
+
+
+def test_every_kind_of_picture_gets_five_named_labels(workdir, tmp_path, capsys):
+    odd = {**small_archives.odd_pictures()}
+    del odd["gzipped"]
+    paths = [tmp_path / f"{number}.JPEG" for number in range(len(odd))]
+    for path, content in zip(paths, odd.values(), strict=True):
+        path.write_bytes(content)
+    (tmp_path / "text.jpg").write_text("no picture")
+    wrong = [str(tmp_path / "text.jpg"), str(tmp_path / "not there.jpg"), str(tmp_path)]
+    given = [f"--workdir={workdir}", *wrong[:1], *map(str, paths), *wrong[1:]]
+    assert predict.main([*given, f"--figure={tmp_path}/figure.png"]) == 1
+    printed, errors = capsys.readouterr()
+    lines = printed.splitlines()
+    assert lines[::6] == [str(path) for path in paths] and len(lines) == 6 * len(paths)
+    for start in range(1, len(lines), 6):
+        probabilities = [float(line.split()[0]) for line in lines[start : start + 5]]
+        assert probabilities == sorted(probabilities, reverse=True) and 0.5 < sum(probabilities) <= 1.001
+    assert any("Sneaker" in line for line in lines)
+    assert [line.partition(":")[0] for line in errors.splitlines()] == ["error"] * 3
+    assert all(path in errors for path in wrong)
+    assert images.decode((tmp_path / "figure.png").read_bytes()).shape[2] == 3
+    assert predict.main([f"--workdir={workdir}", str(paths[0])]) == 0
+
+
+def test_predictions_are_those_that_evaluation_counts(workdir):
+    """In batches of another size, with one view and with ten."""
+    config = configuration.of_run(workdir)
+    pictures, labels = input_pipeline.open_source(config, "test_split").read(range(100))
+    network = predict.Network(config, workdir)
+    parts = [network.probabilities(pictures[start : start + 40]) for start in (0, 40, 80)]
+    probabilities = np.concatenate(parts)
+    assert np.allclose(probabilities.sum(axis=1), 1, atol=1e-5)
+    from alexnet_jax import evaluate
+
+    assert (probabilities.argmax(axis=1) != labels).mean() == pytest.approx(
+        evaluate.read(workdir)["top1_error"]
+    )
+    ten = predict.Network(configuration.of_run(workdir, ["eval.views=10"]), workdir)
+    assert abs(ten.probabilities(pictures[:3]) - probabilities[:3]).max() > 1e-6
+
+
+@pytest.mark.parametrize(
+    "name, short",
+    [
+        ("n01440764 tench, Tinca tinca", "tench"),
+        ("T-shirt/top", "T-shirt/top"),
+        ("nightingale song", "nightingale song"),
+        ("n02799175 basketball equipment of any kind", "basketball equipment …"),
+    ],
+)
+def test_classes_are_shown_by_their_first_name(name, short):
+    assert predict.short(name) == short
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        ((), "--workdir"),
+        (("--workdir=nowhere", "x.jpg"), "nowhere: has no config.json"),
+        (("--workdir={workdir}",), "IMAGE"),
+        (("--workdir={workdir}", "{picture}", "--figure=/nowhere/x.png"), "--figure=/nowhere/x.png"),
+        (("--workdir={workdir}", "{picture}", "--config.model.activation=tanh"), "model.activation"),
+    ],
+)
+def test_bad_input_is_named(flags, words, workdir, tmp_path):
+    picture = tmp_path / "a.png"
+    picture.write_bytes(small_archives.file_of(small_archives.photograph(0), "PNG"))
+    with pytest.raises(InputError) as error:
+        predict.main([flag.format(workdir=workdir, picture=picture) for flag in flags])
+    assert words in str(error.value) and len(str(error.value).splitlines()) == 1

@@ -1,0 +1,66 @@
+"""experiments/report.py: one page that needs nothing else."""
+
+import html.parser
+
+import pytest
+
+from alexnet_jax.errors import InputError
+from experiments import report
+
+
+class Page(html.parser.HTMLParser):
+    """Whether every element is closed, and what the page refers to."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.sources, self.words = [], [], ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.sources += [value for name, value in attributes if name in ("src", "href")]
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words += data
+
+
+def test_a_workdirs_page_has_errors_differences_curves_and_kernels(swept):
+    workdir = swept[0] / "ReLU" / "seed-0"
+    report.main([str(workdir)])
+    page = Page((workdir / "report.html").read_text())
+    assert not page.open and len(page.sources) == 2
+    assert all(source.startswith("data:image/png;base64,") for source in page.sources)
+    for words in (
+        "top-1 error",
+        "100 images of test[:100]",
+        "images/s",
+        "model.width",
+        "data.channels",
+        "total:",
+    ):
+        assert words in page.words
+
+
+def test_a_sweeps_page_has_its_table_and_every_run(swept, tmp_path):
+    report.main([str(swept[0]), f"--out={tmp_path}/page.html"])
+    page = Page((tmp_path / "page.html").read_text())
+    assert not page.open and len(page.sources) == 4
+    for words in (
+        "top1_difference",
+        "1 of ReLU and 1 of tanh",
+        "ReLU/seed-0",
+        "tanh/seed-0",
+        "model.activation",
+    ):
+        assert words in page.words
+
+
+def test_bad_input_is_named(swept, tmp_path):
+    with pytest.raises(InputError, match="has no config.json"):
+        report.main([str(tmp_path)])
+    with pytest.raises(InputError, match="--out=/nowhere/x"):
+        report.main([str(swept[0] / "ReLU" / "seed-0"), "--out=/nowhere/x"])

@@ -1,0 +1,325 @@
+"""experiments/sweep.py and ensemble.py: which runs, their order, ends and restarts, the table."""
+
+import csv
+import dataclasses
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+from conftest import sweep_command
+
+from alexnet_jax import config as configuration
+from alexnet_jax import input_pipeline, predict
+from alexnet_jax.errors import InputError
+from configs import paper, quickstart
+from experiments import ensemble, launchers
+from experiments.plan import Plan, variants_of
+from experiments.sweep import Sweep
+from experiments.variants import Ensemble, Variant
+
+ROOT = pathlib.Path(__file__).parent.parent
+EXPERIMENTS = ROOT / "experiments"
+QUICKSTART = "--config=configs/quickstart.py"
+ABLATIONS = (QUICKSTART, "--sweep=experiments/ablations.py")
+VARIANTS = [
+    Variant("baseline", {}, "40.7 / 18.2 %"),
+    Variant("tanh", {"model.activation": "tanh"}, "slower"),
+    Ensemble("two", {"baseline": 2}, "38.1 / 16.4 %", {"eval.views": 1}),
+]
+# Instead of main.py and ensemble.py: counts its starts, and does as the file `do` beside its workdir says.
+FAKE = """
+import json, os, pathlib, sys, time
+workdir = pathlib.Path(sys.argv[1])
+with open(workdir / "starts", "a") as file:
+    file.write("x")
+do = workdir.parent / "do"
+exec(do.read_text() if do.exists() else "")
+(workdir / "eval.json").write_text(json.dumps({"top1_error": float(sys.argv[2]), "top5_error": 0.125}))
+"""
+
+
+def fake_plan(folder, seeds=2, variants=VARIANTS):
+    plan = Plan(variants, quickstart.get_config(), "configs/quickstart.py", {}, str(folder), seeds)
+    replaced = {}
+    for run in sorted(plan.runs, key=lambda run: len(run.needs)):
+        error = {"baseline": 0.25, "tanh": 0.5, "two": 0.125}[run.line] + run.seed / 64
+        command = [sys.executable, "-c", FAKE, run.workdir, str(error)]
+        needs = [replaced[need.name] for need in run.needs]
+        replaced[run.name] = dataclasses.replace(run, command=command, needs=needs)
+    plan.runs = list(replaced.values())
+    return plan
+
+
+def go(folder, jobs=2, launcher=None, **kwargs):
+    sweep = Sweep(fake_plan(folder, **kwargs), str(folder), "title")
+    sweep.go(launcher or launchers.Local(), jobs)
+    return sweep
+
+
+def rows(folder):
+    with open(folder / "results.csv") as file:
+        return list(csv.DictReader(file))
+
+
+def starts(folder):
+    return {
+        f"{path.parent.parent.name}/{path.parent.name}": len(path.read_text())
+        for path in folder.glob("*/seed-*/starts")
+    }
+
+
+@pytest.fixture(autouse=True)
+def handlers():
+    former = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in former.items():
+        signal.signal(number, handler)
+
+
+def test_commands_are_those_of_main_with_the_variants_overrides_and_the_seed(tmp_path):
+    given = {"num_epochs": 3, "data.train_split": "train[:10]"}
+    plan = Plan(VARIANTS, quickstart.get_config(), "configs/quickstart.py", given, str(tmp_path), 1)
+    by_name = {run.name: run for run in plan.runs}
+    assert list(by_name) == ["baseline, seed 0", "tanh, seed 0", "two, seed 0", "baseline, seed 1"]
+    assert by_name["tanh, seed 0"].command[1:] == [
+        "-m", "alexnet_jax.main", "--config=configs/quickstart.py", "--config.num_epochs=3",
+        "--config.data.train_split=train[:10]", "--config.model.activation=tanh", "--config.seed=0",
+        f"--workdir={tmp_path}/tanh/seed-0",
+    ]  # fmt: skip
+    two = by_name["two, seed 0"]
+    assert two.needs == [by_name["baseline, seed 0"], by_name["baseline, seed 1"]]
+    assert two.command[2:] == [
+        "experiments.ensemble", f"{tmp_path}/baseline/seed-0", f"{tmp_path}/baseline/seed-1",
+        "--config.eval.views=1", f"--out={tmp_path}/two/seed-0/eval.json",
+    ]  # fmt: skip
+
+
+def test_every_sweep_of_the_paper_fits_its_networks(tmp_path):
+    for file, config, config_file, runs in (
+        ("ablations.py", paper.get_config("2010"), "configs/paper.py:2010", 16),
+        ("ablations.py", quickstart.get_config(), "configs/quickstart.py", 16),
+        ("table1.py", paper.get_config("2010"), "configs/paper.py:2010", 2),
+        ("table2.py", paper.get_config(), "configs/paper.py", 6),
+        (f"table2.py:{tmp_path}", paper.get_config(), "configs/paper.py", 5 + 1 + 2 + 2 + 1),
+    ):
+        variants = variants_of(f"{EXPERIMENTS}/{file}", config)
+        plan = Plan(variants, config, config_file, {}, str(tmp_path), 1)
+        assert len(plan.runs) == runs and all(variant.paper for variant in variants)
+
+
+def test_table2_tunes_what_was_pretrained_with_the_same_seed(tmp_path):
+    variants = variants_of(f"{EXPERIMENTS}/table2.py:/autumn", paper.get_config())
+    plan = Plan(variants, paper.get_config(), "configs/paper.py", {}, str(tmp_path), 1)
+    (seven,) = plan.of_line("7 CNNs*")
+    assert [need.name for need in seven.needs] == [
+        *(f"1 CNN, seed {seed}" for seed in range(5)), "1 CNN*, seed 0", "1 CNN*, seed 1",
+    ]  # fmt: skip
+    tuned = seven.needs[-1]
+    (first,) = tuned.needs
+    assert first.name == "pre-training, seed 1" and "--config=configs/pretrain22k.py" in first.command
+    assert "--config=configs/finetune.py" in tuned.command
+    assert (
+        f"--config.init_from={first.workdir}" in tuned.command
+        and "--config.data.dir=/autumn" in first.command
+    )
+
+
+def test_the_table_has_means_deviations_and_differences(tmp_path):
+    sweep = go(tmp_path)
+    assert not sweep.failed
+    baseline, tanh, two = rows(tmp_path)
+    # Four seeds of the baseline, since two ensembles take two each.
+    assert (
+        baseline["variant"] == "baseline" and baseline["seeds"] == "4" and baseline["top1_difference"] == ""
+    )
+    assert float(baseline["top1_error"]) == pytest.approx(0.25 + 1.5 / 64, abs=1e-6)
+    assert float(baseline["top1_std"]) == pytest.approx((5 / 3) ** 0.5 / 64, abs=1e-6)
+    assert tanh["overrides"] == "--config.model.activation=tanh" and tanh["paper"] == "slower"
+    assert float(tanh["top1_difference"]) == pytest.approx(0.25 - 1 / 64, abs=1e-6)
+    error = (0.5 / 64**2 / 2 + (5 / 3) / 64**2 / 4) ** 0.5
+    assert float(tanh["top1_difference_error"]) == pytest.approx(error, abs=1e-6)
+    assert two["seeds"] == "2" and float(two["top1_error"]) == pytest.approx(0.125 + 0.5 / 64, abs=1e-6)
+    markdown = (tmp_path / "results.md").read_text()
+    assert "| tanh | 2 | 50.78 ± 1.10 | 12.50 ± 0.00 | +23.44 ± 1.28 | +0.00 ± 0.00 | slower |" in markdown
+    assert "8 of 8 runs finished, 0 failed" in markdown
+
+
+def test_what_is_finished_is_not_run_again_and_what_failed_is(tmp_path):
+    (tmp_path / "baseline").mkdir(parents=True)
+    (tmp_path / "baseline" / "do").write_text(
+        "sys.exit('error: by intention') if workdir.name[-1] == '1' else 0"
+    )
+    sweep = go(tmp_path, seeds=1)
+    # The ensemble of what failed fails; the rest goes on.
+    assert sweep.failed == {"baseline, seed 1", "two, seed 0"}
+    assert [(row["seeds"], row["failed"]) for row in rows(tmp_path)] == [("1", "1"), ("1", "0"), ("0", "1")]
+    assert "| two | 0, 1 failed |  |  |  |  | 38.1 / 16.4 % |" in (tmp_path / "results.md").read_text()
+    (tmp_path / "baseline" / "do").unlink()
+    # An evaluation by hand does not change the table.
+    (tmp_path / "tanh" / "seed-0" / "eval.json").write_text(json.dumps({"top1_error": 1, "top5_error": 1}))
+    assert not go(tmp_path, seeds=1).failed
+    assert starts(tmp_path) == {
+        "baseline/seed-0": 1, "baseline/seed-1": 2, "tanh/seed-0": 1, "two/seed-0": 1,
+    }  # fmt: skip
+    assert float(rows(tmp_path)[1]["top1_error"]) == 0.5
+
+
+def test_a_stop_lets_the_runs_save_and_starts_no_more(tmp_path):
+    (tmp_path / "baseline").mkdir(parents=True)
+    waits = "import signal; signal.signal(15, lambda *_: ((workdir / 'saved').touch(), sys.exit(143)));"
+    tells = "(workdir / 'ready').touch(); time.sleep(60)"
+    (tmp_path / "baseline" / "do").write_text(waits + tells)
+
+    class Stops(launchers.Local):
+        def _add(self, process):
+            super()._add(process)
+            while not (tmp_path / "baseline" / "seed-0" / "ready").exists():
+                time.sleep(0.01)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    sweep = go(tmp_path, jobs=1, launcher=Stops())
+    assert sweep.stopped == signal.SIGTERM and not sweep.failed
+    assert (tmp_path / "baseline" / "seed-0" / "saved").exists() and list(starts(tmp_path)) == [
+        "baseline/seed-0"
+    ]
+
+
+def test_submitit_runs_the_same_commands(tmp_path):
+    launcher = launchers.Submitit(str(tmp_path), {}, cluster="local", poll_seconds=0.05)
+    (tmp_path / "tanh").mkdir()
+    (tmp_path / "tanh" / "do").write_text("sys.exit('error: by intention')")
+    sweep = go(tmp_path, jobs=2, launcher=launcher, seeds=1, variants=VARIANTS[:2])
+    assert sweep.failed == {"tanh, seed 0"} and float(rows(tmp_path)[0]["top1_error"]) == 0.25
+    with pytest.raises(InputError, match="slurm"):
+        launchers.Submitit(str(tmp_path), {"no_such": 1})
+
+
+# A cluster of one machine, as far as submitit looks at it.
+SLURM = {
+    "sbatch": """#!/bin/bash
+export SLURM_JOB_ID=$$ SLURM_NTASKS=1 SLURM_PROCID=0 SLURM_LOCALID=0 SLURM_NODEID=0 SLURM_JOB_NUM_NODES=1
+export SLURM_JOB_NODELIST=here
+(bash "$1"; touch "{bin}/$$.ended") > /dev/null 2>&1 &
+echo "Submitted batch job $$"
+""",
+    "srun": """#!/bin/bash
+while [[ $1 == -* ]]; do [[ $1 == *=* || $1 == --unbuffered ]] && shift || shift 2; done
+exec "$@"
+""",
+    "sacct": """#!/bin/bash
+echo "JobID|State|NodeList"
+for id in "$@"; do
+  [[ $id =~ ^[0-9]+$ ]] || continue
+  [[ -e "{bin}/$id.ended" ]] && echo "$id|COMPLETED|here" || echo "$id|RUNNING|here"
+done
+""",
+}
+
+
+def test_slurm_jobs_outlive_the_sweep_and_are_found_again(tmp_path, monkeypatch):
+    bin_folder = tmp_path / "bin"
+    bin_folder.mkdir()
+    for name, text in SLURM.items():
+        (bin_folder / name).write_text(text.replace("{bin}", str(bin_folder)))
+        (bin_folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{bin_folder}:{os.environ['PATH']}")
+    folder = tmp_path / "w"
+    (folder / "baseline").mkdir(parents=True)
+    (folder / "baseline" / "do").write_text("while not (workdir.parent / 'end').exists(): time.sleep(0.02)")
+    plan = {"variants": VARIANTS[:1], "seeds": 1}
+
+    first = launchers.Submitit(str(folder), {"gpus_per_node": 1}, poll_seconds=0.05)
+
+    def stop():
+        while not starts(folder):
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=stop).start()
+    sweep = go(folder, launcher=first, **plan)
+    assert sweep.stopped == signal.SIGINT and not sweep.failed and rows(folder)[0]["seeds"] == "0"
+
+    (folder / "baseline" / "end").touch()
+    again = launchers.Submitit(str(folder), {"gpus_per_node": 1}, poll_seconds=0.05)
+    assert not go(folder, launcher=again, **plan).failed
+    assert rows(folder)[0]["seeds"] == "1" and starts(folder) == {"baseline/seed-0": 1}
+
+
+def test_a_sweep_killed_in_the_middle_ends_with_the_same_table(swept, data_dir, tmp_path):
+    folder, printed = swept
+    assert "3 of 3 runs ended" in printed and f"{folder}/results.md" in printed
+    command = sweep_command(tmp_path, data_dir)
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not list(tmp_path.glob("w/*/seed-0/metrics.jsonl")):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "w" / "results.csv").read_text() == (folder / "results.csv").read_text()
+    assert "resuming" in "".join(path.read_text() for path in tmp_path.glob("w/*/seed-0/console.log"))
+
+
+def test_an_ensemble_is_the_mean_of_the_softmax_outputs(swept, data_dir):
+    folder, _ = swept
+    result = json.loads((folder / "both" / "seed-0" / "eval.json").read_text())
+    networks = [
+        predict.Network(configuration.of_run(workdir), workdir)
+        for workdir in (str(folder / name / "seed-0") for name in ("ReLU", "tanh"))
+    ]
+    images, labels = input_pipeline.open_source(networks[0].config, "test_split").read(range(100))
+    mean = np.mean([network.probabilities(images) for network in networks], axis=0)
+    assert result["examples"] == 100 and result["views"] == 1 and len(result["steps"]) == 2
+    assert result["top1_error"] == pytest.approx((mean.argmax(axis=1) != labels).mean())
+    assert result["loss"] == pytest.approx(-np.log(mean[range(100), labels]).mean(), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        ((QUICKSTART,), "--sweep: missing"),
+        ((QUICKSTART, "--sweep=README.md"), "README.md: cannot be used"),
+        ((*ABLATIONS, "--config.model.width=0.3"), "model.width"),
+        ((*ABLATIONS, "--config.seed=1"), "--seeds"),
+        ((*ABLATIONS, "--launcher=slurm"), "--launcher=slurm"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(flags, words, tmp_path):
+    command = [sys.executable, "-m", "experiments.sweep", *flags, f"--workdir={tmp_path}/w"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2, done.stdout + done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ") and words in line and not (tmp_path / "w" / "results.md").exists()
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        ((), "--help"),
+        (("nowhere",), "nowhere: has no config.json"),
+        (("{relu}", "--config.eval.views=2"), "eval.views: 2 does not work; give one of 1, 10"),
+        (("{relu}", "--config.eval.views=many"), "eval.views: 'many'"),
+        (("{relu}", "--config.model.width=1.0"), "model.width"),
+        (("{relu}", "--config.data.dri=x"), "data.dir"),
+        (("{relu}", "{other}"), "data.image_size is 64"),
+        (("{relu}", "--out=/nowhere/x"), "--out=/nowhere/x"),
+    ],
+)
+def test_bad_input_of_an_ensemble_is_named(flags, words, swept, tmp_path):
+    relu = swept[0] / "ReLU" / "seed-0"
+    config = configuration.load(relu)
+    config.data.image_size = 64
+    configuration.save(config, tmp_path)
+    shutil.copy(relu / "statistics.npz", tmp_path)
+    with pytest.raises(InputError) as error:
+        ensemble.main([flag.format(relu=relu, other=tmp_path) for flag in flags])
+    assert words in str(error.value) and len(str(error.value).splitlines()) == 1
