@@ -1,6 +1,6 @@
 """Second half of "1 CNN*" (section 7, table 2): the pre-trained convolutions, tuned on ILSVRC-2012.
 
-    python -m alexnet_jax.main --config=configs/finetune.py --config.init_from=runs/pretrain22k
+    python -m alexnet_jax.main --config=configs/finetune.py    # init_from: runs/pretrain22k
 
 61,555,304 parameters. All layers but the classifier start from the best checkpoint of `init_from`, as in the
 released code (layers-146-2012-2011.cfg, where only fc1000 has no initWFunc). Published, ten views, top-1 /
@@ -17,6 +17,7 @@ from configs import paper, pretrain22k
 def get_config() -> ml_collections.ConfigDict:
     config = paper.get_config()
     config.name = "finetune"
+    config.init_from = "runs/pretrain22k"
     config.init_layers += ("conv6",)
     config.model.layers.conv6 = pretrain22k.get_config().model.layers.conv6
     config.optimizer.learning_rate = 0.001

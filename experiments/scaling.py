@@ -35,14 +35,14 @@ IMAGES, EPOCHS, BATCH = 1_281_167, 90, 128
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """One device as jax sees it: a TensorCore pair of v4 (megacore), a chip of v5e and v6e."""
+    """One device as jax sees it: one of the two TensorCores of a chip of v4, a whole chip of v5e and v6e."""
 
     clock: float  # Hz, the published peak over the products of one cycle
-    links: float  # bytes a second, all links of a chip, one way
+    links: float  # bytes a second, its share of the chip's links, one way
 
 
 CHIPS = {
-    "v4": Chip(clock=1.05e9, links=300e9 / 2),
+    "v4": Chip(clock=1.05e9, links=300e9 / 2 / 2),
     "v5e": Chip(clock=1.5e9, links=200e9 / 2),
     "v6e": Chip(clock=1.75e9, links=448e9 / 2),
 }
@@ -218,7 +218,7 @@ def plot(rows: list[dict]) -> Figure:
             )  # fmt: skip
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
-    ticks = sorted({r["devices"] for r in rows})
+    ticks = sorted({r["devices"] for r in rows if r["topology"].startswith("v5e")})
     axes.set_xticks(ticks, ticks)
     axes.set_xlabel("devices (TPU v5e)")
     axes.set_ylabel("images a second, the compiler's estimate")
