@@ -9,8 +9,8 @@ MODE is one of
     describe   print the network as a table
 
 Several processes run as one program where --coordinator, an address of process 0, is given, or on a cluster
-that JAX detects (SLURM, Open MPI, Cloud TPU, Kubernetes), which needs none of these flags; --processes=1 runs
-alone there.
+that JAX detects (SLURM, Open MPI 4, Cloud TPU, Kubernetes with jax[k8s]), which needs none of these flags;
+--processes=1 runs alone there.
 
 Nothing else reads flags. Errors in what was given are one line on stderr and exit code 2.
 """
@@ -111,9 +111,9 @@ def main(argv) -> None:
             shapes.layer_shapes(config)
             parallel.mesh_shape(config, None, () if _MODE.value == "eval" else ("batch_size",))
         workdir = os.path.expanduser(WORKDIR.value or _default_workdir())
-        if _MODE.value != "describe":
-            _join(_MODE.value, config, workdir)
         with processes.fate():
+            if _MODE.value != "describe":
+                _join(_MODE.value, config, workdir)
             run(_MODE.value, config, overrides, workdir)
     except InputError as error:
         command_line.fail(str(error), 2)

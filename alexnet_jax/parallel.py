@@ -98,12 +98,9 @@ def make_mesh(config, batches: tuple[str, ...] = ()) -> Mesh:
     if jax.default_backend() != "cpu" or len(jax.devices()) < data * column:
         data, column = mesh_shape(config, len(jax.devices()), batches, hosts)
     shape, names = ((data, column), ("data", AXIS)) if column > 1 else ((data,), ("data",))
-    return jax.make_mesh(
-        shape,
-        names,
-        axis_types=(jax.sharding.AxisType.Auto,) * len(names),
-        devices=jax.devices()[: data * column],
-    )
+    # Not jax.make_mesh, which finds no pairs in some slices of TPUs, and takes the devices in its own order.
+    devices = np.array(jax.devices()[: data * column]).reshape(shape)
+    return Mesh(devices, names, axis_types=(jax.sharding.AxisType.Auto,) * len(names))
 
 
 def column_axes(params):

@@ -20,6 +20,7 @@ import subprocess
 import sys
 import threading
 import traceback
+import warnings
 
 from alexnet_jax.errors import Diverged, InputError
 
@@ -59,16 +60,20 @@ def join(coordinator: str | None, processes: int | None, process: int | None, se
 
     if processes == 1:
         return
-    coordinator = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")
+    coordinator, devices = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS"), None
     try:
-        coordinator, processes, process, devices = clusters.ClusterEnv.auto_detect_unset_distributed_params(
-            coordinator, processes, process, None, None, seconds
-        )
+        with warnings.catch_warnings():  # JAX's, in a pod of Kubernetes without the package for it
+            warnings.simplefilter("ignore")
+            detected = clusters.ClusterEnv.auto_detect_unset_distributed_params(
+                coordinator, processes, process, None, None, seconds
+            )
+        coordinator, processes, process, devices = detected
     except Exception as error:  # Kubernetes' and the metadata servers' own
-        raise InputError(
-            f"--processes: a cluster was detected, but not its processes ({_first_line(error)});"
-            " give --coordinator, --processes and --process, or --processes=1"
-        ) from None
+        if None in (coordinator, processes, process):
+            raise InputError(
+                f"--processes: a cluster was detected, but not its processes ({_first_line(error)});"
+                " give --coordinator, --processes and --process, or --processes=1"
+            ) from None
     given = {"--coordinator": coordinator, "--processes": processes, "--process": process}
     if processes == 1 or all(value is None for value in given.values()):
         return
@@ -242,7 +247,10 @@ def _filter() -> None:
         signal.signal(number, signal.SIG_IGN)
     told = False
     for line in sys.stdin:
-        if re.match(r"[WEF]\d{4} .*(coordination|preemption_sync|distributed)", line):
+        about = re.match(r"([WEF])\d{4} .*(coordination|preemption_sync|distributed)", line)
+        if about and about[1] == "W":  # it goes on
+            continue
+        if about:
             if not told:
                 print(_LOST, file=sys.stderr, flush=True)
             break

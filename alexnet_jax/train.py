@@ -114,7 +114,12 @@ def _take_workdir(stack, config, workdir: str, source) -> None:
         lock = stack.enter_context(open(os.path.join(workdir, ".lock"), "a"))  # noqa: SIM115
         handler = logging.FileHandler(os.path.join(workdir, "train.log"))
         stack.enter_context(contextlib.closing(handler))
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # let go by the system, however the process ends
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # let go by the system, however the process ends
+        except BlockingIOError:
+            raise
+        except OSError:
+            log.warning(f"{workdir}: this file system has no locks; see that one program trains there")
         if configuration.load(workdir) is None or statistics.load(path) is None:
             label_names = np.array(source.label_names)
             statistics.save(path, {**statistics.of_source(source), "label_names": label_names})
