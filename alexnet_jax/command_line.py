@@ -3,7 +3,8 @@
 CONFIG, WORKDIR    the flags --config and --workdir
 parser             reads the flags; a mistake is one line on stderr and exit code 2
 fail               that line
-Parser             argparse's, for commands that take any number of workdirs
+Parser             argparse's, for commands that take no --config
+run                such a command
 start_log          what is printed besides
 """
 
@@ -103,21 +104,22 @@ def _explain(argv, error: Exception) -> str:
 
 
 class Parser(argparse.ArgumentParser):
-    """For commands that take workdirs: --config.FIELD=VALUE, without --config, are put into `overrides`.
+    """--help prints `usage`. Raises InputError.
 
-    --help prints `usage`. Raises InputError.
+    With `overrides`, --config.FIELD=VALUE of workdirs are put into `overrides` of what it gives.
     """
 
-    def __init__(self, usage: str):
+    def __init__(self, usage: str, overrides: bool = False):
         super().__init__(add_help=False, allow_abbrev=False)
-        self._usage = usage
+        self._usage, self._overrides = usage, overrides
 
     def parse(self, arguments: list[str]) -> argparse.Namespace:
         if {"-h", "--help"} & set(arguments):
             print(self._usage.strip())
             sys.exit(0)
-        given = self.parse_intermixed_args([arg for arg in arguments if not arg.startswith("--config.")])
-        given.overrides = [arg.removeprefix("--config.") for arg in arguments if arg.startswith("--config.")]
+        overrides = [arg for arg in arguments if self._overrides and arg.startswith("--config.")]
+        given = self.parse_intermixed_args([arg for arg in arguments if arg not in overrides])
+        given.overrides = [arg.removeprefix("--config.") for arg in overrides]
         return given
 
     def error(self, message: str):
@@ -132,3 +134,12 @@ def start_log() -> None:
     log.setLevel(logging.DEBUG)
     log.propagate = False
     absl_logging.set_verbosity(absl_logging.ERROR)
+
+
+def run(main: Callable[[list[str]], int | None]) -> None:
+    """`main` of this process's arguments; it gives the exit code, and an InputError is one line and 2."""
+    start_log()
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except InputError as error:
+        fail(str(error), 2)

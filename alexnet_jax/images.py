@@ -8,6 +8,8 @@ import numpy as np
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
+from alexnet_jax.errors import first_line
+
 JPEG_QUALITY = 95  # of what `encode` writes; colour is not subsampled
 # Pillow hands some formats to other programs (EPS to Ghostscript): a file of unknown origin may not.
 _FORMATS = (
@@ -57,7 +59,7 @@ def decode(content: bytes, target: np.ndarray | None = None) -> np.ndarray:
     except UnidentifiedImageError:
         raise ValueError("not a picture of a known format") from None
     except Exception as error:  # Pillow raises nearly every kind for a damaged file
-        raise ValueError((str(error) or type(error).__name__).splitlines()[0]) from None
+        raise ValueError(first_line(error)) from None
 
 
 def _decode_with_pillow(content: bytes) -> np.ndarray:

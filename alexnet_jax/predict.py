@@ -100,7 +100,7 @@ def figure_of(pictures: list, network: Network) -> Figure:
 
 def main(arguments: list[str]) -> int:
     """The exit code: 1 if a file was no picture. Raises InputError."""
-    parser = command_line.Parser(__doc__)
+    parser = command_line.Parser(__doc__, overrides=True)
     parser.add_argument("--workdir", required=True)
     parser.add_argument("--figure")
     parser.add_argument("images", nargs="+", metavar="IMAGE")
@@ -128,8 +128,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    command_line.start_log()
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except InputError as problem:
-        command_line.fail(str(problem), 2)
+    command_line.run(main)

@@ -22,7 +22,7 @@ import threading
 import traceback
 import warnings
 
-from alexnet_jax.errors import Diverged, InputError
+from alexnet_jax.errors import Diverged, InputError, first_line
 
 HEARTBEAT_SECONDS = 30  # after which a silent process counts as lost
 SHUTDOWN_SECONDS = 30  # for which one that has ended waits for the others
@@ -71,7 +71,7 @@ def join(coordinator: str | None, processes: int | None, process: int | None, se
     except Exception as error:  # Kubernetes' and the metadata servers' own
         if None in (coordinator, processes, process):
             raise InputError(
-                f"--processes: a cluster was detected, but not its processes ({_first_line(error)});"
+                f"--processes: a cluster was detected, but not its processes ({first_line(error)});"
                 " give --coordinator, --processes and --process, or --processes=1"
             ) from None
     given = {"--coordinator": coordinator, "--processes": processes, "--process": process}
@@ -109,12 +109,8 @@ def join(coordinator: str | None, processes: int | None, process: int | None, se
             shutdown_timeout_seconds=SHUTDOWN_SECONDS,
         )
     except RuntimeError as error:
-        raise InputError(f"--coordinator={coordinator}: cannot be joined ({_first_line(error)})") from None
+        raise InputError(f"--coordinator={coordinator}: cannot be joined ({first_line(error)})") from None
     timer.cancel()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _never_joined(coordinator: str, processes: int, seconds: int) -> None:

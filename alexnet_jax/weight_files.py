@@ -26,7 +26,7 @@ import safetensors.numpy
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
 from alexnet_jax.config import written_whole
-from alexnet_jax.errors import InputError
+from alexnet_jax.errors import InputError, first_line
 
 
 class Tensor(NamedTuple):
@@ -84,7 +84,7 @@ def _errors_of(path: str):
     except PermissionError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); see to its permissions") from None
     except Exception as error:  # zipfile, pickle and safetensors raise nearly every kind
-        reason = ascii((str(error) or type(error).__name__).splitlines()[0][:100])[1:-1]
+        reason = ascii(first_line(error)[:100])[1:-1]
         raise InputError(f"{path}: is damaged or cut short ({reason}); get it again") from None
 
 

@@ -28,7 +28,7 @@ import shutil
 import numpy as np
 from absl import app, flags
 
-from alexnet_jax import command_line, optimizer, parallel, weight_files
+from alexnet_jax import command_line, evaluate, optimizer, parallel, weight_files
 from alexnet_jax import config as configuration
 from alexnet_jax.checkpoint import Checkpoints
 from alexnet_jax.command_line import CONFIG, WORKDIR
@@ -267,14 +267,9 @@ def export_weights(file: str, workdir: str) -> None:
         raise InputError(f"{file}: is no name of a .safetensors file; give one that ends so")
     if os.path.lexists(file):
         raise InputError(f"{file}: exists already; remove it, or give another name")
-    config = configuration.load(workdir)
-    if config is None:
-        raise InputError(f"--workdir={workdir}: has no config.json; give the workdir of a run")
-    configuration.check(config)
+    config = configuration.of_run(workdir)
     config.mesh.update(data=1, column=1)  # the run's devices need not be here
-    abstract = parallel.abstract_state(config, parallel.make_mesh(config), optimizer.make(config))
-    with Checkpoints(workdir) as checkpoints:
-        step, params = checkpoints.restore_params(abstract.params, config.eval.step)
+    step, params = evaluate.stored_params(config, workdir, parallel.make_mesh(config), config.eval.step)
     tensors = to_torch(config, params)
     try:
         weight_files.write(file, tensors, config.name)

@@ -8,7 +8,6 @@ given is of the first workdir's config.json. Networks may differ, data and class
 import json
 import logging
 import os
-import sys
 
 from alexnet_jax import command_line, evaluate, input_pipeline, parallel
 from alexnet_jax import config as configuration
@@ -62,7 +61,7 @@ def ensemble(workdirs: list[str], overrides: list[str]) -> dict:
 
 
 def main(arguments: list[str]) -> None:
-    parser = command_line.Parser(__doc__)
+    parser = command_line.Parser(__doc__, overrides=True)
     parser.add_argument("workdirs", nargs="+", metavar="DIR")
     parser.add_argument("--out")
     given = parser.parse(arguments)
@@ -76,8 +75,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    command_line.start_log()
-    try:
-        main(sys.argv[1:])
-    except InputError as error:
-        command_line.fail(str(error), 2)
+    command_line.run(main)

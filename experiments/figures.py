@@ -13,10 +13,8 @@ and FILE.pdf; FILE is NAME in the first DIR if left out.
 """
 
 import json
-import logging
 import os
 import pathlib
-import sys
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -291,7 +289,7 @@ def _indices(text: str) -> list[int]:
 
 
 def main(arguments: list[str]) -> None:
-    parser = command_line.Parser(__doc__)
+    parser = command_line.Parser(__doc__, overrides=True)
     parser.add_argument("name", choices=list(FIGURES), metavar="NAME")
     parser.add_argument("--workdir", action="append", required=True)
     parser.add_argument("--out")
@@ -306,9 +304,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    command_line.start_log()
-    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax's notes on reading only
-    try:
-        main(sys.argv[1:])
-    except InputError as error:
-        command_line.fail(str(error), 2)
+    command_line.run(main)

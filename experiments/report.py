@@ -9,10 +9,8 @@ import csv
 import html
 import io
 import json
-import logging
 import os
 import statistics
-import sys
 
 from alexnet_jax import command_line, evaluate, shapes
 from alexnet_jax import config as configuration
@@ -133,9 +131,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    command_line.start_log()
-    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax's notes on reading only
-    try:
-        main(sys.argv[1:])
-    except InputError as error:
-        command_line.fail(str(error), 2)
+    command_line.run(main)

@@ -15,20 +15,20 @@ rates and bandwidths are those that Google publishes (Cloud TPU documentation, "
 links of a chip taken together, which a group of few devices does not use; v6e is taken to run at 1.75 GHz.
 """
 
-import argparse
 import dataclasses
 import json
 import math
 import os
 import re
-import sys
 import time
 
 import numpy as np
 from matplotlib.figure import Figure
 
+from alexnet_jax import command_line
 from alexnet_jax.config import write_atomically
-from alexnet_jax.errors import InputError
+from alexnet_jax.errors import InputError, first_line
+from experiments import figures
 
 IMAGES, EPOCHS, BATCH = 1_281_167, 90, 128
 
@@ -63,9 +63,8 @@ def compiled_step(topology: str, columns: int, batch: int):
     try:
         devices = np.array(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
     except Exception as error:  # libtpu has none of its own
-        reason = (str(error).splitlines() or [""])[0][:100]
         raise InputError(
-            f"--only={topology}: cannot be compiled for ({reason}); is libtpu installed?"
+            f"--only={topology}: cannot be compiled for ({first_line(error)[:100]}); is libtpu installed?"
         ) from None
     config = paper.get_config()
     config.batch_size = batch if batch > 0 else -batch * len(devices)
@@ -228,19 +227,11 @@ def plot(rows: list[dict]) -> Figure:
 
 
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(usage=__doc__.partition("\n")[0], add_help=False, exit_on_error=False)
+    parser = command_line.Parser(__doc__)
     parser.add_argument("--out", default="experiments/results/scaling")
     parser.add_argument("--only", default=",".join(TOPOLOGIES))
     parser.add_argument("--per_device", type=int, default=BATCH)
-    if {"-h", "--help"} & set(arguments):
-        print(__doc__.strip())
-        return
-    try:
-        given, rest = parser.parse_known_args(arguments)
-    except argparse.ArgumentError as error:
-        raise InputError(f"{error}; see --help") from None
-    if rest:
-        raise InputError(f"{rest[0]}: there is no such flag; see --help")
+    given = parser.parse(arguments)
     topologies = given.only.split(",")
     for topology in topologies:
         if not re.fullmatch(rf"({'|'.join(CHIPS)}):\d+(x\d+)+", topology):
@@ -261,13 +252,8 @@ def main(arguments: list[str]) -> None:
         r = rows[-1]
         print(f"{number} of {len(todo)}: {r['topology']}, mesh {r['mesh']}, batch {r['global_batch']}:"
               f" {r['images_per_second']:,.0f} images/s; {left:.0f} s left", flush=True)  # fmt: skip
-    for kind in ("png", "pdf"):
-        plot(rows).savefig(f"{given.out}.{kind}", dpi=150)
+    figures.save(plot(rows), given.out)
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    command_line.run(main)

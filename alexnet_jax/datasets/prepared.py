@@ -19,7 +19,7 @@ import alexnet_jax.datasets  # noqa: F401  (registers the builders)
 from alexnet_jax import images, quiet_tensorflow
 from alexnet_jax.config import nearest
 from alexnet_jax.datasets import streams
-from alexnet_jax.errors import InputError
+from alexnet_jax.errors import InputError, first_line
 
 # TFDS keeps 1 GiB of examples in memory before it shuffles them on disk; a quarter of that serves as well.
 _SHUFFLE_BUFFER = 256 << 20
@@ -59,7 +59,7 @@ def _builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
             known = ", ".join(f"{base}/{config}" for config in there[:10])
             raise InputError(f"data.name: {name!r} does not exist; there are {known}") from None
         where = data_dir or "TFDS's folder"
-        raise InputError(f"data.name: {name!r} cannot be opened in {where}: {_reason(error)}") from None
+        raise InputError(f"data.name: {name!r} cannot be opened in {where}: {first_line(error)}") from None
     named = isinstance(features, dict | tfds.features.FeaturesDict) and {"image", "label"} <= set(features)
     if not named or not isinstance(features["label"], tfds.features.ClassLabel):
         raise InputError(f"data.name: {name!r} has no image and label; choose a classification data set")
@@ -71,10 +71,6 @@ def _configs(name: str) -> list[str]:
         return list(tfds.builder_cls(name).builder_configs)
     except Exception:  # as above
         return []
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _prepare(builder, name: str, manual_dir: str) -> None:
@@ -99,7 +95,9 @@ def _prepare(builder, name: str, manual_dir: str) -> None:
             raise
         except Exception as error:  # whatever a builder or the network may raise
             where = final.parent
-            raise InputError(f"data.name: {name!r} cannot be prepared in {where}: {_reason(error)}") from None
+            raise InputError(
+                f"data.name: {name!r} cannot be prepared in {where}: {first_line(error)}"
+            ) from None
 
 
 @contextlib.contextmanager
@@ -137,7 +135,7 @@ class TfdsSource:
         except (ValueError, KeyError, AssertionError) as error:
             known = ", ".join(f"{name} ({info.num_examples:,})" for name, info in builder.info.splits.items())
             raise InputError(
-                f"{field}: {split!r} does not work ({_reason(error)}); there are {known}"
+                f"{field}: {split!r} does not work ({first_line(error)}); there are {known}"
             ) from None
         except NotImplementedError:
             raise InputError(
@@ -189,7 +187,9 @@ class TfdsSource:
         try:
             yield
         except (RuntimeError, ValueError, LookupError, DecodeError) as error:  # of the reader, and decoding
-            raise InputError(f"{self.folder}: {self.split} is damaged ({_reason(error)}); {_ANEW}") from None
+            raise InputError(
+                f"{self.folder}: {self.split} is damaged ({first_line(error)}); {_ANEW}"
+            ) from None
 
 
 def _check_shard(path: str, examples: int) -> None:
