@@ -26,7 +26,7 @@ from alexnet_jax.errors import Diverged, InputError, first_line
 
 HEARTBEAT_SECONDS = 30  # after which a silent process counts as lost
 SHUTDOWN_SECONDS = 30  # for which one that has ended waits for the others
-_LONG = 30 * 24 * 3600 * 1000  # milliseconds; while process 0 prepares a data set, the others wait
+_LONG = 30 * 24 * 3600  # seconds; while process 0 prepares a data set, the others wait
 _LOST = (
     "error: another process has ended, cannot be reached or was started with other flags; start all of them"
     " again, and the run goes on from its last checkpoint"
@@ -123,22 +123,22 @@ def _never_joined(coordinator: str, processes: int, seconds: int) -> None:
     os._exit(1)
 
 
-def _exchange(value, milliseconds: int = _LONG) -> list:
+def _exchange(value, seconds: int = _LONG) -> list:
     """The values of all processes, in their order; waits for all. All call it in the same order."""
     if count() == 1:
         return [value]
     client, folder = _state().client, f"alexnet_jax/{next(_rounds)}"
     client.key_value_set(f"{folder}/{index():06}", json.dumps(value))
-    client.wait_at_barrier(folder, milliseconds)
+    client.wait_at_barrier(folder, 1000 * seconds)
     return [json.loads(text) for _, text in sorted(client.key_value_dir_get(folder))]
 
 
-def agree(fine: bool, seconds: int = _LONG // 1000) -> bool:
+def agree(fine: bool, seconds: int = _LONG) -> bool:
     """Whether it is fine in every process. Raises TimeoutError where not all of them ask in time."""
     import jax
 
     try:
-        return all(_exchange(fine, seconds * 1000))
+        return all(_exchange(fine, seconds))
     except jax.errors.JaxRuntimeError as error:
         if "DEADLINE_EXCEEDED" not in str(error):
             raise
