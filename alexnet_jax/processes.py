@@ -10,6 +10,7 @@
 `python -m alexnet_jax.processes` is the filter of `join`'s stderr.
 """
 
+import atexit
 import contextlib
 import itertools
 import json
@@ -32,6 +33,7 @@ _LOST = (
     " again, and the run goes on from its last checkpoint"
 )
 _rounds = itertools.count()
+_filter_child = None
 
 
 def _state():
@@ -93,6 +95,7 @@ def join(coordinator: str | None, processes: int | None, process: int | None, se
         flush=True,
     )
     _filter_stderr()
+    atexit.register(jax.distributed.shutdown)  # jax's own comes after the filter's end
     # When its own limit passes, JAX aborts the process with a page.
     timer = threading.Timer(seconds, _never_joined, (coordinator, processes, seconds))
     timer.daemon = True
@@ -118,9 +121,8 @@ def _never_joined(coordinator: str, processes: int, seconds: int) -> None:
         f"error: --coordinator={coordinator}: not all of the {processes} processes joined within {seconds} s;"
         " start them all with the same --coordinator and --processes, or give --join_seconds",
         file=sys.stderr,
-        flush=True,
     )
-    os._exit(1)
+    _exit(1)
 
 
 def _exchange(value, seconds: int = _LONG) -> list:
@@ -217,13 +219,12 @@ def fate():
         import jax
 
         lost = r"gloo|nccl|unavailable|deadline|connection|coordination|heartbeat|barrier"
-        if isinstance(error, jax.errors.JaxRuntimeError) and re.search(lost, str(error), re.IGNORECASE):
+        kinds = jax.errors.JaxRuntimeError | ValueError  # of a collective, as it is dispatched or later
+        if isinstance(error, kinds) and re.search(lost, str(error), re.IGNORECASE):
             print(_LOST, file=sys.stderr)
         else:
             traceback.print_exc()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(1)
+        _exit(1)
 
 
 def _filter_stderr() -> None:
@@ -231,24 +232,56 @@ def _filter_stderr() -> None:
 
     When a process is lost, XLA aborts the others with pages of its own, in C++, before Python hears of it.
     """
-    command = [sys.executable, "-m", "alexnet_jax.processes"]
-    child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
-    os.dup2(child.stdin.fileno(), 2)
-    child.stdin.close()
+    global _filter_child
+    # In a session of its own it outlives this process where a whole process group is killed.
+    _filter_child = subprocess.Popen(
+        [sys.executable, "-m", "alexnet_jax.processes"],
+        stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    os.dup2(_filter_child.stdin.fileno(), 2)
+    _filter_child.stdin.close()
+    atexit.register(_close_stderr)
+
+
+def _close_stderr() -> None:
+    """Returns when all that was written there is out: launchers kill what is left when a process ends."""
+    sys.stderr.flush()
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    with contextlib.suppress(subprocess.TimeoutExpired):  # a child of ours may have it open still
+        _filter_child.wait(5)
+
+
+def _exit(code: int) -> None:
+    """Ends this process at once: what Python does at the end would wait for the others."""
+    sys.stdout.flush()
+    _close_stderr()
+    os._exit(code)
 
 
 def _filter() -> None:
-    """Copies stdin to stderr, up to where XLA tells that a process is lost: one line instead, once."""
+    """Copies stdin to stderr, but holds back XLA's records on other processes, which are pages.
+
+    Where the last of them ends this process, one line takes their place. Where it goes on, they come out
+    before what is written next, or at the end. Where an error of ours tells what is wrong, they do not.
+    """
     for number in (signal.SIGTERM, signal.SIGINT):  # a cluster sends these to children too
         signal.signal(number, signal.SIG_IGN)
-    told = False
+    sys.stdin.reconfigure(errors="replace", newline="")  # a progress bar's lines end in \r
+    held, told = [], False
     for line in sys.stdin:
-        if re.match(r"[WEF]\d{4} .*(coordination|preemption_sync|distributed)", line):
-            if not told:
-                print(_LOST, file=sys.stderr, flush=True)
+        record = re.match(r"[WEF]\d{4} .*(coordination|preemption_sync|distributed)", line)
+        if record and line[0] == "F":
+            held = [_LOST + "\n"]
             break
+        if record or held and not re.match(r"[IWEF]\d{4} |Traceback |error: ", line):
+            held.append(line)  # with the lines that a record goes on for
+            continue
         told = told or line.startswith("error: ")
-        print(line, end="", file=sys.stderr, flush=True)
+        print(*([] if told else held), line, sep="", end="", file=sys.stderr, flush=True)
+        held = []
+    if not told:
+        print(*held, sep="", end="", file=sys.stderr, flush=True)
     for _ in sys.stdin:  # to the end: the writer would be killed by a closed pipe
         pass
 
