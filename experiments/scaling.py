@@ -12,7 +12,7 @@ virtual environment of its own.
 The time of a step is the sum of the compiler's cycles over the operations of one device, loops included, plus
 the bytes exchanged over the links' bandwidth: an estimate of what does not overlap, not a measurement. Peak
 rates and bandwidths are those that Google publishes (Cloud TPU documentation, "TPU v4", "v5e", "v6e"), all
-links of a chip taken together, which a group of few devices does not use; v6e is taken to run at 1.75 GHz.
+links of a chip taken together, which a group of few devices does not use. The clock of v6e is assumed.
 """
 
 import dataclasses
@@ -35,14 +35,15 @@ IMAGES, EPOCHS, BATCH = 1_281_167, 90, 128
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """One device as jax sees it: one of the two TensorCores of a chip of v4, a whole chip of v5e and v6e."""
+    """A device as jax sees it: one of the two TensorCores of a chip of v4, a whole chip of v5e and v6e."""
 
     clock: float  # Hz, the published peak over the products of one cycle
     links: float  # bytes a second, its share of the chip's links, one way
+    devices: int = 1  # of one chip
 
 
 CHIPS = {
-    "v4": Chip(clock=1.05e9, links=300e9 / 2),
+    "v4": Chip(clock=1.05e9, links=300e9 / 2, devices=2),
     "v5e": Chip(clock=1.5e9, links=200e9),
     "v6e": Chip(clock=1.75e9, links=400e9),
 }
@@ -50,7 +51,10 @@ TOPOLOGIES = ("v5e:2x2", "v5e:4x4", "v5e:8x8", "v5e:16x16", "v4:2x2x1", "v6e:2x2
 
 
 def compiled_step(topology: str, columns: int, batch: int):
-    """(number of devices, the training step of configs/paper.py compiled for them)."""
+    """(number of devices, the global batch, the training step of configs/paper.py compiled for them).
+
+    `batch`: the global one, or minus the one of each device.
+    """
     import jax
     import jax.numpy as jnp
     import ml_collections
@@ -115,6 +119,7 @@ def exchanged(program: str, columns: int) -> dict[str, float]:
 
     Less the part that a device keeps: of n devices one n-th.
     """
+    devices = int(re.search(r"num_partitions=(\d+)", program)[1])
     sent = {"column": 0.0, "data": 0.0}
     pattern = r"= (.*?) (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(?:-start)?\("
     for line in program.splitlines():
@@ -122,30 +127,38 @@ def exchanged(program: str, columns: int) -> dict[str, float]:
         if not found:
             continue
         sizes = [
-            BYTES.get(kind, 4) * math.prod(int(n) for n in shape.split(",") if n)
+            BYTES.get(kind, 4) * math.prod(_numbers(shape))
             for kind, shape in re.findall(r"(\w+)\[([\d,]*)\]", found[1])
         ]
-        group, consecutive = _group(line)
-        size = max(sizes) if "-start(" in line and found[2] == "all-gather" else sum(sizes)
+        # What starts an all-gather or a permutation holds its operand too.
+        size = max(sizes) if re.search(r"(all-gather|permute)-start\(", line) else sum(sizes)
+        groups = _groups(line, devices)
+        group = len(groups[0])
         if found[2] == "reduce-scatter":
             size *= group
-        axis = "column" if columns > 1 and group == columns and consecutive else "data"
-        sent[axis] += (2 if found[2] == "all-reduce" else 1) * size * (group - 1) / group
+        share = 1 if found[2] == "collective-permute" else (group - 1) / group
+        within_pairs = columns > 1 and all(n // columns == own[0] // columns for own in groups for n in own)
+        sent["column" if within_pairs else "data"] += (2 if found[2] == "all-reduce" else 1) * size * share
     return sent
 
 
-def _group(line: str) -> tuple[int, bool]:
-    """(devices in one replica group, whether their numbers follow each other)."""
-    listed = re.search(r"replica_groups=\{\{([\d,]+)\}", line)
+def _groups(line: str, devices: int) -> list[list[int]]:
+    """The devices that exchange with each other; of a permutation each (source, target)."""
+    listed = re.search(r"(?:replica_groups|source_target_pairs)=\{((?:\{[\d,]+\},?)*)\}", line)
     if listed:
-        group = [int(n) for n in listed[1].split(",")]
-        return len(group), len(group) > 1 and group[1] == group[0] + 1
-    counted = re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[[\d,]+\](T\()?", line)
-    return (int(counted[2]), not counted[3]) if counted else (1, False)
+        groups = re.findall(r"[\d,]+(?=\})", listed[1])
+        return [_numbers(group) for group in groups] or [list(range(devices))]
+    counted = re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", line)
+    shape, grid, order = (_numbers(text or "") for text in counted.groups())
+    return np.arange(devices).reshape(grid).transpose(order or None).reshape(shape).tolist()
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(n) for n in text.split(",") if n]
 
 
 def row(topology: str, columns: int, batch: int) -> dict:
-    """One line of the table. `batch`: the global one, or minus the one of each device."""
+    """One line of the table, of one of `cases`."""
     devices, batch, step = compiled_step(topology, columns, batch)
     program, memory = step.as_text(), step.memory_analysis()
     chip, sent = CHIPS[topology.partition(":")[0]], exchanged(program, columns)
@@ -171,14 +184,19 @@ def row(topology: str, columns: int, batch: int) -> dict:
 
 
 def cases(topologies, per_device: int) -> list[tuple[str, int, int]]:
-    """(topology, columns on devices of their own, batch) of every line of the table."""
+    """The arguments of `compiled_step` for every line of the table."""
     return [
         (topology, columns, batch)
         for topology in topologies
         for batch in (BATCH, -per_device)
         for columns in (1, 2)
-        if batch < 0 or math.prod(map(int, topology.partition(":")[2].split("x"))) // columns <= BATCH
+        if batch < 0 or _devices(topology) // columns <= BATCH
     ]
+
+
+def _devices(topology: str) -> int:
+    chip, _, chips = topology.partition(":")
+    return CHIPS[chip].devices * math.prod(int(n) for n in chips.split("x"))
 
 
 def markdown(rows: list[dict]) -> str:
@@ -195,6 +213,8 @@ def markdown(rows: list[dict]) -> str:
             f"{r['days']:.3f}", f"{r['device_hours']:,.1f}",
         )  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
+    if any(r["topology"].startswith("v6e") for r in rows):
+        lines += ["", f"v6e: a clock of {CHIPS['v6e'].clock / 1e9} GHz is assumed."]
     return "\n".join(lines) + "\n"
 
 

@@ -1,0 +1,59 @@
+"""What the table of TPUs takes from a compiled program, from lines as the compiler writes them, shortened."""
+
+import pytest
+
+from experiments import scaling
+
+HEAD = "HloModule jit_step, num_partitions=8\n"
+MB = 1024 * 1024
+
+
+@pytest.mark.parametrize(
+    "line, axis, megabytes",
+    [
+        # Of n devices each keeps one n-th, and an all-reduce passes everything twice.
+        ("f32[1,1048576]{1,0} all-reduce(%x), replica_groups={{0,2,4,6},{1,3,5,7}}", "data", 6),
+        ("(f32[524288]{0}, bf16[1048576]{0}) all-reduce(%x, %y), replica_groups={{0,1},{2,3}}", "column", 4),
+        ("f32[1048576]{0} all-reduce(%x), replica_groups={}", "data", 7),
+        ("bf16[1048576]{0} all-gather(%x), replica_groups=[4,2]<=[8]", "column", 1),
+        ("bf16[1048576]{0} all-gather(%x), replica_groups=[2,4]<=[4,2]T(1,0)", "data", 1.5),
+        ("bf16[1048576]{0} all-gather(%x), replica_groups=[4,2]<=[2,4]T(1,0)", "data", 1),
+        ("(f32[524288]{0}, f32[1048576]{0}) all-gather-start(%x), replica_groups={{0,1},{2,3}}", "column", 2),
+        ("f32[1048576]{0} reduce-scatter(%x), replica_groups={{0,1},{2,3}}", "column", 4),
+        ("f32[1048576]{0} collective-permute(%x), source_target_pairs={{0,1},{1,0}}", "column", 4),
+        ("f32[1048576]{0} collective-permute(%x), source_target_pairs={{0,2},{2,4}}", "data", 4),
+        ("f32[1048576]{0} fusion(%all-reduce.1), calls=%f", "data", 0),
+    ],
+)
+def test_bytes_exchanged(line, axis, megabytes):
+    sent = scaling.exchanged(f"{HEAD}  %a = {line}, channel_id=1\n", columns=2)
+    assert sent.pop(axis) == megabytes * MB
+    assert list(sent.values()) == [0]
+
+
+def test_without_an_axis_column_all_goes_over_data():
+    line = "  %a = f32[1048576]{0} all-reduce(%x), replica_groups={{0,1},{2,3},{4,5},{6,7}}\n"
+    assert scaling.exchanged(HEAD + line, columns=1) == {"column": 0, "data": 4 * MB}
+
+
+def test_cycles_of_a_loop_count_as_often_as_it_runs():
+    program = """
+%body (x: f32[]) -> f32[] {
+  %a = f32[] add(%x), backend_config={"estimated_cycles":"5"}
+}
+
+ENTRY %main (x: f32[]) -> f32[] {
+  %b = f32[] add(%x), backend_config={"estimated_cycles":"2"}
+  %c = f32[] while(%b), condition=%cond, body=%body, backend_config={"known_trip_count":{"n":"3"}}
+}
+"""
+    assert scaling.cycles(program) == 2 + 3 * 5
+
+
+def test_the_paper_s_batch_is_left_out_where_there_are_more_devices_than_images():
+    """Devices, of which a chip of v4 has two."""
+    found = scaling.cases(["v4:4x4x4", "v4:4x4x8", "v4:4x8x8", "v5e:8x16"], 16)
+    fixed = [(topology, columns) for topology, columns, batch in found if batch == 128]
+    both = [("v4:4x4x4", 1), ("v4:4x4x4", 2)]
+    assert fixed == [*both, ("v4:4x4x8", 2), ("v5e:8x16", 1), ("v5e:8x16", 2)]
+    assert len(found) == len(fixed) + 2 * 4
