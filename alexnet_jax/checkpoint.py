@@ -157,7 +157,8 @@ class Checkpoints:
             return restored if processes.agree(restored is not None, _PATIENCE) else None
         except TimeoutError:
             raise InputError(
-                f"{self._folder}/{step}: one process cannot read it; delete it, and start all of them again"
+                f"{self._folder}/{step}: not every process can read it; see that all can, or rename it to"
+                f" {_ASIDE}{step} to go on from an earlier one, and start all of them again"
             ) from None
 
     def _warn(self, step: int, error: Exception) -> None:

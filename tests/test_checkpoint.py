@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from alexnet_jax import optimizer, parallel
+from alexnet_jax import optimizer, parallel, processes
 from alexnet_jax.checkpoint import METRIC, Checkpoints
 from alexnet_jax.errors import InputError
 from configs import quickstart
@@ -166,6 +166,20 @@ def test_a_run_does_not_start_over_because_nothing_can_be_read(tmp_path, state):
         (tmp_path / "checkpoints" / step).rename(tmp_path / "checkpoints" / f"damaged-{step}")
     with Checkpoints(tmp_path, 2) as checkpoints, pytest.raises(InputError, match="none of its"):
         checkpoints.restore_latest(state[1])
+
+
+def test_a_checkpoint_that_one_process_cannot_read_is_not_to_be_deleted(tmp_path, state, monkeypatch):
+    """It may be that process, or the way from there to the folder, that is wrong."""
+    write(tmp_path, state[0], {1: 0.3})
+
+    def nobody_else_asks(fine, seconds=None):
+        raise TimeoutError
+
+    with Checkpoints(tmp_path, 2) as checkpoints:
+        monkeypatch.setattr(processes, "agree", nobody_else_asks)
+        with pytest.raises(InputError, match=r"checkpoints/1: .* rename it to damaged-1 "):
+            checkpoints.restore_latest(state[1])
+    assert steps(tmp_path) == [1]
 
 
 def test_no_checkpoint_at_all(tmp_path, state):
