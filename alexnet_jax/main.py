@@ -115,6 +115,7 @@ def main(argv) -> None:
             if _MODE.value != "describe":
                 _join(_MODE.value, config, workdir)
             run(_MODE.value, config, overrides, workdir)
+            processes.agree(True)  # none ends before all have done their part, however long it takes
     except InputError as error:
         command_line.fail(str(error), 2)
     except Diverged as error:

@@ -26,7 +26,7 @@ import warnings
 from alexnet_jax.errors import Diverged, InputError, first_line
 
 HEARTBEAT_SECONDS = 30  # after which a silent process counts as lost
-SHUTDOWN_SECONDS = 30  # for which one that has ended waits for the others
+SHUTDOWN_SECONDS = 10  # after which one that ends alone, for bad input, ends the others
 _LONG = 30 * 24 * 3600  # seconds; while process 0 prepares a data set, the others wait
 _LOST = (
     "error: another process has ended, cannot be reached or was started with other flags; start all of them"

@@ -283,6 +283,37 @@ def test_a_lost_or_stopped_process_ends_the_others_and_the_run_goes_on(data_dir,
     same_end(workdir, tmp_path / "undisturbed", LAST_STEP)
 
 
+# alexnet_jax.main, but process 1 cannot read the images of its third step.
+UNREADABLE = """
+import runpy
+from alexnet_jax import input_pipeline, processes
+from alexnet_jax.errors import InputError
+
+batches = input_pipeline.batches
+
+def broken_batches(*args):
+    for number, batch in enumerate(batches(*args), 1):
+        if number == 3 and processes.index() == 1:
+            raise InputError("data.dir: cannot be read")
+        yield batch
+
+input_pipeline.batches = broken_batches
+runpy.run_module("alexnet_jax.main", run_name="__main__")
+"""
+
+
+def test_bad_input_of_one_process_while_training_ends_all(data_dir, tmp_path):
+    """Each with one line, its own or that another has ended, and sooner than a silent one counts as lost."""
+    with started(tmp_path, 2, *tiny(data_dir, tmp_path / "w", 1), program=("-c", UNREADABLE)) as processes:
+        wait_for(lambda: "error" in (tmp_path / "1.err").read_text())
+        told = time.monotonic()
+        codes = [process.wait(60) for process in processes]
+        assert time.monotonic() - told < 25 and all(codes)
+    others, own = texts(tmp_path, 2, "err")
+    assert own == "error: data.dir: cannot be read\n"
+    assert others.startswith("error: another process has ended,") and others.count("\n") == 1
+
+
 def refused(folder, number, *flags, **options):
     """The one line of each process that ended for bad input."""
     _, err = run(folder, number, *flags, timeout=120, **options)
