@@ -73,11 +73,10 @@ def _join(mode: str, config, workdir: str) -> None:
     processes.join(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value, _JOIN_SECONDS.value)
     if processes.index() > 0:
         log.setLevel(logging.WARNING)
-    if processes.count() > 1:
-        fields = dict(configuration.flatten(config)) if config is not None else {}
-        for field in ("data.dir", "data.manual_dir", "data.threads"):  # a machine's own
-            fields.pop(field, None)
-        processes.same({"--mode": mode, "--workdir": workdir, **fields})
+    fields = dict(configuration.flatten(config)) if config is not None else {}
+    for field in ("data.dir", "data.manual_dir", "data.threads"):  # a machine's own
+        fields.pop(field, None)
+    processes.same({"--mode": mode, "--workdir": workdir, **fields})
 
 
 def _config_of_workdir(given, overrides: dict, workdir: str):

@@ -58,36 +58,14 @@ def join(coordinator: str | None, processes: int | None, process: int | None, se
     others do not join in time.
     """
     import jax
-    from jax._src import clusters
 
     if processes == 1:
         return
-    coordinator, devices = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS"), None
-    try:
-        with warnings.catch_warnings():  # JAX's, in a pod of Kubernetes without the package for it
-            warnings.simplefilter("ignore")
-            detected = clusters.ClusterEnv.auto_detect_unset_distributed_params(
-                coordinator, processes, process, None, None, seconds
-            )
-        coordinator, processes, process, devices = detected
-    except Exception as error:  # Kubernetes' and the metadata servers' own
-        if None in (coordinator, processes, process):
-            raise InputError(
-                f"--processes: a cluster was detected, but not its processes ({first_line(error)});"
-                " give --coordinator, --processes and --process, or --processes=1"
-            ) from None
-    given = {"--coordinator": coordinator, "--processes": processes, "--process": process}
-    if processes == 1 or all(value is None for value in given.values()):
+    coordinator = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")
+    coordinator, processes, process, devices = _detected(coordinator, processes, process, seconds)
+    if processes == 1 or coordinator is processes is process is None:
         return
-    missing = ", ".join(name for name, value in given.items() if value is None)
-    if missing:
-        raise InputError(
-            f"{missing}: missing; --coordinator=HOST:PORT, --processes and --process go together"
-        )
-    if not re.fullmatch(r".+:\d+", coordinator):
-        raise InputError(f"--coordinator={coordinator}: is no HOST:PORT, of a free port where process 0 runs")
-    if not 0 <= process < processes:
-        raise InputError(f"--process={process}: give 0 to {processes - 1}, each to one of the {processes}")
+    _check(coordinator, processes, process)
     # A preemption notice is of use only once there is something to save: until then SIGTERM ends a process.
     jax.config.update("jax_enable_preemption_service", False)
     print(
@@ -114,6 +92,38 @@ def join(coordinator: str | None, processes: int | None, process: int | None, se
     except RuntimeError as error:
         raise InputError(f"--coordinator={coordinator}: cannot be joined ({first_line(error)})") from None
     timer.cancel()
+
+
+def _detected(coordinator, processes, process, seconds: int) -> tuple:
+    """What is given, the rest as the cluster has it, and which devices are this process's (None: all)."""
+    from jax._src import clusters
+
+    try:
+        with warnings.catch_warnings():  # JAX's, in a pod of Kubernetes without the package for it
+            warnings.simplefilter("ignore")
+            return clusters.ClusterEnv.auto_detect_unset_distributed_params(
+                coordinator, processes, process, None, None, seconds
+            )
+    except Exception as error:  # Kubernetes' and the metadata servers' own
+        if None not in (coordinator, processes, process):
+            return coordinator, processes, process, None
+        raise InputError(
+            f"--processes: a cluster was detected, but not its processes ({first_line(error)});"
+            " give --coordinator, --processes and --process, or --processes=1"
+        ) from None
+
+
+def _check(coordinator: str | None, processes: int | None, process: int | None) -> None:
+    given = {"--coordinator": coordinator, "--processes": processes, "--process": process}
+    missing = ", ".join(name for name, value in given.items() if value is None)
+    if missing:
+        raise InputError(
+            f"{missing}: missing; --coordinator=HOST:PORT, --processes and --process go together"
+        )
+    if not re.fullmatch(r".+:\d+", coordinator):
+        raise InputError(f"--coordinator={coordinator}: is no HOST:PORT, of a free port where process 0 runs")
+    if not 0 <= process < processes:
+        raise InputError(f"--process={process}: give 0 to {processes - 1}, each to one of the {processes}")
 
 
 def _never_joined(coordinator: str, processes: int, seconds: int) -> None:
@@ -205,9 +215,9 @@ def preempted(step: int) -> bool:
 
 @contextlib.contextmanager
 def fate():
-    """Within the block, what is wrong with one process ends it at once, not waiting for the others.
+    """Within the block an exception ends this process at once: the usual end waits for the others.
 
-    They would wait for it in turn: those notice that it is gone.
+    These may be waiting for it, and notice only that it is gone.
     """
     try:
         yield

@@ -117,7 +117,9 @@ def _take_workdir(stack, config, workdir: str, source) -> None:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # let go by the system, however the process ends
         except BlockingIOError:
-            raise
+            raise InputError(
+                f"--workdir={workdir}: another process trains there; wait, or give another"
+            ) from None
         except OSError:
             log.warning(f"{workdir}: this file system has no locks; see that one program trains there")
         if configuration.load(workdir) is None or statistics.load(path) is None:
@@ -125,10 +127,6 @@ def _take_workdir(stack, config, workdir: str, source) -> None:
             statistics.save(path, {**statistics.of_source(source), "label_names": label_names})
         if configuration.load(workdir) is None:
             configuration.save(config, workdir)
-    except BlockingIOError:
-        raise InputError(
-            f"--workdir={workdir}: another process trains there; wait, or give another"
-        ) from None
     except OSError as error:
         raise InputError(f"--workdir={workdir}: cannot be written ({error}); give another") from None
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))

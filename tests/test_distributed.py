@@ -93,12 +93,6 @@ def as_open_mpi(number, process):
     }, ()  # fmt: skip
 
 
-def end(process):
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)  # its stderr's filter too
-    process.wait()
-
-
 @contextlib.contextmanager
 def started(folder, number, *flags, program=("-m", "alexnet_jax.main"), launcher=by_flags, own=None):
     """Processes 0 to number - 1, which write FOLDER/I.out and FOLDER/I.err; at the end none is left.
@@ -121,12 +115,10 @@ def started(folder, number, *flags, program=("-m", "alexnet_jax.main"), launcher
             )
             env = fixed | {name: str(value) for name, value in environment.items()}
             processes.append(
-                subprocess.Popen(
-                    [str(word) for word in command],
-                    cwd=ROOT, env=env, stdout=out, stderr=err, start_new_session=True,
-                )
-            )  # fmt: skip
-            stack.callback(end, processes[-1])
+                subprocess.Popen([str(word) for word in command], cwd=ROOT, env=env, stdout=out, stderr=err)
+            )
+            stack.callback(processes[-1].wait)
+            stack.callback(processes[-1].kill)
         yield processes
 
 
@@ -305,7 +297,7 @@ runpy.run_module("alexnet_jax.main", run_name="__main__")
 def test_bad_input_of_one_process_while_training_ends_all(data_dir, tmp_path):
     """Each with one line, its own or that another has ended, and sooner than a silent one counts as lost."""
     with started(tmp_path, 2, *tiny(data_dir, tmp_path / "w", 1), program=("-c", UNREADABLE)) as processes:
-        wait_for(lambda: "error" in (tmp_path / "1.err").read_text())
+        wait_for(lambda: "error" in (tmp_path / "1.err").read_text(), 240)
         told = time.monotonic()
         codes = [process.wait(60) for process in processes]
         assert time.monotonic() - told < 25 and all(codes)
