@@ -123,10 +123,8 @@ def main(arguments: list[str]) -> None:
     given = parser.parse(arguments)
     out = given.out or os.path.join(given.folder, "report.html")
     text = page(given.folder)
-    try:
-        configuration.write_atomically(out, text)
-    except OSError as error:
-        raise InputError(f"--out={out}: cannot be written ({error.strerror}); give another") from None
+    command_line.check_writable("--out", out)
+    configuration.write_atomically(out, text)
     print(out)
 
 
