@@ -60,7 +60,7 @@ def workdirs_of(folder: str) -> list[str]:
     found = [folder] if os.path.exists(os.path.join(folder, "config.json")) else []
     found = found or [str(path.parent) for path in sorted(pathlib.Path(folder).glob("*/**/config.json"))]
     if not found:
-        raise InputError(f"--workdir={folder}: has no config.json; give the workdir of a run, or of a sweep")
+        raise InputError(f"{folder}: has no config.json; give the workdir of a run, or of a sweep")
     return found
 
 

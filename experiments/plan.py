@@ -178,8 +178,7 @@ class Plan:
         return config
 
     def _ensembles(self, variant: Ensemble, seeds: int, by_line: dict) -> list[Run]:
-        flags, runs = as_flags(variant.overrides), []
-        tasks = set()
+        tasks, runs = set(), []
         for member in variant.members:
             config = self._configs[member].copy_and_resolve_references()
             _update(config, variant.overrides, variant.name)
@@ -188,7 +187,12 @@ class Plan:
             raise InputError(f"variant {variant.name!r}: its members differ in data, split or classes")
         (self.task[variant.name],) = tasks
         members = " and ".join(f"{n} of {name}" for name, n in variant.members.items())
-        self.overrides[variant.name] = " ".join([members, *flags])
+        self.overrides[variant.name] = " ".join([members, *as_flags(variant.overrides)])
+        # The members' config.json may have where the data lay on another machine.
+        where = {
+            field: self._given[field] for field in ("data.dir", "data.manual_dir") if field in self._given
+        }
+        flags = as_flags({**where, **variant.overrides})
         for seed in range(seeds):
             needs = [
                 run for name, n in variant.members.items() for run in by_line[name][seed * n : seed * n + n]

@@ -104,6 +104,14 @@ def test_commands_are_those_of_main_with_the_variants_overrides_and_the_seed(tmp
     ]  # fmt: skip
 
 
+def test_an_ensemble_looks_for_the_data_where_the_sweep_does(tmp_path):
+    given = {"data.dir": "/data", "num_epochs": 3}
+    plan = Plan(VARIANTS, quickstart.get_config(), "configs/quickstart.py", given, str(tmp_path), 1)
+    flags = plan.of_line("two")[0].command[5:-1]
+    assert flags == ["--config.data.dir=/data", "--config.eval.views=1"]
+    assert plan.overrides["two"] == "2 of baseline --config.eval.views=1"
+
+
 def test_every_sweep_of_the_paper_fits_its_networks(tmp_path):
     for file, config, config_file, runs in (
         ("ablations.py", paper.get_config("2010"), "configs/paper.py:2010", 16),
