@@ -4,6 +4,7 @@ CONFIG, WORKDIR    the flags --config and --workdir
 parser             reads the flags; a mistake is one line on stderr and exit code 2
 fail               that line
 Parser             argparse's, for commands that take no --config
+check_writable     of a file that it will write
 run                such a command
 start_log          what is printed besides
 """
@@ -21,7 +22,7 @@ from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from alexnet_jax import config as configuration
-from alexnet_jax.errors import InputError
+from alexnet_jax.errors import InputError, first_line
 
 log = logging.getLogger("alexnet_jax")
 
@@ -126,6 +127,13 @@ class Parser(argparse.ArgumentParser):
         raise InputError(f"{message}; see --help")
 
 
+def check_writable(flag: str, path: str) -> None:
+    """Before the work of which the file is the result. Raises InputError."""
+    folder = os.path.dirname(os.path.abspath(path))
+    if not os.access(folder, os.W_OK) or os.path.isdir(path):
+        raise InputError(f"{flag}={path}: cannot be written; give another")
+
+
 def start_log() -> None:
     """Our own lines on stdout; of the libraries, errors only."""
     handler = logging.StreamHandler(sys.stdout)
@@ -143,3 +151,5 @@ def run(main: Callable[[list[str]], int | None]) -> None:
         sys.exit(main(sys.argv[1:]))
     except InputError as error:
         fail(str(error), 2)
+    except OSError as error:  # a full disk, say
+        fail(first_line(error), 1)

@@ -47,12 +47,12 @@ def errors(step, params, source, config, mesh, arrays) -> dict[str, float]:
     }
 
 
-def evaluate(config, workdir: str, step: int = -1) -> None:
-    """Evaluates a checkpoint of a workdir, -1 being the best, on data.test_split and writes eval.json."""
+def evaluate(config, workdir: str) -> None:
+    """Evaluates a checkpoint of a workdir, eval.step, on data.test_split and writes eval.json."""
     stored = processes.everyone(_statistics_of_writable, workdir)
     mesh = parallel.make_mesh(config, ("eval.batch_size",))
     source = processes.in_turn(_open_data, config, stored)
-    step, params = stored_params(config, workdir, mesh, step)
+    step, params = stored_params(config, workdir, mesh)
     images = f"{len(source):,} images of {config.data.test_split}, views of each: {config.eval.views}"
     log.info(f"evaluating step {step} on {images}")
     eval_step = parallel.eval_step(config, mesh, config.eval.views)
@@ -93,20 +93,22 @@ def _open_data(config, stored):
     return with_labels_of(stored.get("label_names", ()), source)
 
 
-def stored_params(config, workdir: str, mesh, step: int = -1) -> tuple[int, dict]:
-    """(step, params) of a checkpoint of a workdir, -1 being the best, on the mesh. Raises InputError."""
+def stored_params(config, workdir: str, mesh) -> tuple[int, dict]:
+    """(step, params) of a checkpoint of a workdir, eval.step, on the mesh. Raises InputError."""
     abstract = parallel.abstract_state(config, mesh, optimizer.make(config))
     with Checkpoints(workdir) as checkpoints:
-        return checkpoints.restore_params(abstract.params, step)
+        return checkpoints.restore_params(abstract.params, config.eval.step)
 
 
 def read(workdir: str) -> dict:
     """eval.json, or {} where there is none that can be read."""
     try:
         with open(os.path.join(workdir, "eval.json")) as file:
-            return json.load(file)
+            result = json.load(file)
     except (OSError, ValueError):
         return {}
+    wanted = {"split", "views", "step", "examples", "loss", "top1_error", "top5_error"}
+    return result if isinstance(result, dict) and wanted <= result.keys() else {}
 
 
 def on_devices(stored: dict, mesh) -> dict:

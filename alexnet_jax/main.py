@@ -48,7 +48,7 @@ def run(mode: str, config, overrides: dict, workdir: str) -> None:
         from alexnet_jax import evaluate
 
         config = processes.everyone(_config_of_workdir, config, overrides, workdir)
-        evaluate.evaluate(config, workdir, config.eval.step)
+        evaluate.evaluate(config, workdir)
     elif mode == "prepare":
         processes.in_turn(_prepare, config)
     else:

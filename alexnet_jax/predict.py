@@ -21,7 +21,7 @@ CORRECT, OTHER = "#D55E00", "#0072B2"  # vermilion and blue, which are told apar
 
 
 class Network:
-    """The best checkpoint of a workdir, on one place of the mesh's axis `data`."""
+    """A checkpoint of a workdir, eval.step, on one place of the mesh's axis `data`."""
 
     def __init__(self, config, workdir: str):
         """Raises InputError if it cannot be opened."""
@@ -105,6 +105,10 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--figure")
     parser.add_argument("images", nargs="+", metavar="IMAGE")
     given = parser.parse(arguments)
+    if given.figure:
+        command_line.check_writable("--figure", given.figure)
+        if os.path.splitext(given.figure)[1] not in (".png", ".pdf", ".svg", ".jpg"):
+            raise InputError(f"--figure={given.figure}: give a name that ends in .png, .pdf, .svg or .jpg")
     workdir = os.path.expanduser(given.workdir)
     network = Network(configuration.of_run(workdir, given.overrides), workdir)
     found = []
@@ -120,10 +124,7 @@ def main(arguments: list[str]) -> int:
                 print(f"  {row[label]:.4f}  {network.names[label]}")
             found.append((path, picture, row) if given.figure else path)
     if given.figure and found:
-        try:
-            figure_of(found, network).savefig(given.figure, dpi=150)
-        except (OSError, ValueError) as error:  # ValueError: a kind of file that matplotlib does not write
-            raise InputError(f"--figure={given.figure}: cannot be written ({error}); give another") from None
+        figure_of(found, network).savefig(given.figure, dpi=150)
     return int(len(found) < len(given.images))
 
 

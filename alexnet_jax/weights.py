@@ -269,7 +269,7 @@ def export_weights(file: str, workdir: str) -> None:
         raise InputError(f"{file}: exists already; remove it, or give another name")
     config = configuration.of_run(workdir)
     config.mesh.update(data=1, column=1)  # the run's devices need not be here
-    step, params = evaluate.stored_params(config, workdir, parallel.make_mesh(config), config.eval.step)
+    step, params = evaluate.stored_params(config, workdir, parallel.make_mesh(config))
     tensors = to_torch(config, params)
     try:
         weight_files.write(file, tensors, config.name)

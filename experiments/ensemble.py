@@ -7,7 +7,6 @@ given is of the first workdir's config.json. Networks may differ, data and class
 
 import json
 import logging
-import os
 
 from alexnet_jax import command_line, evaluate, input_pipeline, parallel
 from alexnet_jax import config as configuration
@@ -65,9 +64,8 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("workdirs", nargs="+", metavar="DIR")
     parser.add_argument("--out")
     given = parser.parse(arguments)
-    folder = os.path.dirname(os.path.abspath(given.out or "x"))
-    if not os.access(folder, os.W_OK) or (given.out and os.path.isdir(given.out)):
-        raise InputError(f"--out={given.out}: cannot be written; give another")
+    if given.out:
+        command_line.check_writable("--out", given.out)
     result = ensemble(given.workdirs, given.overrides)
     if given.out:
         configuration.write_atomically(given.out, json.dumps(result, indent=2) + "\n")

@@ -12,9 +12,12 @@ A DIR that holds workdirs, as that of a sweep does, stands for all of them. Each
 and FILE.pdf; FILE is NAME in the first DIR if left out.
 """
 
+import argparse
+import itertools
 import json
 import os
 import pathlib
+import sys
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -22,11 +25,16 @@ from matplotlib.figure import Figure
 from alexnet_jax import command_line
 from alexnet_jax import config as configuration
 from alexnet_jax.errors import InputError
+from experiments import columns
 
 # Okabe and Ito's, which are told apart without colour vision; line styles do it in print.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 STYLES = ("-", "--", "-.", (0, (1, 1)))
-MARKERS = ("", "o", "s", "^")  # once all colours are taken
+MARKERS = ("", "o", "s", "^", "D", "v", "x", "+")  # once all colours are taken
+
+
+# What the figures read of a validation.
+FIELDS = {"epoch", "learning_rate", "train_loss", "val_loss", "val_top1_error", "val_top5_error"}
 
 
 def rows_of(workdir: str) -> list[dict]:
@@ -35,8 +43,13 @@ def rows_of(workdir: str) -> list[dict]:
     try:
         with open(path) as file:
             rows = [json.loads(line) for line in file if line.endswith("\n")]
+    except FileNotFoundError:
+        rows = []
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read ({error}); give the workdir of a run") from None
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, dict) or not row.keys() >= FIELDS:
+            raise InputError(f"{path}: line {number} is no validation; delete it, or give another workdir")
     if not rows:
         raise InputError(f"{path}: has no validation yet; let the run come to its first")
     return rows
@@ -47,7 +60,7 @@ def workdirs_of(folder: str) -> list[str]:
     found = [folder] if os.path.exists(os.path.join(folder, "config.json")) else []
     found = found or [str(path.parent) for path in sorted(pathlib.Path(folder).glob("*/**/config.json"))]
     if not found:
-        raise InputError(f"--workdir={folder}: has no config.json; give the workdir of a run, or of a sweep")
+        raise InputError(f"{folder}: has no config.json; give the workdir of a run, or of a sweep")
     return found
 
 
@@ -60,33 +73,34 @@ def names_of(workdirs: list[str]) -> list[str]:
 
 def curves(workdirs: list[str], given=None) -> Figure:
     """Validation errors, and the losses of training and validation, against epochs."""
-    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    del given
+    keys = -(-len(workdirs) // 3)  # lines of the legend, below both axes
+    figure = Figure(figsize=(10, 4.2 + 0.2 * keys), layout="constrained")
     errors, losses = figure.subplots(1, 2)
     for number, (workdir, label) in enumerate(zip(workdirs, names_of(workdirs), strict=True)):
         rows, colour = rows_of(workdir), COLOURS[number % len(COLOURS)]
-        column = {name: np.array([row[name] for row in rows]) for name in rows[0]}
-        epochs, marker = column["epoch"], MARKERS[number // len(COLOURS) % len(MARKERS)]
+        marker = MARKERS[number // len(COLOURS) % len(MARKERS)]
+        epochs = [row["epoch"] for row in rows]
         for axes, names in (
-            (errors, (("val_top1_error", "top-1"), ("val_top5_error", "top-5"))),
-            (losses, (("val_loss", "validation"), ("train_loss", "training"))),
+            (errors, ("val_top1_error", "val_top5_error")),
+            (losses, ("val_loss", "train_loss")),
         ):
-            for style, (name, what) in zip(STYLES, names, strict=False):
+            for style, name in zip(STYLES, names, strict=False):
+                values = [row[name] for row in rows]
                 axes.plot(
-                    epochs, column[name], color=colour, linestyle=style, marker=marker, markersize=3,
-                    label=f"{label}, {what}",
-                )  # fmt: skip
-            for drop in np.flatnonzero(np.diff(column["learning_rate"]) < 0):
-                axes.axvline(epochs[drop], color=colour, linewidth=0.8, linestyle=":", zorder=0)
-    errors.set_ylabel("validation error")
-    losses.set_ylabel("loss")
-    errors.set_ylim(bottom=0)
+                    epochs, values, color=colour, linestyle=style, marker=marker, markersize=3, label=label
+                )
+            for before, after in itertools.pairwise(rows):
+                if after["learning_rate"] < before["learning_rate"]:
+                    axes.axvline(before["epoch"], color=colour, linewidth=0.8, linestyle=":", zorder=0)
+    errors.set(ylabel="validation error (solid: top-1, dashed: top-5)", ylim=(0, None))
+    losses.set(ylabel="loss (solid: validation, dashed: training)")
     for axes in (errors, losses):
         axes.set_xlabel("epoch (dotted: the learning rate drops)")
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.25)
-        if len(axes.get_legend_handles_labels()[1]) > 8:  # beside the curves they would hide them
-            axes.legend(fontsize="x-small", loc="upper left", bbox_to_anchor=(0, -0.15), ncols=2)
-        else:
-            axes.legend(fontsize="small")
+    lines = errors.get_legend_handles_labels()[0][::2]  # each run's first
+    figure.legend(handles=lines, fontsize="small", loc="outside lower center", ncols=3)
     return figure
 
 
@@ -94,70 +108,85 @@ TARGET = 0.25  # of figure 1
 NAMES = {"relu": "ReLU", "tanh": "tanh"}
 
 
-def epochs_to(target: float, errors: list[float]) -> float:
-    """Epochs until the training error is `target`, between epochs by a straight line; inf if it never is."""
-    for epoch, (before, after) in enumerate(zip([1.0, *errors], errors, strict=False)):
+def training_errors(workdir: str) -> tuple[np.ndarray, np.ndarray]:
+    """(epochs, training errors) of a run.
+
+    metrics.jsonl has means over the steps between two validations, while the network improves: to first order
+    what it was halfway. The first is that of a network that guesses, at 0. Raises InputError.
+    """
+    rows = rows_of(workdir)
+    if any("train_top1_error" not in row for row in rows):
+        raise InputError(f"{workdir}: its metrics.jsonl has no train_top1_error; train it anew")
+    guessing = 1 - 1 / configuration.of_run(workdir).model.num_classes
+    ends = np.array([0, *(row["epoch"] for row in rows)])
+    return np.array([0, *(ends[1:] + ends[:-1]) / 2]), np.array(
+        [guessing, *(row["train_top1_error"] for row in rows)]
+    )
+
+
+def epochs_to(target: float, epochs, errors) -> float:
+    """Epochs until the training error is `target`, by straight lines between points; inf if it never is."""
+    points = itertools.pairwise(zip(epochs, errors, strict=True))
+    for (start, before), (end, after) in points:
         if after <= target:
-            return epoch + (before - target) / (before - after)
+            return start + (end - start) * (before - target) / (before - after)
     return np.inf
 
 
 def figure1(workdirs: list[str], given=None) -> Figure:
     """Training error against epochs, one thin line a run, the mean of each activation thick."""
     del given
-    runs = {}
+    runs = {"relu": {}, "tanh": {}}  # activation -> seed -> (epochs, errors)
     for workdir in workdirs:
-        rows = rows_of(workdir)
-        if "train_top1_error" not in rows[0]:
-            raise InputError(f"{workdir}: its metrics.jsonl has no train_top1_error; train it anew")
-        activation = configuration.of_run(workdir).model.activation
-        runs.setdefault(activation, []).append([row["train_top1_error"] for row in rows])
+        config = configuration.of_run(workdir)
+        of_seeds = runs[config.model.activation]
+        if config.seed in of_seeds:
+            raise InputError(
+                f"{workdir}: is another run with {config.model.activation} and seed {config.seed}; give"
+                " one of each seed"
+            )
+        of_seeds[config.seed] = training_errors(workdir)
     figure = Figure(figsize=(6.4, 4.4), layout="constrained")
     axes = figure.subplots()
-    reached = {}
-    for (activation, errors), colour, style in zip(
-        sorted(runs.items()), COLOURS, STYLES, strict=False
-    ):  # at most two activations
-        for each in errors:
-            axes.plot(range(1, len(each) + 1), each, color=colour, linewidth=0.7, alpha=0.6)
-        length = min(map(len, errors))
-        mean = np.mean([each[:length] for each in errors], axis=0)
-        epochs = reached[activation] = np.array([epochs_to(TARGET, each) for each in errors])
-        when = f"{_mean_and_deviation(epochs)} epochs" if np.isfinite(epochs).all() else "not reached"
-        label = f"{NAMES[activation]}: {when}"
-        axes.plot(range(1, length + 1), mean, color=colour, linestyle=style, linewidth=2.2, label=label)
     axes.axhline(TARGET, color="black", linewidth=0.8, linestyle=":")
-    if {"relu", "tanh"} <= reached.keys() and all(np.isfinite(epochs).all() for epochs in reached.values()):
-        relu, tanh = reached["relu"], reached["tanh"]
-        ratio = tanh.mean() / relu.mean()
-        # First order: relative errors of two independent means add in squares.
-        spread = ratio * np.hypot(*(_error_of_mean(epochs) / epochs.mean() for epochs in (relu, tanh)))
-        text = f"tanh takes {ratio:.2f}" + (f" ± {spread:.2f}" if np.isfinite(spread) else "")
-        text += f" times the epochs of ReLU to {TARGET:.0%}"
-        axes.set_title(text, fontsize="medium")
-        print(text)
-    axes.set(xlabel="epoch", ylabel="training error", xlim=(0, None), ylim=(0, None))
+    reached = {}
+    for (activation, of_seeds), colour, style in zip(runs.items(), COLOURS, STYLES, strict=False):
+        if not of_seeds:
+            continue
+        for epochs, errors in of_seeds.values():
+            axes.plot(epochs, errors, color=colour, linewidth=0.7, alpha=0.6)
+        length = min(len(errors) for _, errors in of_seeds.values())
+        epochs, errors = np.mean([[x[:length] for x in run] for run in of_seeds.values()], axis=0)
+        reached[activation] = {seed: epochs_to(TARGET, *run) for seed, run in of_seeds.items()}
+        label = f"{NAMES[activation]}: {_epochs_in_words(list(reached[activation].values()))}"
+        print(f"{label} to {TARGET:.0%} training error")
+        axes.plot(epochs, errors, color=colour, linestyle=style, linewidth=2.2, label=label)
+    axes.set_title(_ratio_in_words(reached), fontsize="medium")
+    print(_ratio_in_words(reached))
+    axes.set(xlabel="epoch", ylabel="training error", xlim=(0, None), ylim=(0, 1))
     axes.grid(alpha=0.25)
     axes.legend(title=f"to {TARGET:.0%} training error")
     return figure
 
 
-def _mean_and_deviation(values: np.ndarray) -> str:
-    return f"{values.mean():.2f}" + (f" ± {values.std(ddof=1):.2f}" if len(values) > 1 else "")
+def _mean_and_deviation(values) -> str:
+    return f"{np.mean(values):.2f}" + (f" ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else "")
 
 
-def _error_of_mean(values: np.ndarray) -> float:
-    return values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.nan
+def _epochs_in_words(epochs: list[float]) -> str:
+    """A mean over those that came so far would flatter: none is given."""
+    late = np.isinf(epochs).sum()
+    return f"{late} of {len(epochs)} runs never came" if late else f"{_mean_and_deviation(epochs)} epochs"
 
 
-def colourfulness(kernels: np.ndarray) -> float:
-    """Of kernels [size, size, 3, maps]: the mean share of a kernel's energy that is not grey.
-
-    Grey is what lies along (1, 1, 1) / sqrt(3). Kernels drawn at random have 2/3.
-    """
-    energy = (kernels**2).sum(axis=(0, 1, 2))
-    grey = (kernels.sum(axis=2) ** 2 / 3).sum(axis=(0, 1))
-    return float((1 - grey / energy).mean())
+def _ratio_in_words(reached: dict) -> str:
+    """tanh's epochs by ReLU's. Runs of one seed have the same initial weights and batches: they are pairs."""
+    relu, tanh = (reached.get(activation, {}) for activation in ("relu", "tanh"))
+    seeds = sorted(relu.keys() & tanh.keys())
+    if not seeds or np.inf in (*relu.values(), *tanh.values()):
+        return "no ratio: ReLU and tanh must both come there, with the same seeds"
+    ratio = _mean_and_deviation([tanh[seed] / relu[seed] for seed in seeds])
+    return f"tanh takes {ratio} times the epochs of ReLU to {TARGET:.0%} (seeds: {len(seeds)})"
 
 
 def figure3(workdirs: list[str], given=None) -> Figure:
@@ -165,42 +194,40 @@ def figure3(workdirs: list[str], given=None) -> Figure:
 
     16 a row, as the released code draws them (shownet.py:187); a line between the columns of the network.
     """
-    from alexnet_jax import evaluate, parallel
-
     (workdir,) = workdirs
-    config = configuration.of_run(workdir, given.overrides if given else ())
-    step, params = evaluate.stored_params(config, workdir, parallel.make_mesh(config))
-    columns = np.asarray(params["conv1"]["kernel"])  # [columns, size, size, channels, maps]
-    scaled = (columns - columns.min()) / (columns.max() - columns.min())
+    step, kernels = columns.conv1(workdir, given.overrides if given else ())
+    scaled = (kernels - kernels.min()) / (kernels.max() - kernels.min())
     count, size, _, channels, maps = scaled.shape
-    rows = -(-maps // 16)
-    figure = Figure(figsize=(8, 0.55 * rows * count + 0.6), layout="constrained")
-    for column, (axes, kernels) in enumerate(
-        zip(figure.subplots(count, 1, squeeze=False)[:, 0], scaled, strict=True)
-    ):
-        sheet = np.ones((rows * (size + 1) + 1, 16 * (size + 1) + 1, channels))
-        for number, kernel in enumerate(np.moveaxis(kernels, -1, 0)):
-            top, left = (1 + place * (size + 1) for place in divmod(number, 16))
-            sheet[top : top + size, left : left + size] = kernel
+    wide = min(maps, 16)
+    rows = -(-maps // wide)
+    figure = Figure(figsize=(8, 8.8 / wide * rows * count + 0.6), layout="constrained")
+    for column, axes in enumerate(figure.subplots(count, 1, squeeze=False)[:, 0]):
+        sheet = np.ones((rows * (size + 1) + 1, wide * (size + 1) + 1, channels))
+        for number in range(maps):
+            top, left = (1 + place * (size + 1) for place in divmod(number, wide))
+            sheet[top : top + size, left : left + size] = scaled[column, ..., number]
         axes.imshow(sheet if channels == 3 else sheet[..., 0], cmap="gray", interpolation="nearest")
         axes.set_axis_off()
-        title = f"column {column}" if count > 1 else "conv1"
+        title = f"column {column}" if count > 1 else "one column"
         if channels == 3:
-            title += f": {colourfulness(columns[column]):.1%} of the energy is colour"
+            title += f": {columns.colourfulness(kernels[column]):.1%} of the energy is colour"
             print(f"{workdir}, step {step}, {title} (2/3 at random)")
         axes.set_title(title, fontsize="medium", loc="left")
-    figure.suptitle(f"conv1 of {config.name}, step {step}", fontsize="medium")
+    figure.suptitle(f"conv1, step {step}", fontsize="medium")
     return figure
 
 
 def figure4(workdirs: list[str], given=None) -> Figure:
     """A row for each image: itself, its five most probable labels, its six nearest training images."""
-    from alexnet_jax import input_pipeline, predict
+    from alexnet_jax import evaluate, input_pipeline, predict
 
     (workdir,) = workdirs
     config = configuration.of_run(workdir, given.overrides)
     network = predict.Network(config, workdir)
-    test, train = (input_pipeline.open_source(config, split) for split in ("test_split", "train_split"))
+    test, train = (
+        evaluate.with_labels_of(network.names, input_pipeline.open_source(config, split))
+        for split in ("test_split", "train_split")
+    )
     wrong = [index for index in given.images if not 0 <= index < len(test)]
     if wrong:
         raise InputError(f"--images={wrong[0]}: {config.data.test_split} has images 0 to {len(test) - 1}")
@@ -211,17 +238,18 @@ def figure4(workdirs: list[str], given=None) -> Figure:
 
     figure = Figure(figsize=(12, 1.75 * len(images) + 0.3), layout="constrained")
     grid = figure.subplots(len(images), 8, squeeze=False, width_ratios=(1, 1.6, 1, 1, 1, 1, 1, 1))
+    for axes in grid[:, [0, *range(2, 8)]].flat:
+        axes.set_axis_off()
+    count = near.shape[1]  # less than six only of fewer training images
     for row, axes in enumerate(grid):
         predict.draw_top_five(axes[1], probabilities[row], network.names, labels[row])
         shown = [(axes[0], images[row], labels[row])]
-        places = range(6 * row, 6 * row + near.shape[1])
+        places = range(count * row, count * row + count)
         shown += [(axes[2 + n], pictures[place], near_labels[place]) for n, place in enumerate(places)]
         for each, picture, label in shown:
             each.imshow(picture.squeeze(), cmap="gray", vmin=0, vmax=255)
             weight = "bold" if each is axes[0] else "normal"
             each.set_title(predict.short(network.names[label], 17), fontsize="small", weight=weight)
-        for each in (axes[0], *axes[2:]):
-            each.set_axis_off()
     return figure
 
 
@@ -272,20 +300,37 @@ FIGURES = {"curves": curves, "figure1": figure1, "figure3": figure3, "figure4": 
 OF_ONE = (figure3, figure4)
 
 
-def save(figure: Figure, stem: str, kinds=("png", "pdf")) -> None:
-    """Raises InputError."""
-    for kind in kinds:
-        try:
-            figure.savefig(f"{stem}.{kind}", dpi=150)
-        except OSError as error:
-            raise InputError(
-                f"--out={stem}.{kind}: cannot be written ({error.strerror}); give another"
-            ) from None
+KINDS = ("png", "pdf")
+
+
+def save(figure: Figure, stem: str) -> None:
+    for kind in KINDS:
+        figure.savefig(f"{stem}.{kind}", dpi=150)
         print(f"{stem}.{kind}")
 
 
 def _indices(text: str) -> list[int]:
-    return [int(index) for index in text.split(",")]
+    try:
+        return [int(index) for index in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} does not work; give numbers, as in 0,1,2") from None
+
+
+def validated(folder: str) -> list[str]:
+    """`workdirs_of` a folder; of several, those with validations, and a line for each that is left out."""
+    found = workdirs_of(folder)
+    if found == [folder]:
+        return found
+    kept = []
+    for workdir in found:
+        try:
+            rows_of(workdir)
+            kept.append(workdir)
+        except InputError as error:
+            print(f"left out: {error}", file=sys.stderr)
+    if not kept:
+        raise InputError(f"--workdir={folder}: none of its runs has a validation; let one come to its first")
+    return kept
 
 
 def main(arguments: list[str]) -> None:
@@ -296,10 +341,15 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--images", type=_indices, default=[0, 1, 2, 3, 4])
     given = parser.parse(arguments)
     draw = FIGURES[given.name]
-    workdirs = [workdir for folder in given.workdir for workdir in workdirs_of(folder)]
+    stem = given.out or os.path.join(given.workdir[0], given.name)
+    if os.path.splitext(stem)[1][1:] in KINDS:
+        stem = os.path.splitext(stem)[0]
+    find = workdirs_of if draw in OF_ONE else validated
+    workdirs = [workdir for folder in given.workdir for workdir in find(folder)]
     if draw in OF_ONE and len(workdirs) > 1:
         raise InputError(f"--workdir: {given.name} is of one workdir; these are {len(workdirs)}")
-    stem = os.path.splitext(given.out)[0] if given.out else os.path.join(given.workdir[0], given.name)
+    for kind in KINDS:
+        command_line.check_writable("--out", f"{stem}.{kind}")
     save(draw(workdirs, given), stem)
 
 

@@ -98,7 +98,7 @@ class Submitit:
         try:
             with open(os.path.join(workdir, "job.json")) as file:
                 job_id, its_command = json.load(file)
-        except (FileNotFoundError, ValueError):
+        except (FileNotFoundError, ValueError, TypeError):
             return None
         job = self._job_class(self._folder, job_id)
         failed = its_command != command or (job.done(force_check=True) and _exit_code(job))

@@ -15,7 +15,7 @@ import sys
 
 from alexnet_jax import config as configuration
 from alexnet_jax import parallel, shapes
-from alexnet_jax.errors import InputError
+from alexnet_jax.errors import InputError, first_line
 from experiments.variants import Ensemble, Variant
 
 
@@ -29,6 +29,7 @@ class Run:
     command: list[str]
     needs: list["Run"]  # which must be finished before
     num_epochs: int = 0
+    config: str = ""  # the whole of it as JSON: its file may be another next time
 
     @property
     def name(self) -> str:
@@ -37,7 +38,7 @@ class Run:
     @property
     def made_by(self) -> list:
         """All that decides the result; without the interpreter, which may be another one next time."""
-        return [self.command[1:], *(need.made_by for need in self.needs)]
+        return [self.command[1:], self.config, *(need.made_by for need in self.needs)]
 
     def epochs_done(self) -> int:
         try:
@@ -49,7 +50,7 @@ class Run:
     def result(self) -> dict:
         """What `keep_result` kept, if it is of this very run; else {}."""
         kept = _read_json(self._kept)
-        return kept["result"] if kept.get("made_by") == self.made_by else {}
+        return kept.get("result", {}) if kept.get("made_by") == self.made_by else {}
 
     def keep_result(self) -> bool:
         """Marks the run as finished; False where it has left no result.
@@ -57,10 +58,11 @@ class Run:
         A copy of eval.json, because an evaluation of the workdir by hand writes that anew.
         """
         result = _read_json(os.path.join(self.workdir, "eval.json"))
-        if result:
-            kept = {"made_by": self.made_by, "result": result}
-            configuration.write_atomically(self._kept, json.dumps(kept) + "\n")
-        return bool(result)
+        if not {"top1_error", "top5_error"} <= result.keys():
+            return False
+        kept = {"made_by": self.made_by, "result": result}
+        configuration.write_atomically(self._kept, json.dumps(kept) + "\n")
+        return True
 
     @property
     def _kept(self) -> str:
@@ -70,9 +72,10 @@ class Run:
 def _read_json(path: str) -> dict:
     try:
         with open(path) as file:
-            return json.load(file)
+            content = json.load(file)
     except (OSError, ValueError):
         return {}
+    return content if isinstance(content, dict) else {}
 
 
 def variants_of(sweep: str, config) -> list[Variant | Ensemble]:
@@ -84,14 +87,30 @@ def variants_of(sweep: str, config) -> list[Variant | Ensemble]:
         variants = list(runpy.run_path(path)["get_variants"](config, *[argument] * bool(argument)))
         folders = [_folder(variant.name) for variant in variants]
     except Exception as error:  # a file of the user's may raise any
-        raise InputError(f"--sweep={sweep}: cannot be used ({type(error).__name__}: {error})") from None
-    if not variants or len(set(folders)) < len(folders):
+        raise InputError(
+            f"--sweep={sweep}: cannot be used ({type(error).__name__}: {first_line(error)})"
+        ) from None
+    if not variants or not all(folders) or len(set(folders)) < len(folders):
         raise InputError(f"--sweep={sweep}: lists nothing, or two of one name; give each its own")
+    earlier = set()
+    for variant in variants:
+        ensemble = isinstance(variant, Ensemble)
+        named = variant.members if ensemble else [variant.init_from] * bool(variant.init_from)
+        if ensemble and not named:
+            raise InputError(f"--sweep={sweep}: {variant.name} has no members; name some")
+        for name in named:
+            if name not in earlier:
+                raise InputError(
+                    f"--sweep={sweep}: {variant.name} names {name!r}, no network listed before it"
+                )
+        if not ensemble:
+            earlier.add(variant.name)
     return variants
 
 
 def _folder(name: str) -> str:
-    return re.sub(r"[^\w.-]+", "-", name)
+    """Empty for a name that is none of a folder."""
+    return re.sub(r"[^\w.-]+", "-", name).lstrip(".")
 
 
 class Plan:
@@ -102,7 +121,7 @@ class Plan:
 
     def __init__(self, variants, config, config_file: str, given: dict, workdir: str, seeds: int):
         """Raises InputError for a variant that does not work."""
-        self.variants, self.overrides, self.task = variants, {}, {}
+        self.variants, self.overrides, self.task, self._configs = variants, {}, {}, {}
         self._config, self._config_file, self._given, self._workdir = config, config_file, given, workdir
         by_line = {}
         for variant in variants:
@@ -127,14 +146,12 @@ class Plan:
         return os.path.join(self._workdir, _folder(variant.name), f"seed-{seed}")
 
     def _trainings(self, variant: Variant, seeds: int, by_line: dict) -> list[Run]:
-        config = self._checked(variant)
+        config = self._configs[variant.name] = self._checked(variant)
         self.overrides[variant.name] = shlex.join(as_flags(variant.overrides))
-        self.task[variant.name] = config.data.name, config.data.test_split, config.model.num_classes
-        starts = by_line.get(variant.init_from, [])
-        if variant.init_from and not starts:
-            raise InputError(f"{variant.name}: init_from={variant.init_from} is no variant before it")
-        runs = []
+        self.task[variant.name] = _task(config)
+        starts, runs = by_line.get(variant.init_from, []), []
         for seed in range(seeds):
+            config.seed = seed
             needs, folder = starts[seed : seed + 1], self._place(variant, seed)
             command = [
                 *(sys.executable, "-m", "alexnet_jax.main"),
@@ -143,32 +160,39 @@ class Plan:
                 *(f"--config.init_from={need.workdir}" for need in needs),
                 f"--workdir={folder}",
             ]
-            runs.append(Run(variant.name, seed, folder, command, needs, config.num_epochs))
+            text = json.dumps(config.to_dict(), sort_keys=True)
+            runs.append(Run(variant.name, seed, folder, command, needs, config.num_epochs, text))
         return runs
 
     def _checked(self, variant: Variant):
         """The configuration of its runs."""
-        try:
-            config = self._config.copy_and_resolve_references()
-            if variant.config:
-                path, _, argument = variant.config.partition(":")
+        config = self._config.copy_and_resolve_references()
+        if variant.config:
+            path, _, argument = variant.config.partition(":")
+            try:
                 config = runpy.run_path(path)["get_config"](*[argument] * bool(argument))
-            config.update_from_flattened_dict({**self._given, **variant.overrides})
-            configuration.check(config)
-            shapes.layer_shapes(config)
-            parallel.mesh_shape(config, None, ("batch_size", "eval.batch_size"))
-        except Exception as error:  # ml_collections raises many kinds, and a configuration's file any
-            raise InputError(f"variant {variant.name!r}: {' '.join(str(error).split())}") from None
+            except Exception as error:  # a configuration's file may raise any
+                why = f"{type(error).__name__}: {first_line(error)}"
+                raise InputError(f"variant {variant.name!r}: {path} cannot be used ({why})") from None
+        _update(config, {**self._given, **variant.overrides}, variant.name)
         return config
 
     def _ensembles(self, variant: Ensemble, seeds: int, by_line: dict) -> list[Run]:
-        flags, runs = as_flags(variant.overrides), []
+        tasks, runs = set(), []
         for member in variant.members:
-            if member not in by_line:
-                raise InputError(f"{variant.name}: {member!r} is no variant before it")
+            config = self._configs[member].copy_and_resolve_references()
+            _update(config, variant.overrides, variant.name)
+            tasks.add(_task(config))
+        if len(tasks) > 1:
+            raise InputError(f"variant {variant.name!r}: its members differ in data, split or classes")
+        (self.task[variant.name],) = tasks
         members = " and ".join(f"{n} of {name}" for name, n in variant.members.items())
-        self.overrides[variant.name] = " ".join([members, *flags])
-        self.task[variant.name] = self.task[next(iter(variant.members))]
+        self.overrides[variant.name] = " ".join([members, *as_flags(variant.overrides)])
+        # The members' config.json may have where the data lay on another machine.
+        where = {
+            field: self._given[field] for field in ("data.dir", "data.manual_dir") if field in self._given
+        }
+        flags = as_flags({**where, **variant.overrides})
         for seed in range(seeds):
             needs = [
                 run for name, n in variant.members.items() for run in by_line[name][seed * n : seed * n + n]
@@ -180,6 +204,21 @@ class Plan:
             ]
             runs.append(Run(variant.name, seed, folder, command, needs))
         return runs
+
+
+def _task(config) -> tuple:
+    return config.data.name, config.data.test_split, config.model.num_classes
+
+
+def _update(config, fields: dict, name: str) -> None:
+    """Raises InputError for what does not work in the variant `name`."""
+    try:
+        config.update_from_flattened_dict(fields)
+        configuration.check(config)
+        shapes.layer_shapes(config)
+        parallel.mesh_shape(config, None, ("batch_size", "eval.batch_size"))
+    except Exception as error:  # ml_collections raises many kinds
+        raise InputError(f"variant {name!r}: {' '.join(str(error).split())}") from None
 
 
 def as_flags(fields: dict) -> list[str]:

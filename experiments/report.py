@@ -34,7 +34,11 @@ def page(folder: str) -> str:
         parts += _sweep(folder)
         for workdir in workdirs:
             name = html.escape(os.path.relpath(workdir, folder))
-            parts += [f"<details><summary>{name}</summary>", *_workdir(workdir), "</details>"]
+            try:
+                content = _workdir(workdir)
+            except InputError as error:  # one of many
+                content = [f"<p>{html.escape(str(error))}</p>"]
+            parts += [f"<details><summary>{name}</summary>", *content, "</details>"]
     else:
         parts += _workdir(folder)
     return (
@@ -51,8 +55,10 @@ def _sweep(folder: str) -> list[str]:
             "<p>Errors are fractions; differences are to the first line.</p>",
             _table(rows[0], [r.values() for r in rows]),
         ]
-    except (OSError, IndexError):
-        return []  # a folder of runs that no sweep made
+    except (OSError, IndexError):  # a folder of runs that no sweep made
+        return []
+    except (ValueError, csv.Error):
+        return ["<p>results.csv is damaged; the sweep's command writes it anew</p>"]
 
 
 def _workdir(workdir: str) -> list[str]:
@@ -123,10 +129,8 @@ def main(arguments: list[str]) -> None:
     given = parser.parse(arguments)
     out = given.out or os.path.join(given.folder, "report.html")
     text = page(given.folder)
-    try:
-        configuration.write_atomically(out, text)
-    except OSError as error:
-        raise InputError(f"--out={out}: cannot be written ({error.strerror}); give another") from None
+    command_line.check_writable("--out", out)
+    configuration.write_atomically(out, text)
     print(out)
 
 

@@ -16,6 +16,7 @@ is 1 if a run failed, 2 for a mistake in what was given.
 import concurrent.futures
 import csv
 import datetime
+import fcntl
 import io
 import logging
 import math
@@ -31,7 +32,7 @@ from ml_collections import config_flags
 
 from alexnet_jax import command_line
 from alexnet_jax import config as configuration
-from alexnet_jax.errors import InputError
+from alexnet_jax.errors import InputError, first_line
 from experiments import launchers
 from experiments.plan import Plan, Run, as_flags, variants_of
 
@@ -59,7 +60,7 @@ class Sweep:
         log.info(f"{runs} runs, {runs - len(waiting)} finished; {jobs} at a time")
         self.write()
         self._stop_on_signals(launcher)
-        clock, running = _TimeLeft(self), {}
+        progress, running = _Progress(self), {}
         with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
             while running or waiting:
                 if self.stopped:
@@ -70,12 +71,11 @@ class Sweep:
                         self._fail(run, "what it is made of failed")
                     elif all(self.results[need.name] for need in run.needs) and len(running) < jobs:
                         waiting.remove(run)
-                        os.makedirs(run.workdir, exist_ok=True)
-                        running[pool.submit(launcher.run, run.command, run.workdir)] = run
+                        running[pool.submit(_start, launcher, run)] = run
                 ended, _ = concurrent.futures.wait(running, 1, concurrent.futures.FIRST_COMPLETED)
                 for future in ended:
                     self._end(running.pop(future), future)
-                clock.tell(running.values(), bool(ended))
+                progress.tell(running.values(), bool(ended))
 
     def _stop_on_signals(self, launcher) -> None:
         def stop(number, frame):
@@ -89,7 +89,7 @@ class Sweep:
 
     def _end(self, run: Run, future) -> None:
         if future.exception():
-            self._fail(run, repr(future.exception()))
+            self._fail(run, f"{type(future.exception()).__name__}: {future.exception()}")
         elif future.result() == 0 and run.keep_result():
             result = self.results[run.name] = run.result()
             log.info(f"{run.name}: top-1 error {result['top1_error']:.4f}")
@@ -153,9 +153,14 @@ class Sweep:
                 _percent(row[f"{name}_difference"], row[f"{name}_difference_error"], "+")
                 for name in ("top1", "top5")
             ]
-            cells = [row["variant"], seeds, *errors, *differences, row["paper"]]
+            cells = [row["variant"], seeds, *errors, *differences, str(row["paper"])]
             lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
         return "\n".join(lines) + "\n"
+
+
+def _start(launcher, run: Run) -> int | None:
+    os.makedirs(run.workdir, exist_ok=True)
+    return launcher.run(run.command, run.workdir)
 
 
 def _last_line(run: Run) -> str:
@@ -168,30 +173,29 @@ def _last_line(run: Run) -> str:
         return f"{path} is empty"
 
 
-class _TimeLeft:
+class _Progress:
     """Tells how far all runs are, every half minute and when one ends."""
 
     def __init__(self, sweep: Sweep):
         self._sweep, self._start, self._last = sweep, time.monotonic(), time.monotonic()
-        self._epochs = sum(run.num_epochs for run in sweep.plan.runs)
-        self._before = self._done()
+        self._before = self._epochs_done()
 
-    def _done(self) -> int:
-        ended = self._sweep.failed | {name for name, result in self._sweep.results.items() if result}
-        return sum(
-            run.num_epochs if run.name in ended else run.epochs_done() for run in self._sweep.plan.runs
-        )
+    def _epochs_done(self) -> int:
+        return sum(run.epochs_done() for run in self._sweep.plan.runs)
 
     def tell(self, running, now: bool) -> None:
         time_now = time.monotonic()
         if not now and time_now - self._last < 30:
             return
-        self._last, runs = time_now, self._sweep.plan.runs
-        ended = sum(bool(result) for result in self._sweep.results.values()) + len(self._sweep.failed)
-        line = f"{ended} of {len(runs)} runs ended"
-        done = self._done()
-        if done > self._before:
-            seconds = (time_now - self._start) / (done - self._before) * (self._epochs - done)
+        self._last, sweep = time_now, self._sweep
+        waited_for = [
+            run for run in sweep.plan.runs if not sweep.results[run.name] and run.name not in sweep.failed
+        ]
+        line = f"{len(sweep.plan.runs) - len(waited_for)} of {len(sweep.plan.runs)} runs ended"
+        done = self._epochs_done() - self._before
+        if done > 0:
+            left = sum(run.num_epochs - run.epochs_done() for run in waited_for)
+            seconds = (time_now - self._start) / done * left
             line += f", about {datetime.timedelta(seconds=round(seconds))} left"
         going = [
             run.name + (f": epoch {run.epochs_done()}/{run.num_epochs}" if run.num_epochs else "")
@@ -210,6 +214,24 @@ def _percent(value: float, spread: float, sign: str = "") -> str:
     if math.isnan(value):
         return ""
     return f"{100 * value:{sign}.2f}" + ("" if math.isnan(spread) else f" ± {100 * spread:.2f}")
+
+
+def take(workdir: str):
+    """Makes the folder; no other sweep has it while the file lives that this returns. Raises InputError."""
+    if os.path.exists(os.path.join(workdir, "config.json")):
+        raise InputError(f"--workdir={workdir}: is that of a run; give a folder for the sweep")
+    try:
+        os.makedirs(workdir, exist_ok=True)
+        lock = open(os.path.join(workdir, ".lock"), "a")  # noqa: SIM115
+    except OSError as error:
+        raise InputError(f"--workdir={workdir}: cannot be written ({error}); give another") from None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # let go by the system, however the process ends
+    except BlockingIOError:
+        raise InputError(f"--workdir={workdir}: another sweep runs there; wait, or give another") from None
+    except OSError:
+        log.warning(f"{workdir}: this file system has no locks; see that one sweep runs there")
+    return lock
 
 
 def _slurm_parameters(text: str) -> dict:
@@ -239,20 +261,21 @@ def main(argv) -> None:
         variants = variants_of(_SWEEP.value, config)
         plan = Plan(variants, config, config_file, given, workdir, _SEEDS.value)
         slurm = _LAUNCHER.value == "slurm"
+        if _SLURM.value and not slurm:
+            raise InputError(f"--slurm={_SLURM.value}: comes with --launcher=slurm, which is missing")
         launcher = launchers.Local()
         if slurm:
             launcher = launchers.Submitit(workdir, _slurm_parameters(_SLURM.value))
         arguments = [f"--config={config_file}", f"--sweep={_SWEEP.value}", *as_flags(given)]
         title = f"python -m experiments.sweep {shlex.join([*arguments, f'--seeds={_SEEDS.value}'])}"
+        lock = take(workdir)  # noqa: F841
         sweep = Sweep(plan, workdir, title)
-        try:
-            os.makedirs(workdir, exist_ok=True)
-            sweep.write()
-        except OSError as error:
-            raise InputError(f"--workdir={workdir}: cannot be written ({error}); give another") from None
     except InputError as error:
         command_line.fail(str(error), 2)
-    sweep.go(launcher, _JOBS.value or (len(plan.runs) if slurm else 1))
+    try:
+        sweep.go(launcher, _JOBS.value or (len(plan.runs) if slurm else 1))
+    except OSError as error:  # a full disk, say: what runs has ended by now, what was saved stays
+        command_line.fail(f"{workdir}: {first_line(error)}; the same command goes on from there", 1)
     log.info(f"the table is in {workdir}/results.md")
     if sweep.stopped:
         sys.exit(128 + sweep.stopped)

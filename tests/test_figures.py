@@ -12,9 +12,10 @@ from configs import quickstart
 from experiments import figures
 
 
-def fake_run(folder, activation, errors):
+def fake_run(folder, activation, errors, seed=0):
     folder.mkdir(parents=True)
     config = quickstart.get_config()
+    config.seed = seed
     config.model.activation = activation
     configuration.save(config, folder)
     with open(folder / "metrics.jsonl", "w") as file:
@@ -27,35 +28,70 @@ def fake_run(folder, activation, errors):
 @pytest.fixture
 def runs(tmp_path):
     for seed, shift in enumerate((0.0, 0.1)):
-        fake_run(tmp_path / "relu" / f"seed-{seed}", "relu", [0.5, 0.2 - shift, 0.1])
-        fake_run(tmp_path / "tanh" / f"seed-{seed}", "tanh", [0.6, 0.4, 0.3, 0.2 + shift / 10])
+        fake_run(tmp_path / "relu" / f"seed-{seed}", "relu", [0.5, 0.2 - shift, 0.1], seed)
+        fake_run(tmp_path / "tanh" / f"seed-{seed}", "tanh", [0.6, 0.4, 0.3, 0.2 + shift / 10], seed)
     return tmp_path
 
 
-def test_epochs_to_an_error_are_between_two_validations():
-    assert figures.epochs_to(0.25, [0.5, 0.2]) == pytest.approx(1 + 0.25 / 0.3)
-    assert figures.epochs_to(0.25, [0.25]) == 1 and figures.epochs_to(0.25, [0.1]) == pytest.approx(
-        0.75 / 0.9
-    )
-    assert figures.epochs_to(0.25, [0.5, 0.3]) == np.inf
+def test_epochs_to_an_error_are_between_two_points():
+    assert figures.epochs_to(0.25, [0, 0.5, 1.5], [0.9, 0.5, 0.2]) == pytest.approx(0.5 + 0.25 / 0.3)
+    assert figures.epochs_to(0.25, [0, 0.5], [0.9, 0.25]) == 0.5
+    assert figures.epochs_to(0.25, [0, 0.5], [0.9, 0.1]) == pytest.approx(0.5 * 0.65 / 0.8)
+    assert figures.epochs_to(0.25, [0, 1, 2, 3], [0.9, 0.2, 0.4, 0.1]) == pytest.approx(0.65 / 0.7)
+    assert figures.epochs_to(0.25, [0, 0.5, 1.5], [0.9, 0.5, 0.3]) == np.inf
 
 
-def test_figure1_gives_the_ratio_of_epochs(runs, capsys):
+def test_a_mean_over_an_epoch_is_of_its_middle(tmp_path):
+    """An error that falls on a straight line is met where the line has it."""
+    fake_run(tmp_path / "run", "relu", [0.9 - 0.1 * (epoch + 0.5) for epoch in range(8)])
+    epochs, errors = figures.training_errors(str(tmp_path / "run"))
+    assert list(epochs) == [0, 0.5, 1.5, 2.5, 3.5, 4.5, 5.5, 6.5, 7.5]
+    assert figures.epochs_to(0.25, epochs, errors) == pytest.approx(6.5)
+
+
+def test_figure1_gives_the_ratio_of_epochs_and_its_spread_over_seeds(runs, capsys):
     figures.main(["figure1", f"--workdir={runs}"])
-    relu = [1 + 0.25 / 0.3, 1 + 0.25 / 0.4]
-    tanh = [3 + 0.05 / 0.1, 3 + 0.05 / 0.09]
-    ratio = np.mean(tanh) / np.mean(relu)
-    relative = [np.std(x, ddof=1) / 2**0.5 / np.mean(x) for x in (relu, tanh)]
-    line, *files = capsys.readouterr().out.splitlines()
-    spread = ratio * np.hypot(*relative)
-    assert line == f"tanh takes {ratio:.2f} ± {spread:.2f} times the epochs of ReLU to 25%"
+    relu = np.array([0.5 + 0.25 / 0.3, 0.5 + 0.25 / 0.4])
+    tanh = np.array([2.5 + 0.05 / 0.1, 2.5 + 0.05 / 0.09])
+    of_relu, of_tanh, ratio, *files = capsys.readouterr().out.splitlines()
+    for line, name, epochs in ((of_relu, "ReLU", relu), (of_tanh, "tanh", tanh)):
+        words = f"{epochs.mean():.2f} ± {epochs.std(ddof=1):.2f} epochs to 25% training error"
+        assert line == f"{name}: {words}"
+    words = f"{(tanh / relu).mean():.2f} ± {(tanh / relu).std(ddof=1):.2f} times the epochs of ReLU to 25%"
+    assert ratio == f"tanh takes {words} (seeds: 2)"
     assert files == [f"{runs}/figure1.png", f"{runs}/figure1.pdf"]
     picture = images.decode((runs / "figure1.png").read_bytes())
     assert picture.shape[0] > 400 and picture.std() > 5
     assert (runs / "figure1.pdf").read_bytes().startswith(b"%PDF")
-    fake_run(runs / "short", "tanh", [0.6, 0.5])
+
+
+def test_figure1_gives_no_ratio_where_a_run_never_came_there_or_no_two_are_a_pair(runs, capsys):
+    figures.main(["figure1", f"--workdir={runs}/relu/seed-0", f"--workdir={runs}/tanh/seed-1"])
+    assert "no ratio" in capsys.readouterr().out
+    fake_run(runs / "short", "tanh", [0.6, 0.5], seed=2)
     figures.main(["figure1", f"--workdir={runs}"])
-    assert "times" not in capsys.readouterr().out  # one of the runs has not reached it
+    printed = capsys.readouterr().out
+    assert "tanh: 1 of 3 runs never came to 25%" in printed and "no ratio" in printed
+
+
+def test_runs_without_a_validation_are_left_out_of_those_of_a_folder(runs, capsys):
+    for name, text in (("begun", None), ("empty", ""), ("damaged", "{\n"), ("other", "7\n")):
+        fake_run(runs / name, "relu", [])
+        (runs / name / "metrics.jsonl").unlink() if text is None else (
+            runs / name / "metrics.jsonl"
+        ).write_text(text)
+    figures.main(["curves", f"--workdir={runs}", f"--out={runs}/curves-0.25"])
+    printed = capsys.readouterr()
+    assert printed.out.split() == [f"{runs}/curves-0.25.png", f"{runs}/curves-0.25.pdf"]
+    assert [line.split("/")[-2] for line in printed.err.splitlines()] == [
+        "begun",
+        "damaged",
+        "empty",
+        "other",
+    ]
+    for name in ("begun", "damaged", "empty", "other"):
+        with pytest.raises(InputError, match=name):
+            figures.main(["curves", f"--workdir={runs}/{name}"])
 
 
 def test_curves_mark_the_drops_and_tell_the_runs_apart(runs):
@@ -69,23 +105,22 @@ def test_curves_mark_the_drops_and_tell_the_runs_apart(runs):
     assert len({(line.get_color(), str(line.get_linestyle())) for line in drawn}) == len(drawn) == 8
 
 
-def test_colourfulness_is_the_energy_that_is_not_grey():
-    draw = np.random.default_rng(0)
-    grey = np.repeat(draw.normal(size=(5, 5, 1, 7)), 3, axis=2)
-    assert figures.colourfulness(grey) == pytest.approx(0, abs=1e-6)
-    opponent = draw.normal(size=(5, 5, 1, 7)) * np.array([1.0, -2.0, 1.0])[:, None]
-    assert figures.colourfulness(opponent) == pytest.approx(1)
-    assert figures.colourfulness(np.concatenate([grey, opponent], axis=3)) == pytest.approx(0.5)
-    assert figures.colourfulness(draw.normal(size=(11, 11, 3, 2000))) == pytest.approx(2 / 3, abs=0.01)
-
-
-def test_figures_of_a_trained_network(swept, tmp_path, capsys):
+def test_figures_of_a_trained_network(swept, tmp_path, capsys, monkeypatch):
     workdir = swept[0] / "ReLU" / "seed-0"
     for name, flags in (("figure3", ()), ("figure4", ("--images=3,99",)), ("curves", ())):
         figures.main([name, f"--workdir={workdir}", f"--out={tmp_path}/{name}.png", *flags])
         assert images.decode((tmp_path / f"{name}.png").read_bytes()).std() > 5
         assert (tmp_path / f"{name}.pdf").exists()
     assert "colour" not in capsys.readouterr().out  # its images are grey
+    # Fewer images than a row has room for, and another step than the best.
+    four = ("--images=1,2", "--config.data.train_split=train[:4]", "--config.eval.step=7")
+    with pytest.raises(InputError, match="eval.step: 7 is not in"):
+        figures.main(["figure4", f"--workdir={workdir}", *four])
+    drawn = []
+    monkeypatch.setattr(figures, "save", lambda figure, stem: drawn.append(figure))
+    figures.main(["figure4", f"--workdir={workdir}", *four[:2]])
+    with_pictures = [bool(axes.get_images()) for axes in drawn[0].axes]
+    assert with_pictures == 2 * [True, False, *[True] * 4, False, False]
 
 
 def test_nearest_images_are_those_of_all_distances(swept):
@@ -113,7 +148,9 @@ def test_nearest_images_are_those_of_all_distances(swept):
         (("curves",), "--workdir"),
         (("curves", "--workdir=nowhere"), "nowhere"),
         (("figure3", "--workdir={runs}"), "is of one workdir; these are 4"),
-        (("figure4", "--workdir={run}", "--images=one"), "--images"),
+        (("figure1", "--workdir={run}", "--workdir={run}"), "another run with relu and seed 0"),
+        (("figure4", "--workdir={run}", "--images=one"), "--images: 'one' does not work; give numbers"),
+        (("figure3", "--workdir={run}", "--out=/nowhere/x"), "--out=/nowhere/x.png"),
         (("figure3", "--workdir={run}"), "statistics.npz|checkpoint"),
         (("curves", "--workdir={run}", "--out=/nowhere/x"), "--out=/nowhere/x.png"),
     ],

@@ -1,6 +1,7 @@
 """experiments/report.py: one page that needs nothing else."""
 
 import html.parser
+import shutil
 
 import pytest
 
@@ -55,6 +56,30 @@ def test_a_sweeps_page_has_its_table_and_every_run(swept, tmp_path):
         "ReLU/seed-0",
         "tanh/seed-0",
         "model.activation",
+    ):
+        assert words in page.words
+
+
+def test_a_damaged_run_or_table_is_told_and_the_rest_is_there(swept, tmp_path):
+    shutil.copytree(swept[0] / "tanh" / "seed-0", tmp_path / "tanh" / "seed-0")
+    for name, file, content in (
+        ("no-config", "config.json", b"{"),
+        ("no-result", "eval.json", b"[]"),
+        ("no-metrics", "metrics.jsonl", b"7\n"),
+        ("no-kernels", "statistics.npz", b""),
+    ):
+        shutil.copytree(swept[0] / "ReLU" / "seed-0", tmp_path / name)
+        (tmp_path / name / file).write_bytes(content)
+    shutil.rmtree(tmp_path / "no-kernels" / "checkpoints")
+    (tmp_path / "results.csv").write_bytes(b"variant,top1_error\nReLU,\xff")
+    report.main([str(tmp_path)])
+    page = Page((tmp_path / "report.html").read_text())
+    assert not page.open and len(page.sources) == 2 + 0 + 2 + 1 + 1
+    for words in (
+        "results.csv is damaged",
+        "no-config/config.json: is not a configuration",
+        "line 1 is no validation",
+        "has no checkpoint",
     ):
         assert words in page.words
 

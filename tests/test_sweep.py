@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import logging
 import os
 import pathlib
 import shutil
@@ -22,7 +23,7 @@ from alexnet_jax.errors import InputError
 from configs import paper, quickstart
 from experiments import ensemble, launchers
 from experiments.plan import Plan, variants_of
-from experiments.sweep import Sweep
+from experiments.sweep import Sweep, _Progress, take
 from experiments.variants import Ensemble, Variant
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -46,8 +47,9 @@ exec(do.read_text() if do.exists() else "")
 """
 
 
-def fake_plan(folder, seeds=2, variants=VARIANTS):
-    plan = Plan(variants, quickstart.get_config(), "configs/quickstart.py", {}, str(folder), seeds)
+def fake_plan(folder, seeds=2, variants=VARIANTS, config=None):
+    config = config or quickstart.get_config()
+    plan = Plan(variants, config, "configs/quickstart.py", {}, str(folder), seeds)
     replaced = {}
     for run in sorted(plan.runs, key=lambda run: len(run.needs)):
         error = {"baseline": 0.25, "tanh": 0.5, "two": 0.125}[run.line] + run.seed / 64
@@ -102,6 +104,14 @@ def test_commands_are_those_of_main_with_the_variants_overrides_and_the_seed(tmp
     ]  # fmt: skip
 
 
+def test_an_ensemble_looks_for_the_data_where_the_sweep_does(tmp_path):
+    given = {"data.dir": "/data", "num_epochs": 3}
+    plan = Plan(VARIANTS, quickstart.get_config(), "configs/quickstart.py", given, str(tmp_path), 1)
+    flags = plan.of_line("two")[0].command[5:-1]
+    assert flags == ["--config.data.dir=/data", "--config.eval.views=1"]
+    assert plan.overrides["two"] == "2 of baseline --config.eval.views=1"
+
+
 def test_every_sweep_of_the_paper_fits_its_networks(tmp_path):
     for file, config, config_file, runs in (
         ("ablations.py", paper.get_config("2010"), "configs/paper.py:2010", 16),
@@ -130,6 +140,37 @@ def test_table2_tunes_what_was_pretrained_with_the_same_seed(tmp_path):
         f"--config.init_from={first.workdir}" in tuned.command
         and "--config.data.dir=/autumn" in first.command
     )
+
+
+@pytest.mark.parametrize(
+    "listed, words",
+    [
+        ("[]", "lists nothing"),
+        ("[V('a', {}, ''), V('a', {}, '')]", "two of one name"),
+        ("[V('..', {}, '')]", "two of one name"),
+        ("['a']", "cannot be used (AttributeError"),
+        ("[V('a', {}, '', init_from='b'), V('b', {}, '', init_from='a')]", "a names 'b', no network listed"),
+        ("[V('a', {}, ''), E('b', {'a': 2}, ''), E('c', {'b': 2}, '')]", "c names 'b', no network listed"),
+        ("[V('a', {}, ''), E('b', {}, '')]", "b has no members"),
+        ("[V('a', {}, ''), E('b', {'a': 2}, '', {'eval.views': 3})]", "'b': eval.views: 3 does not work"),
+        (
+            "[V('a', {}, ''), V('b', {'data.name': 'x'}, ''), E('c', {'a': 1, 'b': 1}, '')]",
+            "'c': its members",
+        ),
+        ("[V('a', {}, '', 'configs/no.py')]", "'a': configs/no.py cannot be used (FileNotFoundError"),
+        ("[V('a', {'model.wdth': 1}, '')]", "'a': "),
+    ],
+)
+def test_mistakes_in_a_sweeps_file_are_named(listed, words, tmp_path):
+    (tmp_path / "sweep.py").write_text(
+        "from experiments.variants import Ensemble as E, Variant as V\n"
+        f"def get_variants(config):\n    return {listed}\n"
+    )
+    config = quickstart.get_config()
+    with pytest.raises(InputError) as error:
+        variants = variants_of(f"{tmp_path}/sweep.py", config)
+        Plan(variants, config, "configs/quickstart.py", {}, str(tmp_path), 1)
+    assert words in str(error.value) and len(str(error.value).splitlines()) == 1
 
 
 def test_the_table_has_means_deviations_and_differences(tmp_path):
@@ -170,6 +211,66 @@ def test_what_is_finished_is_not_run_again_and_what_failed_is(tmp_path):
         "baseline/seed-0": 1, "baseline/seed-1": 2, "tanh/seed-0": 1, "two/seed-0": 1,
     }  # fmt: skip
     assert float(rows(tmp_path)[1]["top1_error"]) == 0.5
+
+
+def test_results_are_of_the_configuration_as_it_is_now(tmp_path):
+    """The command alone does not tell: configs/NAME.py may have been edited since."""
+    go(tmp_path, seeds=1)
+    config = quickstart.get_config()
+    assert all(run.result() for run in fake_plan(tmp_path, seeds=1).runs)
+    config.optimizer.learning_rate = 0.5
+    assert not any(run.result() for run in fake_plan(tmp_path, seeds=1, config=config).runs)
+
+
+def test_more_seeds_are_added_to_those_there_are(tmp_path):
+    for seeds in (1, 3, 2):
+        go(tmp_path, seeds=seeds, variants=VARIANTS[:2])
+        assert [row["seeds"] for row in rows(tmp_path)] == [str(seeds)] * 2
+    assert starts(tmp_path) == {
+        f"{name}/seed-{seed}": 1 for name in ("baseline", "tanh") for seed in range(3)
+    }
+
+
+def test_damaged_files_of_a_run_are_its_own_trouble(tmp_path):
+    go(tmp_path, seeds=1, variants=VARIANTS[:2])
+    (tmp_path / "results.csv").write_text("variant,over")
+    (tmp_path / "tanh" / "seed-0" / "sweep.json").write_text("[]")
+    shutil.rmtree(tmp_path / "baseline" / "seed-0")
+    (tmp_path / "baseline" / "seed-0").write_text("a file, where a folder is wanted")
+    assert go(tmp_path, seeds=1, variants=VARIANTS[:2]).failed == {"baseline, seed 0"}
+    assert starts(tmp_path) == {"tanh/seed-0": 2}
+    assert [row["seeds"] for row in rows(tmp_path)] == ["0", "1"]
+    (tmp_path / "tanh" / "do").write_text("(workdir / 'eval.json').write_text('{}'); sys.exit(0)")
+    (tmp_path / "tanh" / "seed-0" / "sweep.json").unlink()
+    assert "tanh, seed 0" in go(tmp_path, seeds=1, variants=VARIANTS[:2]).failed
+
+
+def test_one_sweep_at_a_time_and_none_in_the_workdir_of_a_run(tmp_path):
+    first = take(str(tmp_path / "w"))
+    with pytest.raises(InputError, match="another sweep runs there"):
+        take(str(tmp_path / "w"))
+    first.close()
+    take(str(tmp_path / "w")).close()
+    configuration.save(quickstart.get_config(), tmp_path)
+    with pytest.raises(InputError, match="is that of a run"):
+        take(str(tmp_path))
+
+
+def test_the_time_left_is_of_the_epochs_that_are_still_to_come(tmp_path, monkeypatch, caplog):
+    plan = fake_plan(tmp_path, seeds=1, variants=VARIANTS[:2])  # of 6 epochs each
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("experiments.sweep.log", logging.getLogger("test"))
+    sweep = Sweep(plan, str(tmp_path), "title")
+    progress = _Progress(sweep)
+    for run in plan.runs:
+        os.makedirs(run.workdir)
+    sweep.failed.add("tanh, seed 0")  # its epochs will not come, and took no time
+    (tmp_path / "baseline" / "seed-0" / "metrics.jsonl").write_text("{}\n{}\n")
+    now[0] = 40.0
+    with caplog.at_level("INFO"):
+        progress.tell(plan.runs[:1], False)
+    assert caplog.messages == ["1 of 2 runs ended, about 0:01:20 left; baseline, seed 0: epoch 2/6"]
 
 
 def test_a_stop_lets_the_runs_save_and_starts_no_more(tmp_path):
@@ -291,6 +392,7 @@ def test_an_ensemble_is_the_mean_of_the_softmax_outputs(swept, data_dir):
         ((*ABLATIONS, "--config.model.width=0.3"), "model.width"),
         ((*ABLATIONS, "--config.seed=1"), "--seeds"),
         ((*ABLATIONS, "--launcher=slurm"), "--launcher=slurm"),
+        ((*ABLATIONS, "--slurm=gpus_per_node=1"), "--slurm=gpus_per_node=1: comes with --launcher=slurm"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(flags, words, tmp_path):
