@@ -1,21 +1,28 @@
 """python -m experiments.benchmark WHAT --config=configs/NAME.py[:ARG] [--config.FIELD=VALUE ...]
-                                [--batch=N] [--steps=N] [--rounds=N] [--seconds=X]
-                                [--json=FILE]
+                                [--batch=N] [--steps=N] [--rounds=N] [--json=FILE]
+                                [--peer=NAME,...] [--variants=OVERRIDES;...] [--seconds=X]
 
 WHAT is
+    train    training steps on random images, augmentation and dropout included, without an input pipeline
+    infer    one central view of random images, forward and log-softmax (both: experiments/step_benchmark.py)
     input    images per second from storage to batches on the devices (experiments/input_benchmark.py)
 
---batch    images in a batch; the configuration's if left out
---steps    batches in one pass
---rounds   how often the contenders alternate; the median counts
---seconds  how long a turn is, at least; passes are repeated until then
---json     a file for the results
+--batch      images in a batch; the configuration's if left out
+--steps      steps of a turn, 5 if left out; of input, batches in one pass, 8
+--rounds     how often the contenders take turns, 5 if left out; of input 7
+--json       a file for the results
+--peer       of train and infer: torch, and of infer also onnxruntime; they run configs/paper.py's network
+--variants   of train and infer: our contenders, each a set of overrides, such as
+             'mesh.column=1;mesh.column=2' or 'batch_size=64,model.dtype=bfloat16;batch_size=64'
+--seconds    of input: how long a turn is, at least, 1 if left out; passes are repeated until then
 
 Errors in what was given are one line on stderr and exit code 2.
 """
 
+import ast
 import json
 import os
+import re
 
 from absl import app, flags
 
@@ -23,42 +30,97 @@ from alexnet_jax import command_line
 from alexnet_jax import config as configuration
 from alexnet_jax.errors import InputError
 
-WHAT = ("input",)
+WHAT = {"train": ("torch",), "infer": ("torch", "onnxruntime"), "input": ()}  # and its peers
 
 _BATCH = flags.DEFINE_integer("batch", None, "images in a batch", lower_bound=1)
-_STEPS = flags.DEFINE_integer("steps", 8, "batches in one pass", lower_bound=1)
-_ROUNDS = flags.DEFINE_integer("rounds", 7, "how often the contenders alternate", lower_bound=1)
-_SECONDS = flags.DEFINE_float("seconds", 1.0, "how long a turn is, at least", lower_bound=0.0)
+_STEPS = flags.DEFINE_integer("steps", None, "steps of a turn", lower_bound=1)
+_ROUNDS = flags.DEFINE_integer("rounds", None, "how often the contenders take turns", lower_bound=1)
+_SECONDS = flags.DEFINE_float("seconds", None, "how long a turn is, at least", lower_bound=0.0)
 _JSON = flags.DEFINE_string("json", None, "a file for the results")
+_PEER = flags.DEFINE_string("peer", None, "others' programs to compare with")
+_VARIANTS = flags.DEFINE_string("variants", None, "our contenders, as overrides of the configuration")
 
 
 def main(argv) -> None:
     try:
-        given = "".join(argv[1:])
-        if given not in WHAT:
-            raise InputError(f"{given!r}: give one of {', '.join(WHAT)}; see --help")
+        what = "".join(argv[1:])
+        if what not in WHAT:
+            raise InputError(f"{what!r}: give one of {', '.join(WHAT)}; see --help")
         if command_line.WORKDIR.present:
             raise InputError("--workdir: is not for a benchmark, which keeps no run")
         config = command_line.CONFIG.value
         if config is None:
             raise InputError("--config: missing; give --config=configs/paper.py, or another of configs/")
-        configuration.check(config)
         config.batch_size = _BATCH.value or config.batch_size
-        from alexnet_jax import parallel, shapes  # here, so that a mistake in the flags is told at once
-
-        shapes.layer_shapes(config)
-        parallel.mesh_shape(config, None, ("batch_size",))
+        _check(config)
         json_path = os.path.expanduser(_JSON.value or "")
         if json_path:
             _check_writable(json_path)
-        from experiments import input_benchmark
-
-        results = input_benchmark.run(config, _STEPS.value, _ROUNDS.value, _SECONDS.value)
+        results = _input(config) if what == "input" else _steps(what, config)
         if json_path:
             configuration.write_atomically(json_path, json.dumps(results, indent=2) + "\n")
             print(f"written to {json_path}")
     except InputError as error:
         command_line.fail(str(error), 2)
+
+
+def _check(config) -> None:
+    configuration.check(config)
+    from alexnet_jax import parallel, shapes  # here, so that a mistake in the flags is told at once
+
+    shapes.layer_shapes(config)
+    parallel.mesh_shape(config, None, ("batch_size",))
+
+
+def _input(config) -> list[dict]:
+    for flag in (_PEER, _VARIANTS):
+        if flag.present:
+            raise InputError(f"--{flag.name}: is for train and infer; input has its own contenders")
+    from experiments import input_benchmark
+
+    seconds = 1.0 if _SECONDS.value is None else _SECONDS.value
+    return input_benchmark.run(config, _STEPS.value or 8, _ROUNDS.value or 7, seconds)
+
+
+def _steps(what: str, config) -> dict:
+    if _SECONDS.present:
+        raise InputError(f"--seconds: is for input; {what} takes --steps")
+    peers = [] if _PEER.value is None else _PEER.value.split(",")
+    for peer in peers:
+        if peer not in WHAT[what]:
+            raise InputError(f"--peer={peer}: {what} has no such peer; give {' or '.join(WHAT[what])}")
+    variants = {"alexnet_jax": config}
+    if _VARIANTS.value is not None:
+        variants = {text: _variant(config, text) for text in _VARIANTS.value.split(";")}
+    from experiments import step_benchmark
+
+    try:
+        return step_benchmark.run(what, variants, peers, _STEPS.value or 5, _ROUNDS.value or 5)
+    except step_benchmark.Failed as error:
+        command_line.fail(str(error), 1)
+
+
+def _variant(config, text: str):
+    """The configuration with overrides FIELD=VALUE,FIELD=VALUE."""
+    config = config.copy_and_resolve_references()
+    fields = dict(configuration.flatten(config))
+    for override in re.split(r",(?=[\w.]+=)", text):  # not at the commas of a tuple
+        field, equals, value = override.strip().partition("=")
+        if not equals:
+            raise InputError(f"--variants: {text!r} has no FIELD=VALUE; see --help")
+        if field not in fields:
+            raise InputError(f"--variants: {configuration.unknown(field) or f'{field}: is not in --config'}")
+        try:
+            value = value if isinstance(fields[field], str) else ast.literal_eval(value)
+            config.update_from_flattened_dict({field: value})
+        except (ValueError, SyntaxError, TypeError):
+            works = configuration.what_works(field)
+            raise InputError(f"--variants: {field}: {value!r} does not work; {works}") from None
+    try:
+        _check(config)
+    except InputError as error:
+        raise InputError(f"--variants: {error}") from None
+    return config
 
 
 def _check_writable(path: str) -> None:

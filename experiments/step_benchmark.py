@@ -1,0 +1,279 @@
+"""Images per second of a training step or of a forward pass, beside PyTorch and ONNX Runtime.
+
+Ours is the step of parallel.train_step, augmentation and dropout included, on random uint8 images; or the
+forward pass of parallel.view_outputs, of one central view. The peers are in torch_peer.py and onnx_peer.py:
+the paper's network, in float32. There is no input pipeline in any of them.
+
+Each contender has a process of its own (contender.py), so that they share neither threads nor memory, and
+is started with the same environment. It compiles and takes two steps unmeasured. Then, in each round, each
+takes `steps` steps while the others wait, the order turning round from one round to the next: machines drift,
+and what disturbs one round disturbs all contenders in it. Images per second are the batch over the median of
+all steps; a ratio is the median of those within a round.
+
+Beside the contenders, in every round, jax multiplies two float32 matrices of 2048x2048 on one device: what
+this machine can do. A contender's FLOP/s are those of its convolutions and matrix products, over its time.
+"""
+
+import importlib.metadata
+import importlib.util
+import json
+import logging
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+from alexnet_jax import config as configuration
+from alexnet_jax.errors import InputError
+from alexnet_jax.shapes import layer_shapes
+from configs import paper
+from experiments.contender import PRODUCT
+
+INSTALL = {"torch": (("torch",), "oracle"), "onnxruntime": (("onnxruntime", "onnx"), "test")}  # its extra
+LAYOUTS = {"NCHW": False, "channels_last": True}
+
+log = logging.getLogger("alexnet_jax")
+
+
+class Failed(Exception):
+    """A contender could not run or ended. The message is one line. Exit code 1."""
+
+
+def flop_per_image(config, what: str) -> int:
+    """Floating-point operations of the convolutions and products, a multiply-add being two.
+
+    Backward is twice forward, for the gradients to the weights and to the inputs; the images have none.
+    Normalisation, pooling and the update are not counted. `what` is "train" or "infer".
+    """
+    work = [layer.multiply_adds for layer in layer_shapes(config)]
+    return 2 * sum(work) if what == "infer" else 2 * (3 * sum(work) - work[0])
+
+
+def run(what: str, variants: dict, peers: list[str], steps: int, rounds: int) -> dict:
+    """Measures `what`, "train" or "infer", and prints a table; gives what --json holds.
+
+    `variants`: our configurations by name; ratios are of the first of them. `peers`: "torch", "onnxruntime".
+    Raises InputError where the peers do not run such a network, or the devices do not allow a mesh; Failed.
+    """
+    peers = [peer for peer in peers if _can_run(peer, variants)]
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    contenders = []
+    try:
+        for name, config in variants.items():
+            given = {"kind": "ours", "config": config.to_dict()}
+            _start(contenders, name, what, steps, config.batch_size, given)
+            contenders[-1].config = config
+        first = contenders[0]
+        arguments = dict(what=what, batch=first.batch, threads=cpus, platform=first.facts["platform"])
+        for name, given in _programs(peers, arguments):
+            try:
+                _start(contenders, name, what, steps, first.batch, given)
+            except Failed as error:
+                log.info(f"{error}; left out")
+        _start(contenders, f"{PRODUCT}x{PRODUCT} product", what, steps, 0, {"kind": "product"})
+        _take_turns(contenders, rounds)
+        for contender in contenders:
+            contender.peak_memory = contender.ask("memory")
+    finally:
+        for contender in contenders:
+            contender.stop()
+    *contenders, product = contenders
+    rate = 2 * PRODUCT**3 / statistics.median(sum(product.rounds, []))
+    results = {
+        "what": what,
+        "config": variants[first.name].name,
+        "steps": steps,
+        "rounds": rounds,
+        "cpus": cpus,
+        "versions": _versions(peers),
+        "product_flops_per_second": round(rate),
+        "contenders": [_row(contender, first, what, rate) for contender in contenders],
+    }
+    _print(results)
+    return results
+
+
+def _can_run(peer: str, variants: dict) -> bool:
+    """Whether it is installed; raises InputError for a network that it is not written for."""
+    for config in variants.values():
+        if _network(config) != _network(paper.get_config()):
+            raise InputError(f"--peer={peer}: runs the network of configs/paper.py only; leave --peer out")
+    modules, extra = INSTALL[peer]
+    missing = [module for module in modules if not importlib.util.find_spec(module)]
+    if missing:
+        log.info(f"{peer}: left out, {missing[0]} is not installed; pip install '.[{extra}]'")
+    return not missing
+
+
+def _network(config) -> dict:
+    """What decides the work of a step, but for the type of our computation."""
+    model = dict(configuration.flatten(config.model))
+    return model | {"dtype": "", "crop_size": config.data.crop_size, "channels": config.data.channels}
+
+
+def _programs(peers: list[str], arguments: dict) -> list[tuple[str, dict]]:
+    """(name, what to start) of each of the peers' programs."""
+    programs = []
+    for peer in peers:
+        if peer == "onnxruntime":
+            programs.append((peer, {"kind": peer, "arguments": arguments}))
+            continue
+        for compiled in (False, True):
+            for layout, last in LAYOUTS.items():
+                name = f"torch {'compiled' if compiled else 'eager'} {layout}"
+                own = arguments | {"compiled": compiled, "channels_last": last}
+                programs.append((name, {"kind": peer, "arguments": own}))
+    return programs
+
+
+def _start(contenders: list, name: str, what: str, steps: int, batch: int, given: dict) -> None:
+    """Adds a contender that is ready."""
+    contenders.append(Contender(name, batch, {"what": what, "steps": steps, **given}))
+    try:
+        contenders[-1].wait_until_ready()
+    except (Failed, InputError):
+        contenders.pop().stop()
+        raise
+    log.info(f"{name}: first step {contenders[-1].facts['first_step_seconds']:.1f} s after its start")
+
+
+def _take_turns(contenders: list, rounds: int) -> None:
+    start = time.monotonic()
+    for number in range(1, rounds + 1):
+        for contender in contenders[:: 1 if number % 2 else -1]:
+            contender.rounds.append(contender.ask("go"))
+        left = (time.monotonic() - start) / number * (rounds - number)
+        rates = ", ".join(f"{c.name} {c.images_per_second(-1):.1f}" for c in contenders if c.batch)
+        log.info(f"round {number}/{rounds}: {rates} images/s; {left:.0f} s left")
+
+
+def _versions(peers: list[str]) -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", *peers)}
+
+
+def _row(contender, first, what: str, product_rate: float) -> dict:
+    """A contender's results. `first_over_this` are the ratios to it of our first contender."""
+    facts = dict(contender.facts)
+    rate = contender.images_per_second()
+    ratios = [first.images_per_second(n) / contender.images_per_second(n) for n in range(len(first.rounds))]
+    flops = rate * flop_per_image(contender.config or first.config, what)
+    # A CPU is one machine, into however many devices it is split; other devices are one each.
+    devices = 1
+    for size in facts.get("mesh", {}).values() if facts.get("platform") != "cpu" else ():
+        devices *= size
+    return {
+        "name": contender.name,
+        "batch": contender.batch,
+        "images_per_second": round(rate, 2),
+        "first_over_this": {
+            "median": round(statistics.median(ratios), 4),
+            "min": round(min(ratios), 4),
+            "max": round(max(ratios), 4),
+        },
+        "flops_per_second": round(flops),
+        "fraction_of_product": round(flops / (product_rate * devices), 4),
+        "peak_memory_bytes": contender.peak_memory,
+        **facts,
+        "seconds": [[round(seconds, 6) for seconds in steps] for steps in contender.rounds],
+    }
+
+
+def _print(results: dict) -> None:
+    rows = results["contenders"]
+    width = max(len(row["name"]) for row in rows)
+    log.info(
+        f"\n{'':{width}}  batch  images/s  GFLOP/s  of product  memory, MB  compile, s  first step, s"
+        f"   {rows[0]['name'] if len(rows) > 1 else ''}{' over it (min to max)' if len(rows) > 1 else ''}"
+    )
+    for row in rows:
+        ratio = row["first_over_this"]
+        last = f"   {ratio['median']:.3f} ({ratio['min']:.3f} to {ratio['max']:.3f})"
+        compiled = f"{row['compile_seconds']:.1f}" if "compile_seconds" in row else ""
+        log.info(
+            f"{row['name']:{width}}{row['batch']:7}{row['images_per_second']:10,.1f}"
+            f"{row['flops_per_second'] / 1e9:9,.1f}{row['fraction_of_product']:12.3f}"
+            f"{row['peak_memory_bytes'] / 1e6:12,.0f}{compiled:>12}{row['first_step_seconds']:15.1f}"
+            f"{last if row is not rows[0] else ''}"
+        )
+    log.info(
+        f"{results['what']}, {results['config']}; medians of {results['rounds']} rounds of"
+        f" {results['steps']} steps; {PRODUCT}x{PRODUCT} product of jax:"
+        f" {results['product_flops_per_second'] / 1e9:,.1f} GFLOP/s; {results['cpus']} CPUs"
+    )
+
+
+class Contender:
+    """A process that takes steps when it is asked to."""
+
+    def __init__(self, name: str, batch: int, given: dict):
+        self.name, self.batch, self.config, self.rounds = name, batch, None, []
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "experiments.contender"],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True, env=_environment(),
+        )  # fmt: skip
+        self._send(repr(given | {"started": time.time()}))
+
+    def wait_until_ready(self) -> None:
+        """Raises InputError, or Failed."""
+        self.facts = self._receive()
+        if "error" in self.facts:
+            if self.facts["input_error"]:
+                raise InputError(self.facts["error"])
+            raise Failed(f"{self.name}: {self.facts['error']}")
+
+    def ask(self, what: str):
+        """The seconds of each step for "go", bytes for "memory". Raises Failed."""
+        self._send(what)
+        return self._receive()
+
+    def images_per_second(self, number: int | None = None) -> float:
+        """Of one round, or of all."""
+        seconds = sum(self.rounds, []) if number is None else self.rounds[number]
+        return self.batch / statistics.median(seconds)
+
+    def stop(self) -> None:
+        self._process.stdin.close()
+        try:
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process.stdout.close()
+        self._errors.close()
+
+    def _send(self, line: str) -> None:
+        try:
+            print(line, file=self._process.stdin, flush=True)
+        except BrokenPipeError:
+            self._ended()
+
+    def _receive(self):
+        line = self._process.stdout.readline()
+        return json.loads(line) if line else self._ended()
+
+    def _ended(self):
+        code = self._process.wait()
+        self._errors.seek(0)
+        lines = [line.strip() for line in self._errors if line.strip()]
+        if code < 0:
+            why = f"by signal {-code}; if memory is short, give a smaller --batch"
+        else:
+            why = f"with exit code {code}" + (f": {lines[-1]}" if lines else "")
+        raise Failed(f"{self.name}: its process ended {why}")
+
+
+def _environment() -> dict[str, str]:
+    """Of all contenders, ours and the peers'.
+
+    With large pages from malloc: arrays that are given back to the system after every step and taken again
+    cost 400,000 page faults a step at a batch of 128. And without jax taking most of a GPU's memory at its
+    start, of which the others need a share.
+    """
+    tunables = [text for text in os.environ.get("GLIBC_TUNABLES", "").split(":") if text]
+    if not any(text.startswith("glibc.malloc.hugetlb=") for text in tunables):
+        tunables.append("glibc.malloc.hugetlb=1")
+    own = {"GLIBC_TUNABLES": ":".join(tunables), "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    return os.environ | own
