@@ -48,6 +48,7 @@ def main(argv) -> None:
             raise InputError(f"{what!r}: give one of {', '.join(WHAT)}; see --help")
         if command_line.WORKDIR.present:
             raise InputError("--workdir: is not for a benchmark, which keeps no run")
+        _check_flags(what)
         config = command_line.CONFIG.value
         if config is None:
             raise InputError("--config: missing; give --config=configs/paper.py, or another of configs/")
@@ -64,6 +65,21 @@ def main(argv) -> None:
         command_line.fail(str(error), 2)
 
 
+def _check_flags(what: str) -> None:
+    if what == "input" and (_PEER.present or _VARIANTS.present):
+        flag = "peer" if _PEER.present else "variants"
+        raise InputError(f"--{flag}: is for train and infer; input has its own contenders")
+    if what != "input" and _SECONDS.present:
+        raise InputError(f"--seconds: is for input; {what} takes --steps")
+    for peer in _peers():
+        if peer not in WHAT[what]:
+            raise InputError(f"--peer={peer}: {what} has no such peer; give {' or '.join(WHAT[what])}")
+
+
+def _peers() -> list[str]:
+    return [] if _PEER.value is None else _PEER.value.split(",")
+
+
 def _check(config) -> None:
     configuration.check(config)
     from alexnet_jax import parallel, shapes  # here, so that a mistake in the flags is told at once
@@ -73,9 +89,6 @@ def _check(config) -> None:
 
 
 def _input(config) -> list[dict]:
-    for flag in (_PEER, _VARIANTS):
-        if flag.present:
-            raise InputError(f"--{flag.name}: is for train and infer; input has its own contenders")
     from experiments import input_benchmark
 
     seconds = 1.0 if _SECONDS.value is None else _SECONDS.value
@@ -83,19 +96,13 @@ def _input(config) -> list[dict]:
 
 
 def _steps(what: str, config) -> dict:
-    if _SECONDS.present:
-        raise InputError(f"--seconds: is for input; {what} takes --steps")
-    peers = [] if _PEER.value is None else _PEER.value.split(",")
-    for peer in peers:
-        if peer not in WHAT[what]:
-            raise InputError(f"--peer={peer}: {what} has no such peer; give {' or '.join(WHAT[what])}")
-    variants = {"alexnet_jax": config}
+    variants = [("alexnet_jax", config)]
     if _VARIANTS.value is not None:
-        variants = {text: _variant(config, text) for text in _VARIANTS.value.split(";")}
+        variants = [(text, _variant(config, text)) for text in _VARIANTS.value.split(";")]
     from experiments import step_benchmark
 
     try:
-        return step_benchmark.run(what, variants, peers, _STEPS.value or 5, _ROUNDS.value or 5)
+        return step_benchmark.run(what, variants, _peers(), _STEPS.value or 5, _ROUNDS.value or 5)
     except step_benchmark.Failed as error:
         command_line.fail(str(error), 1)
 

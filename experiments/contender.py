@@ -42,15 +42,18 @@ def ours(given: dict):
         "standard_deviations": np.full(channels, 40, np.float32),
     }
     statistics = jax.device_put(statistics, parallel.replicated(mesh))
-    state = parallel.init_state(config, mesh, rule)
-
     if given["what"] == "train":
-        function, args = parallel.train_step(config, mesh, rule), (state, images, labels, statistics)
+        function = parallel.train_step(config, mesh, rule)
+        args = parallel.init_state(config, mesh, rule), images, labels, statistics
     else:
         outputs = parallel.view_outputs(config, mesh, views=1)
         # To be compiled apart from its first run; nothing but the place of the view is fixed by this.
-        function, args = jax.jit(lambda *args: outputs(*args)[0]), (state.params, images, statistics)
-        del state  # the momentum is for training
+        function = jax.jit(lambda *args: outputs(*args)[0])
+        params = jax.tree.map(  # not init_state, whose momentum would count as memory
+            lambda x: jax.device_put(0.01 * draw.standard_normal(x.shape, np.float32), x.sharding),
+            parallel.abstract_state(config, mesh, rule).params,
+        )
+        args = params, images, statistics
     start = time.perf_counter()
     compiled = function.lower(*args).compile()
     facts = {

@@ -51,17 +51,18 @@ def flop_per_image(config, what: str) -> int:
     return 2 * sum(work) if what == "infer" else 2 * (3 * sum(work) - work[0])
 
 
-def run(what: str, variants: dict, peers: list[str], steps: int, rounds: int) -> dict:
+def run(what: str, variants: list[tuple], peers: list[str], steps: int, rounds: int) -> dict:
     """Measures `what`, "train" or "infer", and prints a table; gives what --json holds.
 
-    `variants`: our configurations by name; ratios are of the first of them. `peers`: "torch", "onnxruntime".
+    `variants`: (name, configuration) of each of our contenders; ratios are of the first of them.
+    `peers`: "torch", "onnxruntime"; one that is not installed is left out.
     Raises InputError where the peers do not run such a network, or the devices do not allow a mesh; Failed.
     """
     peers = [peer for peer in peers if _can_run(peer, variants)]
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     contenders = []
     try:
-        for name, config in variants.items():
+        for name, config in variants:
             given = {"kind": "ours", "config": config.to_dict()}
             _start(contenders, name, what, steps, config.batch_size, given)
             contenders[-1].config = config
@@ -83,7 +84,7 @@ def run(what: str, variants: dict, peers: list[str], steps: int, rounds: int) ->
     rate = 2 * PRODUCT**3 / statistics.median(sum(product.rounds, []))
     results = {
         "what": what,
-        "config": variants[first.name].name,
+        "config": first.config.name,
         "steps": steps,
         "rounds": rounds,
         "cpus": cpus,
@@ -95,9 +96,9 @@ def run(what: str, variants: dict, peers: list[str], steps: int, rounds: int) ->
     return results
 
 
-def _can_run(peer: str, variants: dict) -> bool:
+def _can_run(peer: str, variants: list[tuple]) -> bool:
     """Whether it is installed; raises InputError for a network that it is not written for."""
-    for config in variants.values():
+    for _, config in variants:
         if _network(config) != _network(paper.get_config()):
             raise InputError(f"--peer={peer}: runs the network of configs/paper.py only; leave --peer out")
     modules, extra = INSTALL[peer]

@@ -1,13 +1,19 @@
 """experiments/benchmark.py as its user runs it."""
 
+import importlib
 import json
 import os
 import pathlib
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import small_archives
+from networks import TWO_COLUMNS, assert_close, draw_views, draw_weights, our_activations
+
+from configs import paper
+from experiments import step_benchmark
 
 ROOT = pathlib.Path(__file__).parent.parent
 PAPER = "--config=configs/paper.py"
@@ -54,11 +60,141 @@ def test_input_measures_both_stores_beside_the_peers(data, tmp_path):
     assert os.listdir(tmp_path) == ["input.json"]
 
 
+SMALL = (
+    "--config=configs/quickstart.py",
+    "--config.model.width=0.25",
+    *(f"--config.model.layers.{layer}.enabled=False" for layer in ("conv3", "conv4", "fc6")),
+    "--steps=2",
+    "--rounds=1",
+)
+FACTS = {"compile_seconds", "first_step_seconds", "peak_memory_bytes", "fraction_of_product"}
+
+
+def test_train_measures_variants_in_turn(tmp_path):
+    path = tmp_path / "train.json"
+    variants = ["mesh.column=1", "mesh.column=2,batch_size=6"]
+    printed = run("train", *SMALL, "--batch=4", f"--variants={';'.join(variants)}", f"--json={path}")
+    results = json.loads(path.read_text())
+    assert {key: results[key] for key in ("what", "config", "steps", "rounds")} == {
+        "what": "train", "config": "quickstart", "steps": 2, "rounds": 1
+    }  # fmt: skip
+    assert results["cpus"] >= 1 and {"jax", "jaxlib"} == set(results["versions"])
+    assert results["product_flops_per_second"] > 1e8
+    one, two = results["contenders"]
+    assert [one["name"], two["name"]] == variants
+    assert [one["batch"], two["batch"]] == [4, 6]
+    assert [one["mesh"], two["mesh"]] == [{"data": 1}, {"data": 1, "column": 2}]
+    for row in (one, two):
+        assert np.shape(row["seconds"]) == (1, 2)
+        assert row["images_per_second"] == pytest.approx(row["batch"] / np.median(row["seconds"]), rel=1e-2)
+        assert all(row[fact] > 0 for fact in FACTS)
+        assert row["first_step_seconds"] > row["compile_seconds"]
+    ratio = one["images_per_second"] / two["images_per_second"]
+    assert two["first_over_this"] == {key: pytest.approx(ratio, rel=1e-2) for key in ("median", "min", "max")}
+    assert "round 1/1" in printed and "0 s left" in printed
+
+
+def test_infer_runs_beside_onnx_runtime(tmp_path):
+    path = tmp_path / "infer.json"
+    run("infer", PAPER, "--batch=1", "--steps=1", "--rounds=1", "--peer=onnxruntime", f"--json={path}")
+    results = json.loads(path.read_text())
+    ours, theirs = results["contenders"]
+    assert theirs["name"] == "onnxruntime" and theirs["threads"] == results["cpus"]
+    assert theirs["batch"] == ours["batch"] == 1
+    assert theirs["first_over_this"]["median"] > 0 and theirs["peak_memory_bytes"] > 0
+    assert ours["flops_per_second"] == pytest.approx(ours["images_per_second"] * 2 * 724_406_816, rel=1e-2)
+    assert "onnxruntime" in results["versions"]
+
+
+def test_floating_point_operations_are_those_counted_by_hand():
+    conv1 = 55 * 55 * 96 * 11 * 11 * 3
+    others = (
+        27 * 27 * 256 * 5 * 5 * 48
+        + 13 * 13 * 384 * 3 * 3 * 256
+        + 13 * 13 * 384 * 3 * 3 * 192
+        + 13 * 13 * 256 * 3 * 3 * 192
+        + 9216 * 4096
+        + 4096 * 4096
+        + 4096 * 1000
+    )
+    config = paper.get_config()
+    assert step_benchmark.flop_per_image(config, "infer") == 2 * (conv1 + others)
+    # Forward, and the gradients to the weights; those to the inputs of all but conv1.
+    assert step_benchmark.flop_per_image(config, "train") == 4 * conv1 + 6 * others
+
+
+def their_views(views):
+    return np.ascontiguousarray(np.moveaxis(views, -1, 1))
+
+
+def test_the_network_in_onnx_runtime_is_ours():
+    peer = importlib.import_module("experiments.onnx_peer")
+    assert peer.SHAPES == TWO_COLUMNS
+    weights, views = draw_weights(TWO_COLUMNS), draw_views("paper")
+    (got,) = peer.session(weights, 2).run(None, {"views": their_views(views)})
+    logits = our_activations("paper", weights, views)["fc8"]
+    assert_close({"": got}, {"": logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))})
+
+
+def test_the_network_in_pytorch_is_ours():
+    torch = pytest.importorskip("torch")
+    peer = importlib.import_module("experiments.torch_peer")
+    model = peer.AlexNet().eval()
+    assert sum(p.numel() for p in model.parameters()) == 60_965_224
+    weights, views = draw_weights(TWO_COLUMNS), draw_views("paper")
+    model.load_state_dict({name: torch.from_numpy(array) for name, array in weights.items()})
+    with torch.no_grad():
+        got = model(torch.from_numpy(their_views(views))).numpy()
+    assert_close({"": got}, {"": our_activations("paper", weights, views)["fc8"]})
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_pytorch_takes_steps(channels_last):
+    pytest.importorskip("torch")
+    peer = importlib.import_module("experiments.torch_peer")
+    for what in ("train", "infer"):
+        step, facts = peer.start(what, 1, False, channels_last, 1, "cpu")
+        step()
+        assert facts == {"threads": 1, "device": "cpu"}
+
+
+def test_a_peer_that_is_not_installed_is_left_out(monkeypatch, caplog):
+    monkeypatch.setattr(step_benchmark.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(step_benchmark.log, "propagate", True)
+    with caplog.at_level("INFO"):
+        assert not step_benchmark._can_run("torch", [("", paper.get_config())])
+    assert caplog.messages == ["torch: left out, torch is not installed; pip install '.[oracle]'"]
+
+
+def test_a_contender_that_ends_is_one_line():
+    contender = step_benchmark.Contender("it", 1, {"kind": "nothing"})
+    with pytest.raises(step_benchmark.Failed, match="it: .* ended with exit code 1: KeyError: 'nothing'"):
+        contender.wait_until_ready()
+    contender.stop()
+
+
+QUICK = "--config=configs/quickstart.py"
+
+
 @pytest.mark.parametrize(
     "flags, words",
     [
-        ((), ("input",)),
+        ((), ("train", "infer", "input")),
         (("output", PAPER), ("'output'", "input")),
+        (("train",), ("--config", "missing")),
+        (("train", PAPER, "--rounds=-1"), ("--rounds=-1", "positive")),
+        (("train", PAPER, "--batch=-8"), ("--batch=-8", "positive")),
+        (("train", PAPER, "--seconds=1"), ("--seconds", "--steps")),
+        (("train", PAPER, "--peer=foo"), ("--peer=foo", "torch")),
+        (("train", PAPER, "--peer=torch,onnxruntime"), ("--peer=onnxruntime", "give torch")),
+        (("infer", QUICK, "--peer=onnxruntime"), ("--peer=onnxruntime", "configs/paper.py only")),
+        (("input", PAPER, "--peer=torch"), ("--peer", "train")),
+        (("input", PAPER, "--variants=seed=1"), ("--variants", "train")),
+        (("train", QUICK, "--variants=mesh.colum=1"), ("--variants", "mesh.colum:", "mesh.column")),
+        (("train", QUICK, "--variants=mesh.column"), ("--variants", "'mesh.column'", "FIELD=VALUE")),
+        (("train", QUICK, "--variants=mesh.column=x"), ("--variants", "'x'", "1, 2")),
+        (("train", QUICK, "--variants=seed=1;mesh.data=3"), ("--variants", "batch_size", "64", "3")),
+        (("infer", PAPER, "--json=nowhere/infer.json"), ("--json=nowhere/infer.json", "No such file")),
         (("input",), ("--config", "missing")),
         (("input", "--config=configs/nope.py"), ("configs/nope.py", "paper.py")),
         (("input", PAPER, "--stepps=3"), ("stepps", "steps")),
