@@ -59,21 +59,9 @@ def run(what: str, variants: list[tuple], peers: list[str], steps: int, rounds: 
     Raises InputError where the peers do not run such a network, or the devices do not allow a mesh; Failed.
     """
     peers = [peer for peer in peers if _can_run(peer, variants)]
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     contenders = []
     try:
-        for name, config in variants:
-            given = {"kind": "ours", "config": config.to_dict()}
-            _start(contenders, name, what, steps, config.batch_size, given)
-            contenders[-1].config = config
-        first = contenders[0]
-        arguments = dict(what=what, batch=first.batch, threads=cpus, platform=first.facts["platform"])
-        for name, given in _programs(peers, arguments):
-            try:
-                _start(contenders, name, what, steps, first.batch, given)
-            except Failed as error:
-                log.info(f"{error}; left out")
-        _start(contenders, f"{PRODUCT}x{PRODUCT} product", what, steps, 0, {"kind": "product"})
+        _start_all(contenders, what, variants, peers, steps)
         _take_turns(contenders, rounds)
         for contender in contenders:
             contender.peak_memory = contender.ask("memory")
@@ -81,19 +69,25 @@ def run(what: str, variants: list[tuple], peers: list[str], steps: int, rounds: 
         for contender in contenders:
             contender.stop()
     *contenders, product = contenders
+    first = contenders[0]
     rate = 2 * PRODUCT**3 / statistics.median(sum(product.rounds, []))
     results = {
         "what": what,
         "config": first.config.name,
         "steps": steps,
         "rounds": rounds,
-        "cpus": cpus,
-        "versions": _versions(peers),
+        "cpus": _cpus(),
+        "versions": {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", *peers)},
         "product_flops_per_second": round(rate),
         "contenders": [_row(contender, first, what, rate) for contender in contenders],
     }
     _print(results)
     return results
+
+
+def _cpus() -> int:
+    """That this process may use, and every contender does."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def _can_run(peer: str, variants: list[tuple]) -> bool:
@@ -129,15 +123,26 @@ def _programs(peers: list[str], arguments: dict) -> list[tuple[str, dict]]:
     return programs
 
 
-def _start(contenders: list, name: str, what: str, steps: int, batch: int, given: dict) -> None:
-    """Adds a contender that is ready."""
-    contenders.append(Contender(name, batch, {"what": what, "steps": steps, **given}))
-    try:
-        contenders[-1].wait_until_ready()
-    except (Failed, InputError):
-        contenders.pop().stop()
-        raise
-    log.info(f"{name}: first step {contenders[-1].facts['first_step_seconds']:.1f} s after its start")
+def _start_all(contenders: list, what: str, variants: list[tuple], peers: list[str], steps: int) -> None:
+    """Adds ours, the peers', and the product of matrices, one after the other as they are ready."""
+
+    def start(name, batch, given, config=None):
+        contender = Contender(name, batch, config, {"what": what, "steps": steps, **given})
+        contenders.append(contender)
+        contender.wait_until_ready()
+        log.info(f"{name}: first step {contender.facts['first_step_seconds']:.1f} s after its start")
+
+    for name, config in variants:
+        start(name, config.batch_size, {"kind": "ours", "config": config.to_dict()}, config)
+    first = contenders[0]
+    arguments = dict(what=what, batch=first.batch, threads=_cpus(), platform=first.facts["platform"])
+    for name, given in _programs(peers, arguments):
+        try:
+            start(name, first.batch, given)
+        except Failed as error:  # no compiler, say
+            contenders.pop().stop()
+            log.info(f"{error}; left out")
+    start(f"{PRODUCT}x{PRODUCT} product", 0, {"kind": "product"})
 
 
 def _take_turns(contenders: list, rounds: int) -> None:
@@ -148,10 +153,6 @@ def _take_turns(contenders: list, rounds: int) -> None:
         left = (time.monotonic() - start) / number * (rounds - number)
         rates = ", ".join(f"{c.name} {c.images_per_second(-1):.1f}" for c in contenders if c.batch)
         log.info(f"round {number}/{rounds}: {rates} images/s; {left:.0f} s left")
-
-
-def _versions(peers: list[str]) -> dict[str, str]:
-    return {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", *peers)}
 
 
 def _row(contender, first, what: str, product_rate: float) -> dict:
@@ -208,8 +209,8 @@ def _print(results: dict) -> None:
 class Contender:
     """A process that takes steps when it is asked to."""
 
-    def __init__(self, name: str, batch: int, given: dict):
-        self.name, self.batch, self.config, self.rounds = name, batch, None, []
+    def __init__(self, name: str, batch: int, config, given: dict):
+        self.name, self.batch, self.config, self.rounds = name, batch, config, []  # config of ours only
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
         self._process = subprocess.Popen(
             [sys.executable, "-m", "experiments.contender"],

@@ -167,7 +167,7 @@ def test_a_peer_that_is_not_installed_is_left_out(monkeypatch, caplog):
 
 
 def test_a_contender_that_ends_is_one_line():
-    contender = step_benchmark.Contender("it", 1, {"kind": "nothing"})
+    contender = step_benchmark.Contender("it", 1, None, {"kind": "nothing"})
     with pytest.raises(step_benchmark.Failed, match="it: .* ended with exit code 1: KeyError: 'nothing'"):
         contender.wait_until_ready()
     contender.stop()
