@@ -149,7 +149,7 @@ def _in_step(function, columns: list[tuple]) -> list:
     """`function(*args)` for the args of each column, its collectives over AXIS taken among them.
 
     The program of one column is traced once. Each of its operations is then done for one column after the
-    other, and each collective for all at once, by vmap. vmap of the whole would be shorter; but it makes
+    other, and each collective for all at once. vmap of the whole would be shorter; but it makes
     grouped convolutions, 5 to 9 times slower on a CPU, and sums in another order. This way a device does for
     each column exactly what it would do for that column alone: on a CPU (1, 1) and (1, 2) give the same bits.
     """
@@ -170,15 +170,27 @@ def _in_step(function, columns: list[tuple]) -> list:
 
         operands = [[read(column, atom) for atom in eqn.invars] for column in range(size)]
         if any(getattr(effect, "name", None) == AXIS for effect in eqn.effects):
-            stacked = [jnp.stack(same) for same in zip(*operands, strict=True)]
-            together = jax.vmap(run, axis_name=AXIS, axis_size=size)(*stacked)
-            outputs = [[x[column] for x in together] for column in range(size)]
+            outputs = _collective(eqn, operands)
         else:
             outputs = [run(*own) for own in operands]
         for column in range(size):
             values[column].update(zip(eqn.outvars, outputs[column], strict=True))
     treedef = jax.tree.structure(shape)
     return [treedef.unflatten([read(c, atom) for atom in jaxpr.jaxpr.outvars]) for c in range(size)]
+
+
+def _collective(eqn, operands: list[list]) -> list[list]:
+    """What each column gets of a collective over AXIS, given what each one gives."""
+    size = len(operands)
+    match eqn.primitive.name:
+        case "all_gather":
+            joined = jnp.concatenate([x for (x,) in operands], eqn.params["all_gather_dimension"])
+            return [[joined]] * size
+        case "psum":
+            return [[sum(x for (x,) in operands)]] * size
+        case "axis_index":
+            return [[jnp.int32(column)] for column in range(size)]
+    raise NotImplementedError(eqn.primitive.name)
 
 
 def _shard_map(mesh: Mesh, function, in_specs, out_specs):
@@ -276,7 +288,8 @@ def loss_and_gradients(config, mesh: Mesh):
             return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), error
 
         (mean, error), gradients = jax.value_and_grad(loss, has_aux=True)(params)
-        return lax.pmean((mean, gradients, error), "data")
+        results = mean, gradients, error
+        return results if mesh.size == 1 else lax.pmean(results, "data")  # XLA would copy all gradients
 
     def whole(params, images, labels, step, statistics, coloured=True):
         specs = _specs(params, mesh)
