@@ -33,7 +33,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
-from alexnet_jax import augment, optimizer, processes
+from alexnet_jax import augment, machine, optimizer, processes
 from alexnet_jax.errors import InputError
 from alexnet_jax.model import AXIS, Column
 
@@ -91,6 +91,7 @@ def make_mesh(config, batches: tuple[str, ...] = ()) -> Mesh:
     A host without accelerators is split into as many CPU devices as the mesh asks for, of several processes
     each into its share. Devices are in the order of their processes, so that a pair is close together.
     """
+    machine.keep_programs()
     hosts = processes.count()
     data, column = mesh_shape(config, None, batches, hosts)
     with contextlib.suppress(RuntimeError):  # jax has started already, with the devices it was given then
@@ -317,6 +318,15 @@ def train_step(config, mesh: Mesh, rule: optax.GradientTransformation):
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
 
 
+def settled(mesh: Mesh, results):
+    """`results` of a compiled program; on CPUs once they are computed.
+
+    A CPU has nothing to gain from a program that is queued behind another: they compete for its cores, and
+    several on two devices lock up, each waiting for the other column of another.
+    """
+    return jax.block_until_ready(results) if mesh.devices.flat[0].platform == "cpu" else results
+
+
 @jax.jit
 def all_finite(params) -> Bool[Array, ""]:
     return jnp.array([jnp.isfinite(x).all() for x in jax.tree.leaves(params)]).all()
@@ -354,7 +364,7 @@ def view_outputs(config, mesh: Mesh, views: int):
         return _shard_map(mesh, local, in_specs, P("data"))(params, images, view, statistics)
 
     return lambda params, images, statistics: [
-        log_softmax(params, images, view, statistics) for view in places
+        settled(mesh, log_softmax(params, images, view, statistics)) for view in places
     ]
 
 
