@@ -18,12 +18,29 @@ from jaxtyping import Array, Float, Key
 Maps = Float[Array, "batch height width channel"]
 Kernel = Float[Array, "height width inputs features"]
 
+CACHE_BYTES = 1_600_000  # of what a CPU core has to itself, 2 MiB where this was measured
+
 
 def conv(x: Maps, kernel: Kernel, stride: int, padding: tuple[int, int]) -> Maps:
-    """Cross-correlation with `padding` zeros (before, after) on both axes."""
-    return lax.conv_general_dilated(
-        x, kernel, (stride, stride), (padding, padding), dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
+    """Cross-correlation with `padding` zeros (before, after) on both axes.
+
+    On a CPU of a few images at a time, which makes a training step 1.6 times faster: for the gradient of the
+    kernel XLA reads that of the output over and over, and should find it in a core's cache.
+    """
+
+    def of(x, kernel):
+        return lax.conv_general_dilated(
+            x, kernel, (stride, stride), (padding, padding), dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+
+    def in_groups(x, kernel):
+        image = jax.eval_shape(of, x[:1], kernel)
+        fit = max(1, CACHE_BYTES // (image.size * image.dtype.itemsize))
+        group = 1 << (fit.bit_length() - 1)
+        sizes = [min(group, len(x) - start) for start in range(0, len(x), group)]
+        return jnp.concatenate([of(part, kernel) for part in lax.split(x, sizes)])
+
+    return lax.platform_dependent(x, kernel, cpu=in_groups, default=of)
 
 
 def local_response_norm(x: Maps, size: int, k: float, alpha: float, beta: float) -> Maps:
@@ -52,17 +69,26 @@ def max_pool(x: Maps, size: int, stride: int, ceil: bool = False) -> Maps:
     """Maximum over size x size windows (section 3.4): out = (in - size) / stride + 1, rounded down or up.
 
     Rounded up (layer.py:1164), the last window is cut off at the border. Of several maxima in a window the
-    first, row by row, gets the whole gradient. Maxima of strided slices are 3 to 4 times faster on a CPU,
-    gradient included, than XLA's reduce_window.
+    first, row by row, gets the whole gradient. On a CPU the maxima of every `stride`-th column, then row, are
+    with their gradient 3 to 4 times faster than XLA's reduce_window.
     """
-
     x = _pad_to_windows(x, size, stride, ceil, -jnp.inf)
 
     def pool_axis(x, axis):
-        last = (x.shape[axis] - size) // stride * stride + 1
-        slices = [lax.slice_in_dim(x, start, start + last, stride, axis) for start in range(size)]
+        side, windows = x.shape[axis], (x.shape[axis] - size) // stride + 1
+        # Row i is row i // stride of phases[i % stride].
+        x = jnp.pad(x, [(0, -side % stride if i == axis else 0) for i in range(x.ndim)])
+        x = x.reshape(*x.shape[:axis], -1, stride, *x.shape[axis + 1 :])
+        phases = [phase.squeeze(axis + 1) for phase in lax.split(x, [1] * stride, axis + 1)]
+
+        def row(i):
+            """Row i of every window."""
+            return lax.slice_in_dim(phases[i % stride], i // stride, i // stride + windows, axis=axis)
+
         # Not jnp.maximum, which splits the gradient of a tie.
-        return functools.reduce(lambda first, other: jnp.where(other > first, other, first), slices)
+        return functools.reduce(
+            lambda first, other: jnp.where(other > first, other, first), map(row, range(size))
+        )
 
     return pool_axis(pool_axis(x, 2), 1)
 

@@ -21,7 +21,7 @@ import os
 from absl import app, flags
 from ml_collections import config_flags
 
-from alexnet_jax import command_line, processes
+from alexnet_jax import command_line, machine, processes
 from alexnet_jax import config as configuration
 from alexnet_jax.command_line import CONFIG, WORKDIR
 from alexnet_jax.errors import Diverged, InputError
@@ -109,6 +109,8 @@ def main(argv) -> None:
 
             shapes.layer_shapes(config)
             parallel.mesh_shape(config, None, () if _MODE.value == "eval" else ("batch_size",))
+        if _MODE.value == "train":
+            machine.ask_huge_pages()
         workdir = os.path.expanduser(WORKDIR.value or _default_workdir())
         with processes.fate():
             if _MODE.value != "describe":

@@ -33,7 +33,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
-from alexnet_jax import augment, optimizer, processes
+from alexnet_jax import augment, machine, optimizer, processes
 from alexnet_jax.errors import InputError
 from alexnet_jax.model import AXIS, Column
 
@@ -91,6 +91,7 @@ def make_mesh(config, batches: tuple[str, ...] = ()) -> Mesh:
     A host without accelerators is split into as many CPU devices as the mesh asks for, of several processes
     each into its share. Devices are in the order of their processes, so that a pair is close together.
     """
+    machine.keep_programs()
     hosts = processes.count()
     data, column = mesh_shape(config, None, batches, hosts)
     with contextlib.suppress(RuntimeError):  # jax has started already, with the devices it was given then
@@ -149,7 +150,7 @@ def _in_step(function, columns: list[tuple]) -> list:
     """`function(*args)` for the args of each column, its collectives over AXIS taken among them.
 
     The program of one column is traced once. Each of its operations is then done for one column after the
-    other, and each collective for all at once, by vmap. vmap of the whole would be shorter; but it makes
+    other, and each collective for all at once. vmap of the whole would be shorter; but it makes
     grouped convolutions, 5 to 9 times slower on a CPU, and sums in another order. This way a device does for
     each column exactly what it would do for that column alone: on a CPU (1, 1) and (1, 2) give the same bits.
     """
@@ -170,15 +171,27 @@ def _in_step(function, columns: list[tuple]) -> list:
 
         operands = [[read(column, atom) for atom in eqn.invars] for column in range(size)]
         if any(getattr(effect, "name", None) == AXIS for effect in eqn.effects):
-            stacked = [jnp.stack(same) for same in zip(*operands, strict=True)]
-            together = jax.vmap(run, axis_name=AXIS, axis_size=size)(*stacked)
-            outputs = [[x[column] for x in together] for column in range(size)]
+            outputs = _collective(eqn, operands)
         else:
             outputs = [run(*own) for own in operands]
         for column in range(size):
             values[column].update(zip(eqn.outvars, outputs[column], strict=True))
     treedef = jax.tree.structure(shape)
     return [treedef.unflatten([read(c, atom) for atom in jaxpr.jaxpr.outvars]) for c in range(size)]
+
+
+def _collective(eqn, operands: list[list]) -> list[list]:
+    """What each column gets of a collective over AXIS, given what each one gives."""
+    size = len(operands)
+    match eqn.primitive.name:
+        case "all_gather":
+            joined = jnp.concatenate([x for (x,) in operands], eqn.params["all_gather_dimension"])
+            return [[joined]] * size
+        case "psum":
+            return [[sum(x for (x,) in operands)]] * size
+        case "axis_index":
+            return [[jnp.int32(column)] for column in range(size)]
+    raise NotImplementedError(eqn.primitive.name)
 
 
 def _shard_map(mesh: Mesh, function, in_specs, out_specs):
@@ -276,7 +289,8 @@ def loss_and_gradients(config, mesh: Mesh):
             return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), error
 
         (mean, error), gradients = jax.value_and_grad(loss, has_aux=True)(params)
-        return lax.pmean((mean, gradients, error), "data")
+        results = mean, gradients, error
+        return results if mesh.size == 1 else lax.pmean(results, "data")  # XLA would copy all gradients
 
     def whole(params, images, labels, step, statistics, coloured=True):
         specs = _specs(params, mesh)
@@ -302,6 +316,15 @@ def train_step(config, mesh: Mesh, rule: optax.GradientTransformation):
 
     shardings = jax.tree.map(lambda x: x.sharding, abstract_state(config, mesh, rule))
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
+
+
+def settled(mesh: Mesh, results):
+    """`results` of a compiled program; on CPUs once they are computed.
+
+    A CPU has nothing to gain from a program that is queued behind another: they compete for its cores, and
+    several on two devices lock up, each waiting for the other column of another.
+    """
+    return jax.block_until_ready(results) if mesh.devices.flat[0].platform == "cpu" else results
 
 
 @jax.jit
@@ -341,7 +364,7 @@ def view_outputs(config, mesh: Mesh, views: int):
         return _shard_map(mesh, local, in_specs, P("data"))(params, images, view, statistics)
 
     return lambda params, images, statistics: [
-        log_softmax(params, images, view, statistics) for view in places
+        settled(mesh, log_softmax(params, images, view, statistics)) for view in places
     ]
 
 

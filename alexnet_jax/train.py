@@ -211,8 +211,8 @@ class Run:
         progress = periodic_actions.PeriodicCallback(every_secs=10, callback_fn=self._progress)
         self.unchecked = None
         with _StopRequest(self.first_step) as stop, contextlib.closing(self.writer):
-            for step, (images, labels) in enumerate(batches, self.first_step + 1):
-                self.state, loss = step_fn(self.state, images, labels, self.arrays)
+            for step, (images, labels) in enumerate(self.clock.waiting_for(batches), self.first_step + 1):
+                self.state, loss = parallel.settled(mesh, step_fn(self.state, images, labels, self.arrays))
                 # One step late, so that the device has its next step before we wait for the last one.
                 self._check_loss()
                 self.unchecked = step, loss
@@ -234,7 +234,7 @@ class Run:
     def validate(self, step: int) -> bool:
         """Validates after `step` updates; True where the schedule ends the training."""
         self._check_loss()
-        images_per_second = self.clock.images_per_second()
+        images_per_second, input_wait = self.clock.images_per_second(), self.clock.input_wait()
         result = evaluate.errors(
             self.eval_step, self.state.params, self.val_source, self.config, self.mesh, self.arrays
         )
@@ -253,6 +253,7 @@ class Run:
             "val_top1_error": result["top1_error"],
             "val_top5_error": result["top5_error"],
             "images_per_second": round(images_per_second, 1),
+            "input_wait": round(input_wait, 4),
         }
         if not np.isfinite(row["val_loss"]):
             self._diverged(step, f"the validation loss is {row['val_loss']}")
@@ -331,10 +332,10 @@ class Run:
 
 
 class _Clock:
-    """Images per second since `restart`; the first step of a run, which compiles, is not counted."""
+    """Speed since `restart`; the first step of a run, which compiles, is not counted."""
 
     def __init__(self, batch_size: int):
-        self._batch_size, self._start, self._images = batch_size, None, 0
+        self._batch_size, self._start, self._images, self._waited = batch_size, None, 0, 0.0
 
     def tick(self, loss) -> None:
         """After each step."""
@@ -345,10 +346,25 @@ class _Clock:
             self._images += self._batch_size
 
     def restart(self) -> None:
-        self._start, self._images = time.monotonic(), 0
+        self._start, self._images, self._waited = time.monotonic(), 0, 0.0
+
+    def waiting_for(self, batches):
+        """The batches; the time until each is there counts as waiting."""
+        batches = iter(batches)
+        while True:
+            asked = time.monotonic()
+            batch = next(batches, None)
+            if batch is None:
+                return
+            self._waited += time.monotonic() - asked
+            yield batch
 
     def images_per_second(self) -> float:
         return self._images / (time.monotonic() - self._start)
+
+    def input_wait(self) -> float:
+        """The fraction of the time that was spent waiting for batches."""
+        return self._waited / (time.monotonic() - self._start)
 
 
 class _StopRequest:

@@ -1,14 +1,17 @@
-"""jax starts with four CPU devices, and the shipped data set is prepared once for all tests."""
+"""jax starts with four CPU devices; data sets are prepared, and programs compiled, once for all tests."""
 
 import os
 import pathlib
 import subprocess
 import sys
+import tempfile
 
 import jax
 import pytest
 
 os.environ["JAX_PLATFORMS"] = "cpu"  # of the programs that the tests start
+_programs = tempfile.TemporaryDirectory()
+os.environ["JAX_COMPILATION_CACHE_DIR"] = _programs.name  # what these compile, they compile once
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 4)
 jax.devices()

@@ -63,6 +63,19 @@ def test_conv_equals_loops(case):
     assert_close(layers.conv(x, kernel, stride, padding), conv_loops(x, kernel, stride, padding))
 
 
+@pytest.mark.parametrize("group", [1, 2, 4])
+def test_conv_of_a_few_images_at_a_time_equals_loops(group, monkeypatch):
+    x, kernel, weights = draw(0, 5, 6, 6, 2), draw(1, 5, 5, 2, 3), draw(2, 5, 3, 3, 3)
+    monkeypatch.setattr(layers, "CACHE_BYTES", group * weights[0].nbytes + 1)
+    conv = functools.partial(layers.conv, stride=2, padding=(0, 3))
+    assert_close(conv(x, kernel), conv_loops(x, kernel, 2, (0, 3)))
+    gradients = jax.grad(lambda x, kernel: (weights * conv(x, kernel)).sum(), (0, 1))(x, kernel)
+    for got, want in zip(gradients, conv_gradients(x, kernel, 2, (0, 3), weights), strict=True):
+        assert_close(got, want)
+    hlo = jax.jit(conv).lower(x, kernel).as_text()
+    assert hlo.count("stablehlo.convolution") == -(-5 // group)
+
+
 @pytest.mark.parametrize("x_of_columns", [True, False], ids=["both", "only kernels"])
 def test_conv_over_columns_equals_each_column_with_its_gradients(x_of_columns):
     size, kernel_size, stride, padding = CONVOLUTIONS["conv1"]

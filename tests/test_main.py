@@ -14,6 +14,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from alexnet_jax import train
+from configs import quickstart
+
 ROOT = pathlib.Path(__file__).parent.parent
 # 32 steps an epoch, two epochs; a checkpoint every five steps.
 SMALL = (
@@ -52,7 +55,8 @@ def params_at(workdir, step):
 def rows(workdir):
     """metrics.jsonl without what depends on the machine's speed."""
     lines = (pathlib.Path(workdir) / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k != "images_per_second"} for line in lines]
+    speed = "images_per_second", "input_wait"
+    return [{k: v for k, v in json.loads(line).items() if k not in speed} for line in lines]
 
 
 def same_end(one, other):
@@ -69,6 +73,49 @@ def finished(data_dir, tmp_path_factory):
     """(the workdir of a run that nobody disturbed, what it printed)."""
     workdir = tmp_path_factory.mktemp("runs") / "undisturbed"
     return workdir, run(*small(data_dir, workdir))
+
+
+def test_nothing_is_compiled_after_the_first_epoch(data_dir, tmp_path, monkeypatch):
+    compiled, after_epoch = [], []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, seconds, **_: compiled.append(event) if "backend_compile" in event else None
+    )
+    validate = train.Run.validate
+
+    def counting(run, step):
+        ended = validate(run, step)
+        after_epoch.append(len(compiled))
+        return ended
+
+    monkeypatch.setattr(train.Run, "validate", counting)
+    config = quickstart.get_config()
+    config.data.dir, config.data.train_split = data_dir, "train[:640]"
+    config.data.val_split, config.data.test_split = "train[59500:]", "test[:250]"
+    config.num_epochs, config.checkpoint.every_steps, config.batch_size = 4, 3, 64
+    config.optimizer.learning_rate, config.eval.views = 1e-9, 1  # no better, so that the rate drops
+    train.train(config, str(tmp_path / "run"))
+    assert len(rows(tmp_path / "run")) == 4
+    assert rows(tmp_path / "run")[-1]["learning_rate"] < 1e-9
+    assert after_epoch[0] > 0
+    assert after_epoch[1:] == after_epoch[:1] * 3
+
+
+def test_a_second_start_finds_what_the_first_one_compiled(data_dir, tmp_path):
+    environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
+    environment["XDG_CACHE_HOME"] = str(tmp_path / "cache")
+    kept = []
+    for name in ("one", "two"):
+        flags = (
+            *small(data_dir, tmp_path / name),
+            "--config.num_epochs=1",
+            "--config.data.train_split=train[:640]",
+        )
+        subprocess.run(
+            command(*flags), cwd=ROOT, env=environment, check=True, capture_output=True, timeout=240
+        )
+        kept.append(sorted(path.name for path in (tmp_path / "cache").rglob("jit_*-cache")))
+    assert any(name.startswith("jit_step") for name in kept[0])
+    assert kept[0] == kept[1]
 
 
 def test_a_run_leaves_what_the_contract_lists(finished):
