@@ -265,6 +265,7 @@ def loss_and_gradients(config, mesh: Mesh):
         return Column(config).apply({"params": params}, views, dropout_keys)[0], ()
 
     run = on_columns(config, mesh, logits)
+    split = mesh.shape["data"] > 1  # where it is not, a mean over `data` would copy all gradients
 
     def local(params, images, labels, step, statistics, coloured):
         batch, group = images.shape[0], config.augment.crop_group
@@ -275,12 +276,12 @@ def loss_and_gradients(config, mesh: Mesh):
                 examples
             )
 
-        examples = lax.axis_index("data") * batch + jnp.arange(batch)
+        examples = (lax.axis_index("data") if split else 0) * batch + jnp.arange(batch)
         view_keys, dropout_keys = keys(examples)
         crop_keys, _ = keys(examples // group * group)
         views = augment.train_views(images, view_keys, statistics, config, crop_keys, coloured)
-        # Without this cast jax would sum the gradients over `data` leaf by leaf as it meets them.
-        params = jax.tree.map(lambda x: lax.pcast(x, "data", to="varying"), params)
+        if split:  # Without this cast jax would sum the gradients over `data` leaf by leaf as it meets them.
+            params = jax.tree.map(lambda x: lax.pcast(x, "data", to="varying"), params)
 
         def loss(params):
             """The mean cross entropy over this device's examples (section 3.5), the same in both columns."""
@@ -290,11 +291,11 @@ def loss_and_gradients(config, mesh: Mesh):
 
         (mean, error), gradients = jax.value_and_grad(loss, has_aux=True)(params)
         results = mean, gradients, error
-        return results if mesh.size == 1 else lax.pmean(results, "data")  # XLA would copy all gradients
+        return lax.pmean(results, "data") if split else results
 
     def whole(params, images, labels, step, statistics, coloured=True):
-        specs = _specs(params, mesh)
-        in_specs, out_specs = (specs, P("data"), P("data"), P(), P(), P()), (P(), specs, P())
+        specs, examples = _specs(params, mesh), P("data") if split else P()
+        in_specs, out_specs = (specs, examples, examples, P(), P(), P()), (P(), specs, P())
         run = _shard_map(mesh, local, in_specs, out_specs)
         return run(params, images, labels, step, statistics, jnp.asarray(coloured))
 
