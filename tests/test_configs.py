@@ -1,6 +1,7 @@
 """configs/: the size of every named network, and every ablation of the paper as one override of paper.py."""
 
 import importlib
+import json
 import math
 
 import jax
@@ -88,6 +89,17 @@ def test_every_ablation_works_on_imagenette():
     maps = [layer.pooled[0] for layer in layer_shapes(config) if "pool" in layer.then]
     config.model.pool.size = 2
     assert maps == [layer.pooled[0] for layer in layer_shapes(config) if "pool" in layer.then] == [11, 5, 2]
+
+
+def test_figure1_gives_each_activation_its_rate():
+    config = config_of("cifar10")
+    variants = plan.variants_of("experiments/figure1.py", config)
+    runs = plan.Plan(variants, config, "configs/cifar10.py", {"data.dir": "here"}, "nowhere", 1).runs
+    for run, name in zip(runs, ("cifar10", "cifar10:tanh"), strict=True):
+        planned, expected = json.loads(run.config), config_of(name)
+        assert planned["optimizer"]["learning_rate"] == expected.optimizer.learning_rate
+        assert planned["model"]["activation"] == expected.model.activation
+        assert planned["data"]["dir"] == "here"
 
 
 FC6 = 9217 * 4096
