@@ -44,7 +44,7 @@ def get_config(activation: str = "relu") -> ml_collections.ConfigDict:
     config.data.test_split = "test"
     config.augment.crop = config.augment.flip = False
     config.augment.pca_std = 0.0
-    config.optimizer.learning_rate = {"relu": 0.003, "tanh": 0.003}[activation]
+    config.optimizer.learning_rate = {"relu": 0.003, "tanh": 0.01}[activation]
     config.optimizer.plateau.patience = 1000  # the rate does not drop
     config.optimizer.bias_rate = 2.0
     config.optimizer.weight_decay = 0.0
