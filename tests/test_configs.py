@@ -1,15 +1,18 @@
 """configs/: the size of every named network, and every ablation of the paper as one override of paper.py."""
 
 import importlib
+import json
 import math
 
 import jax
+import numpy as np
 import pytest
 
 from alexnet_jax import config as configuration
 from alexnet_jax import optimizer, parallel
 from alexnet_jax.shapes import describe, layer_shapes
 from configs import paper
+from experiments import plan
 
 PAPER = 60_965_224
 NETWORKS = {  # parameters, multiply-adds: of FACTS A.1 where it has them, else summed by hand
@@ -33,6 +36,11 @@ NETWORKS = {  # parameters, multiply-adds: of FACTS A.1 where it has them, else 
         PAPER + (9 * 256 + 1) * 256 + 4097 * 20_843, 724_406_816 + 36 * 9 * 256 * 256 + 4096 * 20_843,
     ),
     "finetune": (PAPER + (9 * 256 + 1) * 256, 724_406_816 + 36 * 9 * 256 * 256),
+    # conv1 7x7 on 3 maps, conv2 5x5 on 12 of 24, conv3 on all 64, conv4 and conv5 on 48.
+    "imagenette": (
+        148 * 24 + 301 * 64 + 577 * 96 + 433 * 96 + 433 * 64 + 257 * 1024 + 1025 * 1024 + 10_250,
+        23**2 * 147 * 24 + 11**2 * 300 * 64 + 25 * (576 * 96 + 432 * 96 + 432 * 64) + 1280 * 1024 + 10_240,
+    ),
     "cifar10": (2_432 + 25_632 + 51_264 + 10_250, 1024 * 2400 + 256 * 25_600 + 64 * 51_200 + 10_240),
     "cifar10:tanh": (89_578, 12_298_240),
 }  # fmt: skip
@@ -61,6 +69,37 @@ def test_finetune_takes_all_layers_of_pretrain22k_but_the_classifier():
     )
     taken = set(config_of("finetune").init_layers)
     assert {name for name in ours if ours[name] == theirs.get(name)} == taken == set(ours) - {"fc8"}
+
+
+@pytest.mark.parametrize("name", ["imagenette", "quickstart"])
+def test_small_network_keeps_the_gain_of_the_papers_layers(name):
+    def gains(config):
+        return [
+            layer.init_std * math.sqrt(math.prod(layer.kernel) * layer.inputs)
+            for layer in layer_shapes(config)
+        ]
+
+    np.testing.assert_allclose(gains(config_of(name)), gains(paper.get_config()), rtol=0.01)
+
+
+def test_every_ablation_works_on_imagenette():
+    config = config_of("imagenette")
+    variants = plan.variants_of("experiments/ablations.py", config)
+    plan.Plan(variants, config, "configs/imagenette.py", {}, "nowhere", 1)  # checks every one
+    maps = [layer.pooled[0] for layer in layer_shapes(config) if "pool" in layer.then]
+    config.model.pool.size = 2
+    assert maps == [layer.pooled[0] for layer in layer_shapes(config) if "pool" in layer.then] == [11, 5, 2]
+
+
+def test_figure1_gives_each_activation_its_rate():
+    config = config_of("cifar10")
+    variants = plan.variants_of("experiments/figure1.py", config)
+    runs = plan.Plan(variants, config, "configs/cifar10.py", {"data.dir": "here"}, "nowhere", 1).runs
+    for run, name in zip(runs, ("cifar10", "cifar10:tanh"), strict=True):
+        planned, expected = json.loads(run.config), config_of(name)
+        assert planned["optimizer"]["learning_rate"] == expected.optimizer.learning_rate
+        assert planned["model"]["activation"] == expected.model.activation
+        assert planned["data"]["dir"] == "here"
 
 
 FC6 = 9217 * 4096
