@@ -212,7 +212,8 @@ class Run:
         self.unchecked = None
         with _StopRequest(self.first_step) as stop, contextlib.closing(self.writer):
             for step, (images, labels) in enumerate(self.clock.waiting_for(batches), self.first_step + 1):
-                self.state, loss = parallel.settled(mesh, step_fn(self.state, images, labels, self.arrays))
+                state = parallel.settled(mesh, self.state)
+                self.state, loss = step_fn(state, images, labels, self.arrays)
                 # One step late, so that the device has its next step before we wait for the last one.
                 self._check_loss()
                 self.unchecked = step, loss
