@@ -56,7 +56,7 @@ def main(argv) -> None:
         _check(config)
         json_path = os.path.expanduser(_JSON.value or "")
         if json_path:
-            _check_writable(json_path)
+            command_line.check_writable("--json", json_path)
         results = _input(config) if what == "input" else _steps(what, config)
         if json_path:
             configuration.write_atomically(json_path, json.dumps(results, indent=2) + "\n")
@@ -128,18 +128,6 @@ def _variant(config, text: str):
     except InputError as error:
         raise InputError(f"--variants: {error}") from None
     return config
-
-
-def _check_writable(path: str) -> None:
-    """Raises InputError now, rather than after minutes of measuring, if `path` cannot be written."""
-    reason = "it is a folder" if os.path.isdir(path) else ""
-    try:
-        configuration.write_atomically(f"{path}.try", "")
-        os.remove(f"{path}.try")
-    except OSError as error:
-        reason = error.strerror
-    if reason:
-        raise InputError(f"--json={path}: cannot be written ({reason}); give another")
 
 
 if __name__ == "__main__":
