@@ -19,7 +19,6 @@ WHAT is
 Errors in what was given are one line on stderr and exit code 2.
 """
 
-import ast
 import json
 import os
 import re
@@ -110,20 +109,11 @@ def _steps(what: str, config) -> dict:
 def _variant(config, text: str):
     """The configuration with overrides FIELD=VALUE,FIELD=VALUE."""
     config = config.copy_and_resolve_references()
-    fields = dict(configuration.flatten(config))
-    for override in re.split(r",(?=[\w.]+=)", text):  # not at the commas of a tuple
-        field, equals, value = override.strip().partition("=")
-        if not equals:
-            raise InputError(f"--variants: {text!r} has no FIELD=VALUE; see --help")
-        if field not in fields:
-            raise InputError(f"--variants: {configuration.unknown(field) or f'{field}: is not in --config'}")
-        try:
-            value = value if isinstance(fields[field], str) else ast.literal_eval(value)
-            config.update_from_flattened_dict({field: value})
-        except (ValueError, SyntaxError, TypeError):
-            works = configuration.what_works(field)
-            raise InputError(f"--variants: {field}: {value!r} does not work; {works}") from None
+    overrides = re.split(r",(?=[\w.]+=)", text.strip())  # not at the commas of a tuple
     try:
+        if not all("=" in override for override in overrides):
+            raise InputError(f"{text!r} has no FIELD=VALUE; see --help")
+        configuration.override(config, overrides, "--config")
         _check(config)
     except InputError as error:
         raise InputError(f"--variants: {error}") from None
