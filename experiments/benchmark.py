@@ -34,9 +34,9 @@ WHAT = {"train": ("torch",), "infer": ("torch", "onnxruntime"), "input": ()}  # 
 _BATCH = flags.DEFINE_integer("batch", None, "images in a batch", lower_bound=1)
 _STEPS = flags.DEFINE_integer("steps", None, "steps of a turn", lower_bound=1)
 _ROUNDS = flags.DEFINE_integer("rounds", None, "how often the contenders take turns", lower_bound=1)
-_SECONDS = flags.DEFINE_float("seconds", None, "how long a turn is, at least", lower_bound=0.0)
+_SECONDS = flags.DEFINE_float("seconds", 1.0, "how long a turn is, at least", lower_bound=0.0)
 _JSON = flags.DEFINE_string("json", None, "a file for the results")
-_PEER = flags.DEFINE_string("peer", None, "others' programs to compare with")
+_PEERS = flags.DEFINE_list("peer", [], "others' programs to compare with")
 _VARIANTS = flags.DEFINE_string("variants", None, "our contenders, as overrides of the configuration")
 
 
@@ -65,18 +65,14 @@ def main(argv) -> None:
 
 
 def _check_flags(what: str) -> None:
-    if what == "input" and (_PEER.present or _VARIANTS.present):
-        flag = "peer" if _PEER.present else "variants"
+    if what == "input" and (_PEERS.present or _VARIANTS.present):
+        flag = "peer" if _PEERS.present else "variants"
         raise InputError(f"--{flag}: is for train and infer; input has its own contenders")
     if what != "input" and _SECONDS.present:
         raise InputError(f"--seconds: is for input; {what} takes --steps")
-    for peer in _peers():
+    for peer in _PEERS.value:
         if peer not in WHAT[what]:
             raise InputError(f"--peer={peer}: {what} has no such peer; give {' or '.join(WHAT[what])}")
-
-
-def _peers() -> list[str]:
-    return [] if _PEER.value is None else _PEER.value.split(",")
 
 
 def _check(config) -> None:
@@ -90,8 +86,7 @@ def _check(config) -> None:
 def _input(config) -> list[dict]:
     from experiments import input_benchmark
 
-    seconds = 1.0 if _SECONDS.value is None else _SECONDS.value
-    return input_benchmark.run(config, _STEPS.value or 8, _ROUNDS.value or 7, seconds)
+    return input_benchmark.run(config, _STEPS.value or 8, _ROUNDS.value or 7, _SECONDS.value)
 
 
 def _steps(what: str, config) -> dict:
@@ -101,7 +96,7 @@ def _steps(what: str, config) -> dict:
     from experiments import step_benchmark
 
     try:
-        return step_benchmark.run(what, variants, _peers(), _STEPS.value or 5, _ROUNDS.value or 5)
+        return step_benchmark.run(what, variants, _PEERS.value, _STEPS.value or 5, _ROUNDS.value or 5)
     except step_benchmark.Failed as error:
         command_line.fail(str(error), 1)
 
