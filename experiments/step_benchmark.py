@@ -63,8 +63,6 @@ def run(what: str, variants: list[tuple], peers: list[str], steps: int, rounds: 
     try:
         _start_all(contenders, what, variants, peers, steps)
         _take_turns(contenders, rounds)
-        for contender in contenders:
-            contender.peak_memory = contender.ask("memory")
     finally:
         for contender in contenders:
             contender.stop()
@@ -149,7 +147,7 @@ def _take_turns(contenders: list, rounds: int) -> None:
     start = time.monotonic()
     for number in range(1, rounds + 1):
         for contender in contenders[:: 1 if number % 2 else -1]:
-            contender.rounds.append(contender.ask("go"))
+            contender.take_turn()
         left = (time.monotonic() - start) / number * (rounds - number)
         rates = ", ".join(f"{c.name} {c.images_per_second(-1):.1f}" for c in contenders if c.batch)
         log.info(f"round {number}/{rounds}: {rates} images/s; {left:.0f} s left")
@@ -221,15 +219,12 @@ class Contender:
     def wait_until_ready(self) -> None:
         """Raises InputError, or Failed."""
         self.facts = self._receive()
-        if "error" in self.facts:
-            if self.facts["input_error"]:
-                raise InputError(self.facts["error"])
-            raise Failed(f"{self.name}: {self.facts['error']}")
 
-    def ask(self, what: str):
-        """The seconds of each step for "go", bytes for "memory". Raises Failed."""
-        self._send(what)
-        return self._receive()
+    def take_turn(self) -> None:
+        """Raises Failed."""
+        self._send("go")
+        seconds, self.peak_memory = self._receive()
+        self.rounds.append(seconds)
 
     def images_per_second(self, number: int | None = None) -> float:
         """Of one round, or of all."""
@@ -237,13 +232,11 @@ class Contender:
         return self.batch / statistics.median(seconds)
 
     def stop(self) -> None:
-        self._process.stdin.close()
         try:
-            self._process.wait(10)
+            self._process.communicate(timeout=10)  # its input ends, and so does it
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        self._process.stdout.close()
         self._errors.close()
 
     def _send(self, line: str) -> None:
@@ -260,6 +253,8 @@ class Contender:
         code = self._process.wait()
         self._errors.seek(0)
         lines = [line.strip() for line in self._errors if line.strip()]
+        if code == 2:
+            raise InputError(lines[-1])
         if code < 0:
             why = f"by signal {-code}; if memory is short, give a smaller --batch"
         else:
