@@ -15,6 +15,7 @@ import os
 import pathlib
 import re
 import sys
+import tempfile
 from collections.abc import Callable
 
 from absl import flags
@@ -129,9 +130,13 @@ class Parser(argparse.ArgumentParser):
 
 def check_writable(flag: str, path: str) -> None:
     """Before the work of which the file is the result. Raises InputError."""
-    folder = os.path.dirname(os.path.abspath(path))
-    if not os.access(folder, os.W_OK) or os.path.isdir(path):
-        raise InputError(f"{flag}={path}: cannot be written; give another")
+    reason = "it is a folder" if os.path.isdir(path) else ""
+    try:
+        tempfile.TemporaryFile(dir=os.path.dirname(path) or ".").close()
+    except OSError as error:
+        reason = error.strerror
+    if reason:
+        raise InputError(f"{flag}={path}: cannot be written ({reason}); give another")
 
 
 def start_log() -> None:

@@ -4,6 +4,7 @@
     check_same_run    a workdir belongs to one configuration; InputError for another
     load / save       config.json of a workdir
     of_run            the same with overrides
+    override          FIELD=VALUE into a configuration
 
 The values themselves are in configs/paper.py.
 """
@@ -286,18 +287,23 @@ def of_run(workdir: str, overrides: Iterable[str] = ()) -> ml_collections.Config
     if config is None:
         raise InputError(f"{workdir}: has no config.json; give the workdir of a run")
     check(config)
+    override(config, overrides, f"{workdir}/config.json")
+    check(config)
+    check_same_run(config, workdir, data=False)
+    return config
+
+
+def override(config, overrides: Iterable[str], where: str) -> None:
+    """Puts texts FIELD=VALUE into `config`, which comes from `where`. Raises InputError; does not `check`."""
     fields = dict(flatten(config))
     for field, _, text in (override.partition("=") for override in overrides):
         if field not in fields:
-            raise InputError(unknown(field) or f"{field}: there is no such field in {workdir}/config.json")
+            raise InputError(unknown(field) or f"{field}: there is no such field in {where}")
         try:
             value = text if isinstance(fields[field], str) else ast.literal_eval(text)
             config.update_from_flattened_dict({field: value})
         except (ValueError, SyntaxError, TypeError):
             raise InputError(f"{field}: {text!r} does not work; {what_works(field)}") from None
-    check(config)
-    check_same_run(config, workdir, data=False)
-    return config
 
 
 def check_same_run(config, workdir: str, data: bool = True) -> None:

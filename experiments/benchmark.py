@@ -19,7 +19,6 @@ WHAT is
 Errors in what was given are one line on stderr and exit code 2.
 """
 
-import ast
 import json
 import os
 import re
@@ -35,9 +34,9 @@ WHAT = {"train": ("torch",), "infer": ("torch", "onnxruntime"), "input": ()}  # 
 _BATCH = flags.DEFINE_integer("batch", None, "images in a batch", lower_bound=1)
 _STEPS = flags.DEFINE_integer("steps", None, "steps of a turn", lower_bound=1)
 _ROUNDS = flags.DEFINE_integer("rounds", None, "how often the contenders take turns", lower_bound=1)
-_SECONDS = flags.DEFINE_float("seconds", None, "how long a turn is, at least", lower_bound=0.0)
+_SECONDS = flags.DEFINE_float("seconds", 1.0, "how long a turn is, at least", lower_bound=0.0)
 _JSON = flags.DEFINE_string("json", None, "a file for the results")
-_PEER = flags.DEFINE_string("peer", None, "others' programs to compare with")
+_PEERS = flags.DEFINE_list("peer", [], "others' programs to compare with")
 _VARIANTS = flags.DEFINE_string("variants", None, "our contenders, as overrides of the configuration")
 
 
@@ -56,7 +55,7 @@ def main(argv) -> None:
         _check(config)
         json_path = os.path.expanduser(_JSON.value or "")
         if json_path:
-            _check_writable(json_path)
+            command_line.check_writable("--json", json_path)
         results = _input(config) if what == "input" else _steps(what, config)
         if json_path:
             configuration.write_atomically(json_path, json.dumps(results, indent=2) + "\n")
@@ -66,18 +65,14 @@ def main(argv) -> None:
 
 
 def _check_flags(what: str) -> None:
-    if what == "input" and (_PEER.present or _VARIANTS.present):
-        flag = "peer" if _PEER.present else "variants"
+    if what == "input" and (_PEERS.present or _VARIANTS.present):
+        flag = "peer" if _PEERS.present else "variants"
         raise InputError(f"--{flag}: is for train and infer; input has its own contenders")
     if what != "input" and _SECONDS.present:
         raise InputError(f"--seconds: is for input; {what} takes --steps")
-    for peer in _peers():
+    for peer in _PEERS.value:
         if peer not in WHAT[what]:
             raise InputError(f"--peer={peer}: {what} has no such peer; give {' or '.join(WHAT[what])}")
-
-
-def _peers() -> list[str]:
-    return [] if _PEER.value is None else _PEER.value.split(",")
 
 
 def _check(config) -> None:
@@ -91,8 +86,7 @@ def _check(config) -> None:
 def _input(config) -> list[dict]:
     from experiments import input_benchmark
 
-    seconds = 1.0 if _SECONDS.value is None else _SECONDS.value
-    return input_benchmark.run(config, _STEPS.value or 8, _ROUNDS.value or 7, seconds)
+    return input_benchmark.run(config, _STEPS.value or 8, _ROUNDS.value or 7, _SECONDS.value)
 
 
 def _steps(what: str, config) -> dict:
@@ -102,7 +96,7 @@ def _steps(what: str, config) -> dict:
     from experiments import step_benchmark
 
     try:
-        return step_benchmark.run(what, variants, _peers(), _STEPS.value or 5, _ROUNDS.value or 5)
+        return step_benchmark.run(what, variants, _PEERS.value, _STEPS.value or 5, _ROUNDS.value or 5)
     except step_benchmark.Failed as error:
         command_line.fail(str(error), 1)
 
@@ -110,36 +104,15 @@ def _steps(what: str, config) -> dict:
 def _variant(config, text: str):
     """The configuration with overrides FIELD=VALUE,FIELD=VALUE."""
     config = config.copy_and_resolve_references()
-    fields = dict(configuration.flatten(config))
-    for override in re.split(r",(?=[\w.]+=)", text):  # not at the commas of a tuple
-        field, equals, value = override.strip().partition("=")
-        if not equals:
-            raise InputError(f"--variants: {text!r} has no FIELD=VALUE; see --help")
-        if field not in fields:
-            raise InputError(f"--variants: {configuration.unknown(field) or f'{field}: is not in --config'}")
-        try:
-            value = value if isinstance(fields[field], str) else ast.literal_eval(value)
-            config.update_from_flattened_dict({field: value})
-        except (ValueError, SyntaxError, TypeError):
-            works = configuration.what_works(field)
-            raise InputError(f"--variants: {field}: {value!r} does not work; {works}") from None
+    overrides = re.split(r",(?=[\w.]+=)", text.strip())  # not at the commas of a tuple
     try:
+        if not all("=" in override for override in overrides):
+            raise InputError(f"{text!r} has no FIELD=VALUE; see --help")
+        configuration.override(config, overrides, "--config")
         _check(config)
     except InputError as error:
         raise InputError(f"--variants: {error}") from None
     return config
-
-
-def _check_writable(path: str) -> None:
-    """Raises InputError now, rather than after minutes of measuring, if `path` cannot be written."""
-    reason = "it is a folder" if os.path.isdir(path) else ""
-    try:
-        configuration.write_atomically(f"{path}.try", "")
-        os.remove(f"{path}.try")
-    except OSError as error:
-        reason = error.strerror
-    if reason:
-        raise InputError(f"--json={path}: cannot be written ({reason}); give another")
 
 
 if __name__ == "__main__":

@@ -3,9 +3,10 @@
 Its standard input has, a line each, what to run, as a Python literal, and then requests; the answers on its
 standard output are JSON:
 
-    (started)   builds, and takes the two steps that are not measured; answers facts, or {"error": ...}
-    go          takes `steps` steps; answers the seconds of each
-    memory      answers the bytes of the most memory that was resident
+    (started)   builds, and takes the two steps that are not measured; answers facts
+    go          takes `steps` steps; answers the seconds of each, and the most bytes that were ever resident
+
+What is wrong is the last line of its standard error; exit code 2 where it is an InputError.
 """
 
 import ast
@@ -63,12 +64,13 @@ def ours(given: dict):
         "device": jax.devices()[0].device_kind,
     }
 
-    def train():
+    def step():
         nonlocal args
-        state, loss = jax.block_until_ready(compiled(*args))
-        args = (state, *args[1:])  # its buffers were given away
+        results = jax.block_until_ready(compiled(*args))
+        if given["what"] == "train":
+            args = (results[0], *args[1:])  # the last state's buffers were given away
 
-    return train if given["what"] == "train" else lambda: jax.block_until_ready(compiled(*args)), facts
+    return step, facts
 
 
 def product(given: dict):
@@ -83,7 +85,7 @@ def product(given: dict):
 def torch(given: dict):
     from experiments import torch_peer
 
-    return torch_peer.start(**given["arguments"])
+    return torch_peer.start(given["what"], **given["arguments"])
 
 
 def onnxruntime(given: dict):
@@ -123,14 +125,12 @@ def main() -> None:
         facts["first_step_seconds"] = round(time.time() - given["started"], 3)
         step()
     except Exception as error:
-        answer({"error": first_line(error), "input_error": isinstance(error, InputError)})
-        raise
+        print(first_line(error), file=sys.stderr)
+        sys.exit(2 if isinstance(error, InputError) else 1)
     answer(facts)
-    for line in sys.stdin:
-        if line.strip() == "memory":
-            answer(peak_memory())
-        else:
-            answer([timed(step) for _ in range(given["steps"])])
+    for _ in sys.stdin:
+        seconds = [timed(step) for _ in range(given["steps"])]
+        answer((seconds, peak_memory()))
 
 
 if __name__ == "__main__":

@@ -80,12 +80,9 @@ def session(weights: dict[str, np.ndarray], threads: int, platform: str = "cpu")
     return onnxruntime.InferenceSession(network(weights).SerializeToString(), options, providers=[provider])
 
 
-def start(what: str, batch: int, threads: int, platform: str):
+def start(batch: int, threads: int, platform: str):
     """(a step, which is a forward pass, facts); `platform` is jax's, cpu or gpu."""
-    del what
     running = session(random_weights(), threads, platform)
     views = np.random.default_rng(1).standard_normal((batch, 3, 224, 224), np.float32)
-    return lambda: running.run(None, {"views": views}), {
-        "threads": threads,
-        "device": running.get_providers()[0],
-    }
+    facts = {"threads": threads, "device": running.get_providers()[0]}
+    return lambda: running.run(None, {"views": views}), facts

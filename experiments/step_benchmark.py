@@ -18,6 +18,7 @@ import importlib.metadata
 import importlib.util
 import json
 import logging
+import math
 import os
 import statistics
 import subprocess
@@ -26,13 +27,22 @@ import tempfile
 import time
 
 from alexnet_jax import config as configuration
+from alexnet_jax.datasets import streams
 from alexnet_jax.errors import InputError
 from alexnet_jax.shapes import layer_shapes
 from configs import paper
 from experiments.contender import PRODUCT
 
+PROGRAMS = {  # of each peer, with their own arguments
+    "torch": {
+        "torch eager NCHW": {"compiled": False, "channels_last": False},
+        "torch eager channels_last": {"compiled": False, "channels_last": True},
+        "torch compiled NCHW": {"compiled": True, "channels_last": False},
+        "torch compiled channels_last": {"compiled": True, "channels_last": True},
+    },
+    "onnxruntime": {"onnxruntime": {}},
+}
 INSTALL = {"torch": (("torch",), "oracle"), "onnxruntime": (("onnxruntime", "onnx"), "test")}  # its extra
-LAYOUTS = {"NCHW": False, "channels_last": True}
 
 log = logging.getLogger("alexnet_jax")
 
@@ -63,8 +73,6 @@ def run(what: str, variants: list[tuple], peers: list[str], steps: int, rounds: 
     try:
         _start_all(contenders, what, variants, peers, steps)
         _take_turns(contenders, rounds)
-        for contender in contenders:
-            contender.peak_memory = contender.ask("memory")
     finally:
         for contender in contenders:
             contender.stop()
@@ -76,18 +84,13 @@ def run(what: str, variants: list[tuple], peers: list[str], steps: int, rounds: 
         "config": first.config.name,
         "steps": steps,
         "rounds": rounds,
-        "cpus": _cpus(),
+        "cpus": streams.cores(),
         "versions": {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", *peers)},
         "product_flops_per_second": round(rate),
         "contenders": [_row(contender, first, what, rate) for contender in contenders],
     }
     _print(results)
     return results
-
-
-def _cpus() -> int:
-    """That this process may use, and every contender does."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def _can_run(peer: str, variants: list[tuple]) -> bool:
@@ -108,21 +111,6 @@ def _network(config) -> dict:
     return model | {"dtype": "", "crop_size": config.data.crop_size, "channels": config.data.channels}
 
 
-def _programs(peers: list[str], arguments: dict) -> list[tuple[str, dict]]:
-    """(name, what to start) of each of the peers' programs."""
-    programs = []
-    for peer in peers:
-        if peer == "onnxruntime":
-            programs.append((peer, {"kind": peer, "arguments": arguments}))
-            continue
-        for compiled in (False, True):
-            for layout, last in LAYOUTS.items():
-                name = f"torch {'compiled' if compiled else 'eager'} {layout}"
-                own = arguments | {"compiled": compiled, "channels_last": last}
-                programs.append((name, {"kind": peer, "arguments": own}))
-    return programs
-
-
 def _start_all(contenders: list, what: str, variants: list[tuple], peers: list[str], steps: int) -> None:
     """Adds ours, the peers', and the product of matrices, one after the other as they are ready."""
 
@@ -135,13 +123,14 @@ def _start_all(contenders: list, what: str, variants: list[tuple], peers: list[s
     for name, config in variants:
         start(name, config.batch_size, {"kind": "ours", "config": config.to_dict()}, config)
     first = contenders[0]
-    arguments = dict(what=what, batch=first.batch, threads=_cpus(), platform=first.facts["platform"])
-    for name, given in _programs(peers, arguments):
-        try:
-            start(name, first.batch, given)
-        except Failed as error:  # no compiler, say
-            contenders.pop().stop()
-            log.info(f"{error}; left out")
+    common = {"batch": first.batch, "threads": streams.cores(), "platform": first.facts["platform"]}
+    for peer in peers:
+        for name, own in PROGRAMS[peer].items():
+            try:
+                start(name, first.batch, {"kind": peer, "arguments": common | own})
+            except Failed as error:  # no compiler, say
+                contenders.pop().stop()
+                log.info(f"{error}; left out")
     start(f"{PRODUCT}x{PRODUCT} product", 0, {"kind": "product"})
 
 
@@ -149,7 +138,7 @@ def _take_turns(contenders: list, rounds: int) -> None:
     start = time.monotonic()
     for number in range(1, rounds + 1):
         for contender in contenders[:: 1 if number % 2 else -1]:
-            contender.rounds.append(contender.ask("go"))
+            contender.take_turn()
         left = (time.monotonic() - start) / number * (rounds - number)
         rates = ", ".join(f"{c.name} {c.images_per_second(-1):.1f}" for c in contenders if c.batch)
         log.info(f"round {number}/{rounds}: {rates} images/s; {left:.0f} s left")
@@ -157,14 +146,11 @@ def _take_turns(contenders: list, rounds: int) -> None:
 
 def _row(contender, first, what: str, product_rate: float) -> dict:
     """A contender's results. `first_over_this` are the ratios to it of our first contender."""
-    facts = dict(contender.facts)
-    rate = contender.images_per_second()
+    facts, rate = contender.facts, contender.images_per_second()
     ratios = [first.images_per_second(n) / contender.images_per_second(n) for n in range(len(first.rounds))]
     flops = rate * flop_per_image(contender.config or first.config, what)
     # A CPU is one machine, into however many devices it is split; other devices are one each.
-    devices = 1
-    for size in facts.get("mesh", {}).values() if facts.get("platform") != "cpu" else ():
-        devices *= size
+    devices = 1 if facts.get("platform") == "cpu" else math.prod(facts.get("mesh", {}).values())
     return {
         "name": contender.name,
         "batch": contender.batch,
@@ -185,9 +171,10 @@ def _row(contender, first, what: str, product_rate: float) -> dict:
 def _print(results: dict) -> None:
     rows = results["contenders"]
     width = max(len(row["name"]) for row in rows)
+    versus = f"{rows[0]['name']} over it (min to max)" if len(rows) > 1 else ""
     log.info(
         f"\n{'':{width}}  batch  images/s  GFLOP/s  of product  memory, MB  compile, s  first step, s"
-        f"   {rows[0]['name'] if len(rows) > 1 else ''}{' over it (min to max)' if len(rows) > 1 else ''}"
+        f"   {versus}"
     )
     for row in rows:
         ratio = row["first_over_this"]
@@ -221,15 +208,12 @@ class Contender:
     def wait_until_ready(self) -> None:
         """Raises InputError, or Failed."""
         self.facts = self._receive()
-        if "error" in self.facts:
-            if self.facts["input_error"]:
-                raise InputError(self.facts["error"])
-            raise Failed(f"{self.name}: {self.facts['error']}")
 
-    def ask(self, what: str):
-        """The seconds of each step for "go", bytes for "memory". Raises Failed."""
-        self._send(what)
-        return self._receive()
+    def take_turn(self) -> None:
+        """Raises Failed."""
+        self._send("go")
+        seconds, self.peak_memory = self._receive()
+        self.rounds.append(seconds)
 
     def images_per_second(self, number: int | None = None) -> float:
         """Of one round, or of all."""
@@ -237,13 +221,11 @@ class Contender:
         return self.batch / statistics.median(seconds)
 
     def stop(self) -> None:
-        self._process.stdin.close()
         try:
-            self._process.wait(10)
+            self._process.communicate(timeout=10)  # its input ends, and so does it
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        self._process.stdout.close()
         self._errors.close()
 
     def _send(self, line: str) -> None:
@@ -260,6 +242,8 @@ class Contender:
         code = self._process.wait()
         self._errors.seek(0)
         lines = [line.strip() for line in self._errors if line.strip()]
+        if code == 2 and lines:
+            raise InputError(lines[-1])
         if code < 0:
             why = f"by signal {-code}; if memory is short, give a smaller --batch"
         else:
@@ -274,8 +258,7 @@ def _environment() -> dict[str, str]:
     cost 400,000 page faults a step at a batch of 128. And without jax taking most of a GPU's memory at its
     start, of which the others need a share.
     """
-    tunables = [text for text in os.environ.get("GLIBC_TUNABLES", "").split(":") if text]
-    if not any(text.startswith("glibc.malloc.hugetlb=") for text in tunables):
-        tunables.append("glibc.malloc.hugetlb=1")
-    own = {"GLIBC_TUNABLES": ":".join(tunables), "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-    return os.environ | own
+    tunables = os.environ.get("GLIBC_TUNABLES", "")
+    if "glibc.malloc.hugetlb" not in tunables:
+        tunables = ":".join(filter(None, [tunables, "glibc.malloc.hugetlb=1"]))
+    return os.environ | {"GLIBC_TUNABLES": tunables, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}

@@ -12,6 +12,7 @@ import pytest
 import small_archives
 from networks import TWO_COLUMNS, assert_close, draw_views, draw_weights, our_activations
 
+from alexnet_jax.errors import InputError
 from configs import paper
 from experiments import step_benchmark
 
@@ -169,6 +170,28 @@ def test_a_peer_that_is_not_installed_is_left_out(monkeypatch, caplog):
 def test_a_contender_that_ends_is_one_line():
     contender = step_benchmark.Contender("it", 1, None, {"kind": "nothing"})
     with pytest.raises(step_benchmark.Failed, match="it: .* ended with exit code 1: KeyError: 'nothing'"):
+        contender.wait_until_ready()
+    contender.stop()
+
+
+def test_a_contender_that_is_killed_is_one_line():
+    contender = step_benchmark.Contender("it", 1, None, {"kind": "product", "what": "train", "steps": 1})
+    contender.wait_until_ready()
+    contender.take_turn()
+    assert contender.peak_memory > 1e6 and np.shape(contender.rounds) == (1, 1)
+    contender._process.kill()
+    contender._process.wait()
+    with pytest.raises(step_benchmark.Failed, match="it: its process ended by signal 9; .*--batch"):
+        contender.take_turn()
+    contender.stop()
+
+
+def test_a_mesh_that_a_contender_cannot_have_is_one_line():
+    config = paper.get_config().to_dict()
+    config["mesh"]["data"] = 3
+    given = {"kind": "ours", "what": "train", "steps": 1, "config": config}
+    contender = step_benchmark.Contender("it", 1, None, given)
+    with pytest.raises(InputError, match="batch_size: 128 .* 3"):
         contender.wait_until_ready()
     contender.stop()
 
