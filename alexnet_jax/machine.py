@@ -8,7 +8,13 @@ import os
 import sys
 import zlib
 
-import jax
+
+def huge_pages() -> dict[str, str]:
+    """What the environment of a program is to have for this; nothing where the user has decided."""
+    tunables = os.environ.get("GLIBC_TUNABLES", "")
+    if sys.platform != "linux" or "glibc.malloc.hugetlb" in tunables:
+        return {}
+    return {"GLIBC_TUNABLES": ":".join(filter(None, [tunables, "glibc.malloc.hugetlb=1"]))}
 
 
 def ask_huge_pages() -> None:
@@ -18,9 +24,8 @@ def ask_huge_pages() -> None:
     of 4 KiB that is 400,000 page faults a step of the paper's network, and 8 % of its time on two CPU cores.
     Malloc reads the environment only at the start. GLIBC_TUNABLES=glibc.malloc.hugetlb=0 leaves it as it is.
     """
-    tunables = os.environ.get("GLIBC_TUNABLES", "")
-    if sys.platform == "linux" and "glibc.malloc.hugetlb" not in tunables:
-        os.environ["GLIBC_TUNABLES"] = ":".join(filter(None, [tunables, "glibc.malloc.hugetlb=1"]))
+    if huge_pages():
+        os.environ.update(huge_pages())
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
@@ -29,6 +34,8 @@ def keep_programs() -> None:
 
     JAX_COMPILATION_CACHE_DIR names another, and JAX_ENABLE_COMPILATION_CACHE=false turns it off.
     """
+    import jax  # here, so that a mistake in the flags is told at once
+
     if jax.config.jax_compilation_cache_dir is None:
         cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
         folder = os.path.join(cache, "alexnet_jax", f"{_cpu():08x}")

@@ -98,6 +98,8 @@ def main(argv) -> None:
     try:
         if _MODE.value not in MODES:
             raise InputError(f"--mode={_MODE.value}: there is no such mode; give one of {', '.join(MODES)}")
+        if _MODE.value == "train":
+            machine.ask_huge_pages()
         config = CONFIG.value
         if config is None and not (_MODE.value == "eval" and WORKDIR.value):
             raise InputError("--config: missing; give --config=configs/quickstart.py, or another of configs/")
@@ -109,8 +111,6 @@ def main(argv) -> None:
 
             shapes.layer_shapes(config)
             parallel.mesh_shape(config, None, () if _MODE.value == "eval" else ("batch_size",))
-        if _MODE.value == "train":
-            machine.ask_huge_pages()
         workdir = os.path.expanduser(WORKDIR.value or _default_workdir())
         with processes.fate():
             if _MODE.value != "describe":

@@ -5,6 +5,7 @@
     everyone      a function in every process: what is wrong in one is told by all
     in_turn       the same, process 0 first: it prepares what the others find
     on_first      in process 0 alone
+    agree, same   whether it is fine in every process; whether all were given the same
     fate          a lost process ends the others, with one line each
 
 `python -m alexnet_jax.processes` is the filter of `join`'s stderr.

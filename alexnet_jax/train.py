@@ -214,7 +214,7 @@ class Run:
             for step, (images, labels) in enumerate(self.clock.waiting_for(batches), self.first_step + 1):
                 state = parallel.settled(mesh, self.state)
                 self.state, loss = step_fn(state, images, labels, self.arrays)
-                # One step late, so that the device has its next step before we wait for the last one.
+                # One step late, so that an accelerator has its next step before we wait for the last one.
                 self._check_loss()
                 self.unchecked = step, loss
                 self.clock.tick(loss)
@@ -351,14 +351,11 @@ class _Clock:
 
     def waiting_for(self, batches):
         """The batches; the time until each is there counts as waiting."""
-        batches = iter(batches)
-        while True:
-            asked = time.monotonic()
-            batch = next(batches, None)
-            if batch is None:
-                return
+        asked = time.monotonic()
+        for batch in batches:
             self._waited += time.monotonic() - asked
             yield batch
+            asked = time.monotonic()
 
     def images_per_second(self) -> float:
         return self._images / (time.monotonic() - self._start)

@@ -27,6 +27,7 @@ import tempfile
 import time
 
 from alexnet_jax import config as configuration
+from alexnet_jax import machine
 from alexnet_jax.datasets import streams
 from alexnet_jax.errors import InputError
 from alexnet_jax.shapes import layer_shapes
@@ -252,13 +253,9 @@ class Contender:
 
 
 def _environment() -> dict[str, str]:
-    """Of all contenders, ours and the peers'.
+    """Of all contenders, ours and the peers': with large pages, as our program asks for; compiling anew.
 
-    With large pages from malloc: arrays that are given back to the system after every step and taken again
-    cost 400,000 page faults a step at a batch of 128. And without jax taking most of a GPU's memory at its
-    start, of which the others need a share.
+    And without jax taking most of a GPU's memory at its start, of which the others need a share.
     """
-    tunables = os.environ.get("GLIBC_TUNABLES", "")
-    if "glibc.malloc.hugetlb" not in tunables:
-        tunables = ":".join(filter(None, [tunables, "glibc.malloc.hugetlb=1"]))
-    return os.environ | {"GLIBC_TUNABLES": tunables, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    own = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "JAX_ENABLE_COMPILATION_CACHE": "false"}
+    return os.environ | machine.huge_pages() | own
