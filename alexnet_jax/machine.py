@@ -4,6 +4,7 @@ ask_huge_pages    memory in pages of 2 MiB
 keep_programs     what XLA has compiled, for the next start
 """
 
+import contextlib
 import os
 import sys
 import zlib
@@ -24,31 +25,37 @@ def ask_huge_pages() -> None:
     of 4 KiB that is 400,000 page faults a step of the paper's network, and 8 % of its time on two CPU cores.
     Malloc reads the environment only at the start. GLIBC_TUNABLES=glibc.malloc.hugetlb=0 leaves it as it is.
     """
-    if huge_pages():
+    alone = "alexnet_jax.main" in sys.orig_argv and sys.gettrace() is None  # not in a notebook or debugger
+    if alone and huge_pages():
         os.environ.update(huge_pages())
-        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+        with contextlib.suppress(OSError):
+            os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def keep_programs() -> None:
     """A second start of a command compiles nothing: jax's cache, in the user's folder for such.
 
-    JAX_COMPILATION_CACHE_DIR names another, and JAX_ENABLE_COMPILATION_CACHE=false turns it off.
+    JAX_COMPILATION_CACHE_DIR names another, also for several processes, which keep nothing without it (only
+    the first writes); JAX_ENABLE_COMPILATION_CACHE=false turns it off.
     """
     import jax  # here, so that a mistake in the flags is told at once
 
-    if jax.config.jax_compilation_cache_dir is None:
+    from alexnet_jax import processes
+
+    if jax.config.jax_compilation_cache_dir is None and processes.count() == 1:
         cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-        folder = os.path.join(cache, "alexnet_jax", f"{_cpu():08x}")
-        jax.config.update("jax_compilation_cache_dir", folder)
+        folder = os.path.join(cache, "alexnet_jax", _cpu())
+        with contextlib.suppress(OSError):
+            if os.path.isabs(folder):  # "~" stays where there is no home
+                os.makedirs(folder, exist_ok=True)
+        if os.access(folder, os.W_OK):
+            jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 
-def _cpu() -> int:
-    """Another for CPUs of other instructions, which jax's cache takes for the same; a home may be shared."""
-    try:
-        with open("/proc/cpuinfo") as file:
-            return zlib.crc32(
-                "".join(sorted({x for x in file if x.startswith(("flags", "Features"))})).encode()
-            )
-    except OSError:
-        return 0
+def _cpu() -> str:
+    """Another for other CPUs, or more of them, which jax's cache takes for the same; a home may be shared."""
+    flags = ""
+    with contextlib.suppress(OSError), open("/proc/cpuinfo") as file:
+        flags = "".join(sorted({line for line in file if line.startswith(("flags", "Features"))}))
+    return f"{zlib.crc32(flags.encode()):08x}-{len(os.sched_getaffinity(0)) if flags else os.cpu_count()}"

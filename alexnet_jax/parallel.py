@@ -184,7 +184,7 @@ def _collective(eqn, operands: list[list]) -> list[list]:
     """What each column gets of a collective over AXIS, given what each one gives."""
     size = len(operands)
     match eqn.primitive.name:
-        case "all_gather":
+        case "all_gather" if eqn.params["tiled"]:
             joined = jnp.concatenate([x for (x,) in operands], eqn.params["all_gather_dimension"])
             return [[joined]] * size
         case "psum":

@@ -107,7 +107,7 @@ def main(arguments: list[str]) -> int:
     given = parser.parse(arguments)
     if given.figure:
         command_line.check_writable("--figure", given.figure)
-        if os.path.splitext(given.figure)[1] not in (".png", ".pdf", ".svg", ".jpg"):
+        if os.path.splitext(given.figure)[1].lower() not in (".png", ".pdf", ".svg", ".jpg", ".jpeg"):
             raise InputError(f"--figure={given.figure}: give a name that ends in .png, .pdf, .svg or .jpg")
     workdir = os.path.expanduser(given.workdir)
     network = Network(configuration.of_run(workdir, given.overrides), workdir)

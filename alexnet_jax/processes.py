@@ -232,7 +232,7 @@ def fate():
         lost = r"gloo|nccl|unavailable|deadline|connection|coordination|heartbeat|barrier"
         kinds = jax.errors.JaxRuntimeError | ValueError  # of a collective, as it is dispatched or later
         if isinstance(error, kinds) and re.search(lost, str(error), re.IGNORECASE):
-            print(_LOST, file=sys.stderr)
+            print(f"{_LOST} ({first_line(error)})", file=sys.stderr)
         else:
             traceback.print_exc()
         _exit(1)

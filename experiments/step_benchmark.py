@@ -86,7 +86,7 @@ def run(what: str, variants: list[tuple], peers: list[str], steps: int, rounds: 
         "steps": steps,
         "rounds": rounds,
         "cpus": streams.cores(),
-        "versions": {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", *peers)},
+        "versions": {name: _version(name) for name in ("jax", "jaxlib", *peers)},
         "product_flops_per_second": round(rate),
         "contenders": [_row(contender, first, what, rate) for contender in contenders],
     }
@@ -252,10 +252,18 @@ class Contender:
         raise Failed(f"{self.name}: its process ended {why}")
 
 
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"  # onnxruntime-gpu, say
+
+
 def _environment() -> dict[str, str]:
     """Of all contenders, ours and the peers': with large pages, as our program asks for; compiling anew.
 
     And without jax taking most of a GPU's memory at its start, of which the others need a share.
     """
     own = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "JAX_ENABLE_COMPILATION_CACHE": "false"}
+    own["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"
     return os.environ | machine.huge_pages() | own

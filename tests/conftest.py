@@ -12,6 +12,7 @@ import pytest
 os.environ["JAX_PLATFORMS"] = "cpu"  # of the programs that the tests start
 _programs = tempfile.TemporaryDirectory()
 os.environ["JAX_COMPILATION_CACHE_DIR"] = _programs.name  # what these compile, they compile once
+jax.config.update("jax_compilation_cache_dir", _programs.name)
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 4)
 jax.devices()

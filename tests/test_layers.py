@@ -76,6 +76,21 @@ def test_conv_of_a_few_images_at_a_time_equals_loops(group, monkeypatch):
     assert hlo.count("stablehlo.convolution") == -(-5 // group)
 
 
+def test_gradient_of_many_groups_in_bfloat16_is_as_good_as_of_one(monkeypatch):
+    x, kernel, weights = (
+        jnp.bfloat16(draw(i, *shape)) for i, shape in enumerate([(64, 9, 9, 2), (3, 3, 2, 4), (64, 7, 7, 4)])
+    )
+
+    def gradient(x, kernel, weights):
+        return jax.grad(
+            lambda kernel: (weights * layers.conv(x, kernel, 1, (0, 0))).sum().astype(jnp.float32)
+        )(kernel)
+
+    want = gradient(*(jnp.float32(a) for a in (x, kernel, weights)))
+    monkeypatch.setattr(layers, "CACHE_BYTES", 1)
+    assert_close(gradient(x, kernel, weights).astype(jnp.float32), want, 2**-8)
+
+
 @pytest.mark.parametrize("x_of_columns", [True, False], ids=["both", "only kernels"])
 def test_conv_over_columns_equals_each_column_with_its_gradients(x_of_columns):
     size, kernel_size, stride, padding = CONVOLUTIONS["conv1"]

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from alexnet_jax import optimizer, parallel
+from alexnet_jax import layers, optimizer, parallel
 from alexnet_jax.errors import InputError
 from alexnet_jax.shapes import layer_shapes
 from configs import paper, quickstart
@@ -119,7 +119,10 @@ def velocity(state):
 
 @pytest.fixture(scope="module")
 def runs():
-    return {mesh: three_steps(mesh) for mesh in MESHES}
+    with pytest.MonkeyPatch.context() as patch:  # convolutions of a few images at a time
+        patch.setattr(layers, "CACHE_BYTES", 1)
+        patch.setattr(layers, "MOST_GROUPS", 3)
+        return {mesh: three_steps(mesh) for mesh in MESHES}
 
 
 @pytest.mark.parametrize("mesh", MESHES[1:])
