@@ -100,22 +100,30 @@ def test_nothing_is_compiled_after_the_first_epoch(data_dir, tmp_path, monkeypat
     assert after_epoch[1:] == after_epoch[:1] * 3
 
 
-def test_a_second_start_finds_what_the_first_one_compiled(data_dir, tmp_path):
-    environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
-    environment["XDG_CACHE_HOME"] = str(tmp_path / "cache")
-    kept = []
-    for name in ("one", "two"):
-        flags = (
-            *small(data_dir, tmp_path / name),
-            "--config.num_epochs=1",
-            "--config.data.train_split=train[:640]",
+def test_a_second_start_finds_what_the_first_one_compiled(finished, data_dir, tmp_path):
+    kept = pathlib.Path(os.environ["JAX_COMPILATION_CACHE_DIR"])
+    before = {path.name for path in kept.glob("*-cache")}
+    assert any(name.startswith("jit_step") for name in before)
+    run(*small(data_dir, tmp_path / "again"))
+    assert {path.name for path in kept.glob("*-cache")} == before
+
+
+def test_programs_are_kept_in_the_users_cache(tmp_path):
+    code = "import jax; from alexnet_jax import machine as m; m.keep_programs(); "
+    code += "print(jax.config.jax_compilation_cache_dir)"
+
+    def folder(home):
+        environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
+        environment["XDG_CACHE_HOME"] = str(home)
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True
         )
-        subprocess.run(
-            command(*flags), cwd=ROOT, env=environment, check=True, capture_output=True, timeout=240
-        )
-        kept.append(sorted(path.name for path in (tmp_path / "cache").rglob("jit_*-cache")))
-    assert any(name.startswith("jit_step") for name in kept[0])
-    assert kept[0] == kept[1]
+        assert not done.stderr
+        return done.stdout.strip()
+
+    assert pathlib.Path(folder(tmp_path)).parent == tmp_path / "alexnet_jax"
+    (tmp_path / "file").touch()
+    assert folder(tmp_path / "file") == "None"  # nothing can be kept there
 
 
 def test_a_run_leaves_what_the_contract_lists(finished):
