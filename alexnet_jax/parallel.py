@@ -163,17 +163,14 @@ def _in_step(function, columns: list[tuple]) -> list:
         return atom.val if isinstance(atom, jax.extend.core.Literal) else values[column][atom]
 
     for eqn in jaxpr.jaxpr.eqns:
-        params = eqn.primitive.get_bind_params(eqn.params)
-
-        def run(*operands, primitive=eqn.primitive, params=params):
-            out = primitive.bind(*operands, **params)
-            return out if primitive.multiple_results else [out]
-
         operands = [[read(column, atom) for atom in eqn.invars] for column in range(size)]
         if any(getattr(effect, "name", None) == AXIS for effect in eqn.effects):
             outputs = _collective(eqn, operands)
         else:
-            outputs = [run(*own) for own in operands]
+            params = eqn.primitive.get_bind_params(eqn.params)
+            outputs = [eqn.primitive.bind(*own, **params) for own in operands]
+            if not eqn.primitive.multiple_results:
+                outputs = [[out] for out in outputs]
         for column in range(size):
             values[column].update(zip(eqn.outvars, outputs[column], strict=True))
     treedef = jax.tree.structure(shape)
