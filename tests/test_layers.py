@@ -47,6 +47,13 @@ def conv_gradients(x, kernel, stride, padding, weights):
     )
 
 
+@pytest.fixture(params=["cpu", "other"])
+def platform(request, monkeypatch):
+    """With what is for CPUs only, and with what is for all others."""
+    if request.param == "other":
+        monkeypatch.setattr(layers.lax, "platform_dependent", lambda *args, cpu, default: default(*args))
+
+
 CONVOLUTIONS = {  # input size, kernel size, stride, padding
     "plain": (5, 3, 1, (0, 0)),
     "same": (5, 3, 1, (1, 1)),
@@ -213,6 +220,7 @@ POOLINGS = {  # input size, size, stride
 }
 
 
+@pytest.mark.usefixtures("platform")
 @pytest.mark.parametrize("case", POOLINGS.values(), ids=POOLINGS)
 def test_max_pool_equals_loops(case):
     input_size, size, stride = case
@@ -221,6 +229,7 @@ def test_max_pool_equals_loops(case):
     np.testing.assert_array_equal(got, pool_loops(x, size, stride)[0])
 
 
+@pytest.mark.usefixtures("platform")
 @pytest.mark.parametrize("case", POOLINGS.values(), ids=POOLINGS)
 def test_gradient_of_max_pool_goes_to_the_first_maximum(case):
     input_size, size, stride = case
@@ -243,6 +252,7 @@ def padded(x, size, stride, value):
     return np.pad(x, ((0, 0), (0, lacking), (0, lacking), (0, 0)), constant_values=value)
 
 
+@pytest.mark.usefixtures("platform")
 @pytest.mark.parametrize("case", CUT_OFF.values(), ids=CUT_OFF)
 def test_max_pool_of_windows_that_are_cut_off_equals_loops(case):
     side, size, stride = case
