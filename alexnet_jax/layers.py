@@ -74,9 +74,8 @@ def max_pool(x: Maps, size: int, stride: int, ceil: bool = False) -> Maps:
     """Maximum over size x size windows (section 3.4): out = (in - size) / stride + 1, rounded down or up.
 
     Rounded up (layer.py:1164), the last window is cut off at the border. Of several maxima in a window the
-    first, row by row, gets the whole gradient. Maxima of every `stride`-th column, then row, are with their
-    gradient 3 to 4 times faster on a CPU than XLA's reduce_window; there, not on TPUs, faster still if the
-    columns are parted first.
+    first, row by row, gets the whole gradient. With it this is 1.6 to 3.6 times faster on a CPU than XLA's
+    reduce_window; the strided slices that other platforms take are 10 % faster on TPUs, says their compiler.
     """
     x = _pad_to_windows(x, size, stride, ceil, -jnp.inf)
 

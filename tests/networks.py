@@ -13,9 +13,17 @@ import ml_collections
 import numpy as np
 
 from alexnet_jax import parallel
-from experiments import onnx_peer
 
-TWO_COLUMNS = onnx_peer.SHAPES
+TWO_COLUMNS = {
+    "conv1": (96, 3, 11, 11),
+    "conv2": (256, 48, 5, 5),
+    "conv3": (384, 256, 3, 3),
+    "conv4": (384, 192, 3, 3),
+    "conv5": (256, 192, 3, 3),
+    "fc6": (4096, 256 * 6 * 6),
+    "fc7": (4096, 4096),
+    "fc8": (1000, 4096),
+}
 ONE_COLUMN = TWO_COLUMNS | {
     "conv2": (256, 96, 5, 5),
     "conv4": (384, 384, 3, 3),
