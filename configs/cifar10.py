@@ -7,9 +7,9 @@
 The paper says no more of the network. Layers and initial weights are those of cuda-convnet's nearest network
 of four layers (example-layers/layers-19pct.cfg); weight decay and colour noise are off, and every image is
 shown as it is. As in the paper each activation has its own learning rate, which does not drop: the fastest of
-0.002, 0.003 and 0.005 over five epochs, and of 0.01 and 0.03 (no different) over ten, of another seed. "folder"
-takes any copy of CIFAR-10 as pictures: --config.data.name=folder --config.data.dir=DIR, with train/CLASS/*
-and test/CLASS/*
+0.002, 0.003 and 0.005 over five epochs, and of 0.01 and 0.03 (no different) over ten, of another seed.
+"folder" takes any copy of CIFAR-10 as pictures: --config.data.name=folder --config.data.dir=DIR, with
+train/CLASS/* and test/CLASS/*
 """
 
 import ml_collections
