@@ -6,6 +6,7 @@ was called meanwhile. What the command prints goes to WORKDIR/console.log.
 
 import json
 import os
+import queue
 import subprocess
 import sys
 import threading
@@ -37,13 +38,25 @@ def run_here(command: list[str], workdir: str, started=lambda process: None) -> 
 
 
 class Local:
-    """Processes of this machine."""
+    """Processes of this machine, `jobs` at a time, each on its share of the CPUs.
 
-    def __init__(self):
+    Two small networks that both use two cores train at three quarters of the rate that they have on a core each.
+    """
+
+    def __init__(self, jobs: int):
         self._processes, self._lock, self._stopping = [], threading.Lock(), False
+        self._shares = queue.SimpleQueue()
+        for job in range(jobs):
+            self._shares.put(_share(job, jobs))
 
     def run(self, command: list[str], workdir: str) -> int | None:
-        code = run_here(command, workdir, self._add)
+        cpus = self._shares.get()
+        try:
+            if cpus:
+                os.sched_setaffinity(0, cpus)  # on Linux of this thread, and of the process that it starts
+            code = run_here(command, workdir, self._add)
+        finally:
+            self._shares.put(cpus)
         return None if self._stopping and code else code
 
     def _add(self, process) -> None:
@@ -59,6 +72,12 @@ class Local:
             for process in self._processes:
                 process.terminate()  # one that has ended is left alone
         return "the runs are saving"
+
+
+def _share(job: int, jobs: int) -> list[int]:
+    """The CPUs of one of `jobs`; none where there are too few to share, or the system does not tell."""
+    cpus = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    return cpus[job * len(cpus) // jobs : (job + 1) * len(cpus) // jobs] if jobs <= len(cpus) else []
 
 
 class Submitit:

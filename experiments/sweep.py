@@ -9,7 +9,7 @@ is 1 if a run failed, 2 for a mistake in what was given.
 
 --sweep      ablations, table1, table2, figure1 are in experiments/; variants.py says what such a file has
 --seeds      results of each line of the table
---jobs       how many run at a time: 1 if left out, and all under SLURM
+--jobs       how many run at a time, each on its share of the CPUs: 1 if left out, and all under SLURM
 --slurm      parameters of submitit: gpus_per_node=2,timeout_min=600,slurm_partition=NAME
 """
 
@@ -263,7 +263,8 @@ def main(argv) -> None:
         slurm = _LAUNCHER.value == "slurm"
         if _SLURM.value and not slurm:
             raise InputError(f"--slurm={_SLURM.value}: comes with --launcher=slurm, which is missing")
-        launcher = launchers.Local()
+        jobs = min(_JOBS.value or (len(plan.runs) if slurm else 1), len(plan.runs))
+        launcher = launchers.Local(jobs)
         if slurm:
             launcher = launchers.Submitit(workdir, _slurm_parameters(_SLURM.value))
         arguments = [f"--config={config_file}", f"--sweep={_SWEEP.value}", *as_flags(given)]
@@ -273,7 +274,7 @@ def main(argv) -> None:
     except InputError as error:
         command_line.fail(str(error), 2)
     try:
-        sweep.go(launcher, _JOBS.value or (len(plan.runs) if slurm else 1))
+        sweep.go(launcher, jobs)
     except OSError as error:  # a full disk, say: what runs has ended by now, what was saved stays
         command_line.fail(f"{workdir}: {first_line(error)}; the same command goes on from there", 1)
     log.info(f"the table is in {workdir}/results.md")

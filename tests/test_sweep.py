@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -62,7 +63,7 @@ def fake_plan(folder, seeds=2, variants=VARIANTS, config=None):
 
 def go(folder, jobs=2, launcher=None, **kwargs):
     sweep = Sweep(fake_plan(folder, **kwargs), str(folder), "title")
-    sweep.go(launcher or launchers.Local(), jobs)
+    sweep.go(launcher or launchers.Local(jobs), jobs)
     return sweep
 
 
@@ -286,11 +287,31 @@ def test_a_stop_lets_the_runs_save_and_starts_no_more(tmp_path):
                 time.sleep(0.01)
             os.kill(os.getpid(), signal.SIGTERM)
 
-    sweep = go(tmp_path, jobs=1, launcher=Stops())
+    sweep = go(tmp_path, jobs=1, launcher=Stops(1))
     assert sweep.stopped == signal.SIGTERM and not sweep.failed
     assert (tmp_path / "baseline" / "seed-0" / "saved").exists() and list(starts(tmp_path)) == [
         "baseline/seed-0"
     ]
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system has no CPUs to give away")
+@pytest.mark.parametrize("cpus", [1, 2, 5])
+def test_runs_at_the_same_time_share_the_cpus(tmp_path, monkeypatch, cpus):
+    machine, given = os.sched_getaffinity(0), {}
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cpus)))
+    monkeypatch.setattr(
+        os, "sched_setaffinity", lambda pid, its: given.setdefault(threading.get_ident(), its)
+    )
+    go(tmp_path, jobs=2, variants=VARIANTS[:2])
+    wanted = {1: [], 2: [[0], [1]], 5: [[0, 1], [2, 3, 4]]}[cpus]
+    assert sorted(given.values()) == wanted
+    monkeypatch.undo()
+    code = "import os, pathlib, sys; pathlib.Path(sys.argv[1]).write_text(str(os.sched_getaffinity(0)))"
+    command = [sys.executable, "-c", code, str(tmp_path / "found")]
+    launcher = launchers.Local(len(machine))
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(launcher.run, command, str(tmp_path)).result() == 0
+    assert (tmp_path / "found").read_text() == str({min(machine)}) and os.sched_getaffinity(0) == machine
 
 
 def test_submitit_runs_the_same_commands(tmp_path):
