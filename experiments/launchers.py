@@ -40,7 +40,7 @@ def run_here(command: list[str], workdir: str, started=lambda process: None) -> 
 class Local:
     """Processes of this machine, `jobs` at a time, each on its share of the CPUs.
 
-    Two small networks that both use two cores train at three quarters of the rate that they have on a core each.
+    Two small networks that both use two cores have three quarters of the rate that they have on a core each.
     """
 
     def __init__(self, jobs: int):
