@@ -8,8 +8,9 @@ The last 1,000 of the first are for validation, the second are the test set. 1,4
 their order are the paper's: two columns that meet where its do, response normalisation, overlapping pooling,
 dropout, crops, flips and colour noise; a quarter of its kernels in each convolution and of its hidden units,
 images of 56x56 and crops of 48x48. Other than in the paper conv1 has kernels of 7x7 with a stride of 2,
-batches are of 64, and the rate drops after fixed epochs, so that all variants train equally long. Rate, batch
-size and epochs are first choices, looked at on the validation split for nine epochs of another seed.
+batches are of 64, and the rate drops after fixed epochs, so that all variants train equally long. On the
+validation split, with other seeds, rates of 0.02 and 0.03 were behind after twelve epochs and 0.005 after
+four, and the error is 0.299 to 0.317 in the last five.
 """
 
 import ml_collections
