@@ -4,7 +4,6 @@ import json
 import logging
 import os
 import re
-import time
 
 import jax
 import numpy as np
@@ -12,7 +11,7 @@ import numpy as np
 from alexnet_jax import config as configuration
 from alexnet_jax import input_pipeline, optimizer, parallel, processes
 from alexnet_jax.checkpoint import Checkpoints
-from alexnet_jax.datasets import statistics
+from alexnet_jax.datasets import statistics, streams
 from alexnet_jax.errors import InputError
 
 log = logging.getLogger("alexnet_jax")
@@ -25,17 +24,13 @@ def errors(step, params, source, config, mesh, arrays) -> dict[str, float]:
     """
     sharding = parallel.batch_sharding(mesh)
     batches = input_pipeline.padded(source, config.eval.batch_size, sharding, config.data.threads)
-    start = last = time.monotonic()
+    progress = streams.Progress("evaluated", len(source), every=10)
     total = {"loss": 0.0, "top1_errors": 0.0, "top5_errors": 0.0, "examples": 0.0}
     for images, labels, real in batches:
         sums = jax.device_get(step(params, images, labels, real, arrays))
         total = {name: total[name] + float(value) for name, value in sums.items()}
-        now = time.monotonic()
-        if now - last > 10:
-            last, done = now, int(total["examples"])
-            rate = done / (now - start)
-            left = (len(source) - done) / rate
-            log.info(f"evaluated {done:,} of {len(source):,} images, {rate:,.0f} images/s, {left:.0f} s left")
+        if total["examples"] < len(source):  # its last line would come with every validation
+            progress(int(total["examples"]))
     examples = int(total["examples"])
     if examples != len(source):
         raise RuntimeError(f"evaluated {examples} examples of {len(source)}")
@@ -51,7 +46,7 @@ def evaluate(config, workdir: str) -> None:
     """Evaluates a checkpoint of a workdir, eval.step, on data.test_split and writes eval.json."""
     stored = processes.everyone(_statistics_of_writable, workdir)
     mesh = parallel.make_mesh(config, ("eval.batch_size",))
-    source = processes.in_turn(_open_data, config, stored)
+    source = processes.in_turn(test_source, config, stored)
     step, params = stored_params(config, workdir, mesh)
     images = f"{len(source):,} images of {config.data.test_split}, views of each: {config.eval.views}"
     log.info(f"evaluating step {step} on {images}")
@@ -87,7 +82,8 @@ def _statistics_of_writable(workdir: str) -> dict:
     return stored_statistics(workdir)
 
 
-def _open_data(config, stored):
+def test_source(config, stored: dict):
+    """The test split with the labels of the network whose statistics.npz is `stored`. Raises InputError."""
     source = input_pipeline.open_source(config, "test_split")
     check_labels(config, source)
     return with_labels_of(stored.get("label_names", ()), source)

@@ -64,8 +64,8 @@ def decode(content: bytes, target: np.ndarray | None = None) -> np.ndarray:
 
 def _decode_with_pillow(content: bytes) -> np.ndarray:
     with Image.open(io.BytesIO(content), formats=_FORMATS) as picture:
-        if picture.mode.startswith("I;16"):
-            return (np.asarray(picture) >> 8).astype(np.uint8)[..., None]
+        if picture.mode.startswith("I"):  # 16 bits; of some formats Pillow makes 32 of them
+            return (np.asarray(picture) >> 8).clip(0, 255).astype(np.uint8)[..., None]
         if picture.mode == "CMYK" and picture.format == "JPEG" and "adobe" not in picture.info:
             # Pillow takes every CMYK JPEG for inverted, as Adobe's are; without its marker it is not.
             inverted = 255 - np.asarray(picture)
@@ -86,6 +86,8 @@ def fit(image: np.ndarray, size: int, channels: int) -> np.ndarray:
     picture = picture.convert("RGB" if channels == 3 else "L")
     scale = size / min(picture.size)
     width, height = (max(size, round(side * scale)) for side in picture.size)
+    if max(width, height) > 100 * size:  # gigabytes, of which a hundredth would be kept
+        raise ValueError(f"{image.shape[1]}x{image.shape[0]} pixels are too long for a square")
     left, top = (width - size) // 2, (height - size) // 2
     picture = picture.resize((width, height), Image.Resampling.BICUBIC)
     return np.asarray(picture.crop((left, top, left + size, top + size))).reshape(size, size, channels)

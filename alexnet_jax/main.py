@@ -81,15 +81,10 @@ def _join(mode: str, config, workdir: str) -> None:
 
 def _config_of_workdir(given, overrides: dict, workdir: str):
     """config.json of the workdir with this command's overrides; `given` may be None."""
-    config = configuration.load(workdir)
-    if config is None:
-        raise InputError(f"--workdir={workdir}: has no config.json; train there first, or name another")
-    if given is not None and given.name != config.get("name"):
+    config = configuration.of_run(workdir, [f"{field}={value}" for field, value in overrides.items()])
+    if given is not None and given.name != configuration.load(workdir).name:
         # A run's own file may have been overridden when it was trained; another file is a mistake.
         configuration.check_same_run(given, workdir, data=False)
-    config.update_from_flattened_dict(overrides)
-    configuration.check(config)
-    configuration.check_same_run(config, workdir, data=False)
     return config
 
 

@@ -217,7 +217,7 @@ def _init_params(config):
 
 def abstract_state(config, mesh: Mesh, rule: optax.GradientTransformation) -> TrainState:
     """Shapes, types and shardings of the state, computing nothing."""
-    state = jax.eval_shape(lambda: _init_state(config, rule))
+    state = jax.eval_shape(lambda: new_state(_init_params(config), rule))
     shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), _specs(state.params, mesh))
     everywhere = replicated(mesh)
     like_params = optax.tree_map_params(
@@ -225,10 +225,6 @@ def abstract_state(config, mesh: Mesh, rule: optax.GradientTransformation) -> Tr
     )
     shardings = TrainState(everywhere, shardings, like_params, everywhere, everywhere, everywhere)
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings)
-
-
-def _init_state(config, rule):
-    return new_state(_init_params(config), rule)
 
 
 def new_state(params, rule: optax.GradientTransformation) -> TrainState:
@@ -247,7 +243,7 @@ def new_state(params, rule: optax.GradientTransformation) -> TrainState:
 def init_state(config, mesh: Mesh, rule: optax.GradientTransformation) -> TrainState:
     """The state before the first step; no device ever holds more than its own columns."""
     shardings = jax.tree.map(lambda x: x.sharding, abstract_state(config, mesh, rule))
-    return jax.jit(lambda: _init_state(config, rule), out_shardings=shardings)()
+    return jax.jit(lambda: new_state(_init_params(config), rule), out_shardings=shardings)()
 
 
 def loss_and_gradients(config, mesh: Mesh):

@@ -9,12 +9,15 @@ import os
 import sys
 from collections.abc import Iterator
 
+import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
 from alexnet_jax import command_line, evaluate, images, parallel
 from alexnet_jax import config as configuration
 from alexnet_jax.errors import InputError
+
+matplotlib.rcParams["text.parse_math"] = False  # a $ in a file's name is one
 
 BATCH = 32
 CORRECT, OTHER = "#D55E00", "#0072B2"  # vermilion and blue, which are told apart without colour vision
@@ -30,9 +33,9 @@ class Network:
         stored = evaluate.stored_statistics(workdir)
         self.step, self.params = evaluate.stored_params(config, workdir, self.mesh)
         self.statistics = evaluate.on_devices(stored, self.mesh)
-        classes = config.model.num_classes
-        self.names = [str(name) for name in stored.get("label_names", ())]
-        self.names += [f"class {label}" for label in range(len(self.names), classes)]
+        self.label_names = [str(name) for name in stored.get("label_names", ())]
+        unnamed = range(len(self.label_names), config.model.num_classes)
+        self.names = [*self.label_names, *(f"class {label}" for label in unnamed)]
         self._outputs = parallel.view_outputs(config, self.mesh, config.eval.views)
 
     def probabilities(self, pictures: np.ndarray) -> np.ndarray:
@@ -67,8 +70,8 @@ def short(name: str, length: int = 22) -> str:
     return first if len(first) <= length else first[: length - 1] + "…"
 
 
-def read(paths: list[str], config) -> Iterator[tuple[str, np.ndarray | None]]:
-    """(path, its picture as the network takes it), or (path, None) after a line on stderr."""
+def read(paths: list[str], config) -> Iterator[tuple[str, np.ndarray]]:
+    """(path, its picture as the network takes it) of each that is one; a line on stderr for each other."""
     for path in paths:
         try:
             with open(path, "rb") as file:
@@ -77,7 +80,6 @@ def read(paths: list[str], config) -> Iterator[tuple[str, np.ndarray | None]]:
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) and error.strerror else error
             print(f"error: {path}: cannot be read as a picture ({reason})", file=sys.stderr)
-            yield path, None
 
 
 def figure_of(pictures: list, network: Network) -> Figure:
@@ -113,8 +115,7 @@ def main(arguments: list[str]) -> int:
     network = Network(configuration.of_run(workdir, given.overrides), workdir)
     found = []
     for start in range(0, len(given.images), BATCH):
-        group = list(read(given.images[start : start + BATCH], network.config))
-        pictures = [(path, picture) for path, picture in group if picture is not None]
+        pictures = list(read(given.images[start : start + BATCH], network.config))
         if not pictures:
             continue
         probabilities = network.probabilities(np.stack([picture for _, picture in pictures]))

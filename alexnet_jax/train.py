@@ -75,11 +75,8 @@ def train(config, workdir: str) -> None:
                 "data": config.data.name,
             }
             if wanted.items() <= found.items():
-                log.info(
-                    f"the run in {workdir} is finished: top-1 error {found['top1_error']:.4f}, top-5 error"
-                    f" {found['top5_error']:.4f} on {found['examples']:,} images of {found['split']}"
-                    f" (step {found['step']})"
-                )
+                what = f"step {found['step']} on {found['split']}"
+                log.info(f"the run in {workdir} is finished: {evaluate.in_words(found)}; {what}")
                 return
         if processes.index() == 0:
             configuration.save(config, workdir)

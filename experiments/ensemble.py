@@ -8,7 +8,7 @@ given is of the first workdir's config.json. Networks may differ, data and class
 import json
 import logging
 
-from alexnet_jax import command_line, evaluate, input_pipeline, parallel
+from alexnet_jax import command_line, evaluate, parallel
 from alexnet_jax import config as configuration
 from alexnet_jax.errors import InputError
 
@@ -38,9 +38,7 @@ def ensemble(workdirs: list[str], overrides: list[str]) -> dict:
         # Networks of one and of two columns share a mesh: every device runs all columns.
         other.mesh.column = 1
     mesh = parallel.make_mesh(config, ("eval.batch_size",))
-    source = input_pipeline.open_source(config, "test_split")
-    evaluate.check_labels(config, source)
-    source = evaluate.with_labels_of(names[0], source)
+    source = evaluate.test_source(config, stored[0])
     members, steps = [], []
     for workdir, other, arrays in zip(workdirs, configs, stored, strict=True):
         step, params = evaluate.stored_params(other, workdir, mesh)

@@ -9,6 +9,8 @@ from experiments.variants import Variant
 
 
 def get_variants(config) -> list[Variant]:
+    if config.name != "cifar10":
+        raise ValueError("give --config=configs/cifar10.py, whose network tanh's has to be")
     return [
         Variant("ReLU", {"model.activation": "relu"}, "25 % training error in a sixth of tanh's epochs"),
         Variant("tanh", {}, "", config="configs/cifar10.py:tanh"),

@@ -19,6 +19,7 @@ import os
 import pathlib
 import sys
 
+import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -27,14 +28,18 @@ from alexnet_jax import config as configuration
 from alexnet_jax.errors import InputError
 from experiments import columns
 
+matplotlib.rcParams["text.parse_math"] = False  # a $ in a folder's name is one
+
 # Okabe and Ito's, which are told apart without colour vision; line styles do it in print.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 STYLES = ("-", "--", "-.", (0, (1, 1)))
 MARKERS = ("", "o", "s", "^", "D", "v", "x", "+")  # once all colours are taken
 
 
-# What the figures read of a validation.
-FIELDS = {"epoch", "learning_rate", "train_loss", "val_loss", "val_top1_error", "val_top5_error"}
+FIELDS = {  # what is read of a validation, here and in report.py
+    "step", "epoch", "learning_rate", "images_per_second",
+    "train_loss", "val_loss", "val_top1_error", "val_top5_error",
+}  # fmt: skip
 
 
 def rows_of(workdir: str) -> list[dict]:
@@ -71,9 +76,8 @@ def names_of(workdirs: list[str]) -> list[str]:
     return [os.path.relpath(path, common) for path in paths]
 
 
-def curves(workdirs: list[str], given=None) -> Figure:
+def curves(workdirs: list[str]) -> Figure:
     """Validation errors, and the losses of training and validation, against epochs."""
-    del given
     keys = -(-len(workdirs) // 3)  # lines of the legend, below both axes
     figure = Figure(figsize=(10, 4.2 + 0.2 * keys), layout="constrained")
     errors, losses = figure.subplots(1, 2)
@@ -133,9 +137,8 @@ def epochs_to(target: float, epochs, errors) -> float:
     return np.inf
 
 
-def figure1(workdirs: list[str], given=None) -> Figure:
+def figure1(workdirs: list[str]) -> Figure:
     """Training error against epochs, one thin line a run, the mean of each activation thick."""
-    del given
     runs = {"relu": {}, "tanh": {}}  # activation -> seed -> (epochs, errors)
     for workdir in workdirs:
         config = configuration.of_run(workdir)
@@ -189,12 +192,11 @@ def _ratio_in_words(reached: dict) -> str:
     return f"tanh takes {ratio} times the epochs of ReLU to {TARGET:.0%} (seeds: {len(seeds)})"
 
 
-def figure3(workdirs: list[str], given=None) -> Figure:
+def figure3(workdir: str, given=None) -> Figure:
     """conv1's kernels of the best checkpoint, all on one scale from black to white.
 
     16 a row, as the released code draws them (shownet.py:187); a line between the columns of the network.
     """
-    (workdir,) = workdirs
     step, kernels = columns.conv1(workdir, given.overrides if given else ())
     scaled = (kernels - kernels.min()) / (kernels.max() - kernels.min())
     count, size, _, channels, maps = scaled.shape
@@ -217,15 +219,14 @@ def figure3(workdirs: list[str], given=None) -> Figure:
     return figure
 
 
-def figure4(workdirs: list[str], given=None) -> Figure:
+def figure4(workdir: str, given) -> Figure:
     """A row for each image: itself, its five most probable labels, its six nearest training images."""
     from alexnet_jax import evaluate, input_pipeline, predict
 
-    (workdir,) = workdirs
     config = configuration.of_run(workdir, given.overrides)
     network = predict.Network(config, workdir)
     test, train = (
-        evaluate.with_labels_of(network.names, input_pipeline.open_source(config, split))
+        evaluate.with_labels_of(network.label_names, input_pipeline.open_source(config, split))
         for split in ("test_split", "train_split")
     )
     wrong = [index for index in given.images if not 0 <= index < len(test)]
@@ -260,20 +261,14 @@ def nearest(network, images: np.ndarray, train, count: int = 6) -> np.ndarray:
     """
     from alexnet_jax import input_pipeline, parallel
 
-    of = features(network)
-    wanted, batch = of(images), network.config.eval.batch_size
-    sharding = parallel.batch_sharding(network.mesh)
-    best = np.full((len(images), 0), np.inf)
-    indices = np.zeros((len(images), 0), int)
-    batches = input_pipeline.padded(train, batch, sharding, network.config.data.threads)
-    for number, (pictures, _, real) in enumerate(batches):
-        theirs = of(pictures)[np.asarray(real)]
-        distances = np.linalg.norm(wanted[:, None] - theirs[None], axis=2)
-        here = np.broadcast_to(number * batch + np.arange(len(theirs)), distances.shape)
-        best, indices = np.hstack([best, distances]), np.hstack([indices, here])
-        order = np.argsort(best, axis=1, kind="stable")[:, :count]
-        best, indices = (np.take_along_axis(x, order, axis=1) for x in (best, indices))
-    return indices
+    of, config = features(network), network.config
+    wanted, sharding = of(images), parallel.batch_sharding(network.mesh)
+    batches = input_pipeline.padded(train, config.eval.batch_size, sharding, config.data.threads)
+    distances = [
+        np.linalg.norm(wanted[:, None] - of(pictures)[np.asarray(real)], axis=2)
+        for pictures, _, real in batches
+    ]
+    return np.argsort(np.hstack(distances), axis=1, kind="stable")[:, :count]
 
 
 def features(network):
@@ -344,13 +339,15 @@ def main(arguments: list[str]) -> None:
     stem = given.out or os.path.join(given.workdir[0], given.name)
     if os.path.splitext(stem)[1][1:] in KINDS:
         stem = os.path.splitext(stem)[0]
+    if given.overrides and draw not in OF_ONE:
+        raise InputError(f"--config.{given.overrides[0]}: is for figure3 and figure4; leave it out")
     find = workdirs_of if draw in OF_ONE else validated
-    workdirs = [workdir for folder in given.workdir for workdir in find(folder)]
+    workdirs = [workdir for folder in given.workdir for workdir in find(os.path.expanduser(folder))]
     if draw in OF_ONE and len(workdirs) > 1:
         raise InputError(f"--workdir: {given.name} is of one workdir; these are {len(workdirs)}")
     for kind in KINDS:
         command_line.check_writable("--out", f"{stem}.{kind}")
-    save(draw(workdirs, given), stem)
+    save(draw(workdirs[0], given) if draw in OF_ONE else draw(workdirs), stem)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """How a sweep runs its commands: on this machine, or as jobs of a cluster through submitit.
 
-A launcher's `run(command, workdir)` returns the command's exit code once it has ended, or None where `stop`
-was called meanwhile. What the command prints goes to WORKDIR/console.log.
+A launcher's `run` of a plan.Run returns its command's exit code once that has ended, or None where `stop` was
+called meanwhile. What the command prints goes to WORKDIR/console.log.
 """
 
 import json
@@ -12,6 +12,7 @@ import sys
 import threading
 
 from alexnet_jax.errors import InputError
+from experiments.plan import Run
 
 # The system kills what this starts when the thread that started it ends, also with SIGKILL; on Linux only.
 _WITH_PARENT = """
@@ -44,17 +45,18 @@ class Local:
     """
 
     def __init__(self, jobs: int):
-        self._processes, self._lock, self._stopping = [], threading.Lock(), False
+        # An RLock, because a signal may come while the handler of another one is in `stop`.
+        self._processes, self._lock, self._stopping = [], threading.RLock(), False
         self._shares = queue.SimpleQueue()
         for job in range(jobs):
             self._shares.put(_share(job, jobs))
 
-    def run(self, command: list[str], workdir: str) -> int | None:
+    def run(self, run: Run) -> int | None:
         cpus = self._shares.get()
         try:
             if cpus:
                 os.sched_setaffinity(0, cpus)  # on Linux of this thread, and of the process that it starts
-            code = run_here(command, workdir, self._add)
+            code = run_here(run.command, run.workdir, self._add)
         finally:
             self._shares.put(cpus)
         return None if self._stopping and code else code
@@ -75,7 +77,7 @@ class Local:
 
 
 def _share(job: int, jobs: int) -> list[int]:
-    """The CPUs of one of `jobs`; none where there are too few to share, or the system does not tell."""
+    """The CPUs of one of `jobs`; [], which is all, where there are fewer or the system does not tell."""
     cpus = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     return cpus[job * len(cpus) // jobs : (job + 1) * len(cpus) // jobs] if jobs <= len(cpus) else []
 
@@ -83,7 +85,8 @@ def _share(job: int, jobs: int) -> list[int]:
 class Submitit:
     """Jobs of SLURM; `cluster` may be "local", to try it without one.
 
-    Jobs outlive the sweep. Their numbers are kept, and the next sweep takes up those that have not failed.
+    Jobs outlive the sweep. Their numbers are kept, and the next sweep takes up those that have not failed and
+    whose results would be the same.
     """
 
     def __init__(self, folder: str, parameters: dict, cluster: str = "slurm", poll_seconds: float = 2):
@@ -100,27 +103,27 @@ class Submitit:
             raise InputError(f"--launcher=slurm: {' '.join(str(error).split())}") from None
         self._lock = threading.Lock()  # submitit's executors are not for several threads
 
-    def run(self, command: list[str], workdir: str) -> int | None:
-        job = self._former_job(command, workdir)
+    def run(self, run: Run) -> int | None:
+        job = self._former_job(run)
         if job is None:
             with self._lock:
-                job = self._executor.submit(run_here, command, workdir)
-            with open(os.path.join(workdir, "job.json"), "w") as file:
-                json.dump([job.job_id, command], file)
+                job = self._executor.submit(run_here, run.command, run.workdir)
+            with open(os.path.join(run.workdir, "job.json"), "w") as file:
+                json.dump([job.job_id, run.made_by], file)
         while not job.done():
             if self._stop.wait(self._poll_seconds):
                 return None
         return _exit_code(job)
 
-    def _former_job(self, command: list[str], workdir: str):
-        """The job of a former sweep for this command, unless it failed."""
+    def _former_job(self, run: Run):
+        """The job of a former sweep for this very run, unless it failed."""
         try:
-            with open(os.path.join(workdir, "job.json")) as file:
-                job_id, its_command = json.load(file)
+            with open(os.path.join(run.workdir, "job.json")) as file:
+                job_id, made_by = json.load(file)
         except (FileNotFoundError, ValueError, TypeError):
             return None
         job = self._job_class(self._folder, job_id)
-        failed = its_command != command or (job.done(force_check=True) and _exit_code(job))
+        failed = made_by != run.made_by or (job.done(force_check=True) and _exit_code(job))
         return None if failed else job
 
     def stop(self) -> str:
@@ -130,4 +133,4 @@ class Submitit:
 
 
 def _exit_code(job) -> int:
-    return 1 if job.exception() else job.result()
+    return 1 if job.exception() else max(job.results())  # of all of its tasks

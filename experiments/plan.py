@@ -96,8 +96,6 @@ def variants_of(sweep: str, config) -> list[Variant | Ensemble]:
     for variant in variants:
         ensemble = isinstance(variant, Ensemble)
         named = variant.members if ensemble else [variant.init_from] * bool(variant.init_from)
-        if ensemble and not named:
-            raise InputError(f"--sweep={sweep}: {variant.name} has no members; name some")
         for name in named:
             if name not in earlier:
                 raise InputError(
@@ -188,9 +186,11 @@ class Plan:
         (self.task[variant.name],) = tasks
         members = " and ".join(f"{n} of {name}" for name, n in variant.members.items())
         self.overrides[variant.name] = " ".join([members, *as_flags(variant.overrides)])
-        # The members' config.json may have where the data lay on another machine.
+        # A member's config.json may say where the data lay on another machine, and how to evaluate by hand.
         where = {
-            field: self._given[field] for field in ("data.dir", "data.manual_dir") if field in self._given
+            field: value
+            for field, value in self._given.items()
+            if field in ("data.dir", "data.manual_dir") or field.startswith("eval.")
         }
         flags = as_flags({**where, **variant.overrides})
         for seed in range(seeds):

@@ -88,7 +88,7 @@ def _workdir(workdir: str) -> list[str]:
     except InputError as error:
         facts.append(("curves", str(error)))
     try:
-        parts.append(_image(figures.figure3([workdir]), "the kernels of conv1"))
+        parts.append(_image(figures.figure3(workdir), "the kernels of conv1"))
     except InputError as error:
         facts.append(("kernels", str(error)))
     return [

@@ -6,23 +6,31 @@ in a sixth of the time, which counts where many small networks are trained on ph
 """
 
 import pathlib
-import sys
 
 from PIL import Image
 
-from alexnet_jax import images
+from alexnet_jax import command_line, images
+from alexnet_jax.errors import InputError
 
 
-def main(source: str, target: str, size: str) -> None:
-    for path in sorted(pathlib.Path(source).rglob("[!.]*")):
-        if path.is_file():
-            picture = images.fit(images.decode(path.read_bytes()), int(size), 3)
-            copy = pathlib.Path(target) / path.relative_to(source)
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(picture).save(copy, "BMP")
+def main(arguments: list[str]) -> None:
+    parser = command_line.Parser(__doc__)
+    parser.add_argument("source", metavar="FROM", type=pathlib.Path)
+    parser.add_argument("target", metavar="TO", type=pathlib.Path)
+    parser.add_argument("size", metavar="SIZE", type=int)
+    given = parser.parse(arguments)
+    paths = [path for path in sorted(given.source.rglob("[!.]*")) if path.is_file()]
+    if not paths or given.size < 1:
+        raise InputError(f"{given.source} {given.size}: give a folder of pictures, and a size in pixels")
+    for path in paths:
+        try:
+            picture = images.fit(images.decode(path.read_bytes()), given.size, 3)
+        except ValueError as error:
+            raise InputError(f"{path}: cannot be read as a picture ({error}); remove it") from None
+        copy = given.target / path.relative_to(given.source)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture).save(copy, "BMP")
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 4:
-        sys.exit(__doc__)
-    main(*sys.argv[1:])
+    command_line.run(main)

@@ -104,7 +104,7 @@ class Sweep:
 
     def rows(self) -> list[dict]:
         """One a line of the table: errors over its seeds, as fractions, and differences to the first's."""
-        rows, first = [], self.plan.variants[0].name
+        rows = []
         for variant in self.plan.variants:
             runs = self.plan.of_line(variant.name)
             results = [self.results[run.name] for run in runs if self.results[run.name]]
@@ -118,14 +118,31 @@ class Sweep:
                 errors = [result[f"{name}_error"] for result in results]
                 row[f"{name}_error"] = statistics.mean(errors) if errors else math.nan
                 row[f"{name}_std"] = statistics.stdev(errors) if len(errors) > 1 else math.nan
-                base = rows[0] if rows else row
-                comparable = rows and self.plan.task[variant.name] == self.plan.task[first]
-                difference = row[f"{name}_error"] - base[f"{name}_error"]
-                row[f"{name}_difference"] = difference if comparable else math.nan
-                squares = [each[f"{name}_std"] ** 2 / max(each["seeds"], 1) for each in (row, base)]
-                row[f"{name}_difference_error"] = math.sqrt(sum(squares)) if comparable else math.nan
+                found = self._differences(runs, f"{name}_error")
+                error = statistics.stdev(found) / math.sqrt(len(found)) if len(found) > 1 else math.nan
+                row[f"{name}_difference"] = statistics.mean(found) if found else math.nan
+                row[f"{name}_difference_error"] = error
             rows.append({**row, "paper": variant.paper})
         return rows
+
+    def _differences(self, runs: list[Run], error: str) -> list[float]:
+        """Of each run of a line to the first line's; none for the first itself, or another task.
+
+        A run is compared with those of the first line that it is made of, or with that of its seed, which had
+        the same order of images: so the differences of a line are independent of each other.
+        """
+        first = self.plan.of_line(self.plan.variants[0].name)
+        if runs == first or self.plan.task[runs[0].line] != self.plan.task[first[0].line]:
+            return []
+        found = []
+        for run in runs:
+            others = [need for need in run.needs if need in first]
+            others = others or [other for other in first if other.seed == run.seed]
+            results = [self.results[each.name] for each in (run, *others)]
+            if others and all(results):
+                own, *theirs = (result[error] for result in results)
+                found.append(own - statistics.mean(theirs))
+        return found
 
     def write(self) -> None:
         """results.csv and results.md."""
@@ -142,7 +159,8 @@ class Sweep:
         lines = [
             f"    {self.title}\n",
             f"{finished} of {len(self.plan.runs)} runs finished, {len(self.failed)} failed. Percent: mean ±"
-            " standard deviation over seeds; difference to the first line ± its standard error.\n",
+            " standard deviation over seeds; difference to the first line, seed by seed, ± its standard"
+            " error.\n",
             "| variant | seeds | top-1 error | top-5 error | top-1 difference | top-5 difference | paper |",
             "|---|---|---|---|---|---|---|",
         ]
@@ -160,7 +178,7 @@ class Sweep:
 
 def _start(launcher, run: Run) -> int | None:
     os.makedirs(run.workdir, exist_ok=True)
-    return launcher.run(run.command, run.workdir)
+    return launcher.run(run)
 
 
 def _last_line(run: Run) -> str:
@@ -263,7 +281,8 @@ def main(argv) -> None:
         slurm = _LAUNCHER.value == "slurm"
         if _SLURM.value and not slurm:
             raise InputError(f"--slurm={_SLURM.value}: comes with --launcher=slurm, which is missing")
-        jobs = min(_JOBS.value or (len(plan.runs) if slurm else 1), len(plan.runs))
+        unfinished = sum(not run.result() for run in plan.runs)
+        jobs = max(1, min(_JOBS.value or (unfinished if slurm else 1), unfinished))
         launcher = launchers.Local(jobs)
         if slurm:
             launcher = launchers.Submitit(workdir, _slurm_parameters(_SLURM.value))

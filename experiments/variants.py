@@ -17,6 +17,9 @@ class Variant:
     config: str = ""  # configs/NAME.py[:ARG] where it is another than the one swept
     init_from: str = ""  # the name of an earlier variant, from whose run of the same seed it starts
 
+    def __post_init__(self):
+        _check(isinstance(self.overrides, dict), f"{self.name}: overrides are not {{FIELD: VALUE}}")
+
 
 @dataclasses.dataclass(frozen=True)
 class Ensemble:
@@ -26,3 +29,14 @@ class Ensemble:
     members: dict  # name of a variant -> number of its seeds
     paper: str
     overrides: dict = dataclasses.field(default_factory=dict)  # of the evaluation
+
+    def __post_init__(self):
+        _check(isinstance(self.overrides, dict), f"{self.name}: overrides are not {{FIELD: VALUE}}")
+        numbers = self.members.values() if isinstance(self.members, dict) else [0]
+        whole = [type(number) is int and number > 0 for number in numbers]
+        _check(whole and all(whole), f"{self.name}: members are not {{VARIANT: NUMBER OF SEEDS}}")
+
+
+def _check(holds: bool, message: str) -> None:
+    if not holds:
+        raise ValueError(message)

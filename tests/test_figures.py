@@ -9,7 +9,7 @@ from alexnet_jax import config as configuration
 from alexnet_jax import images, input_pipeline, predict
 from alexnet_jax.errors import InputError
 from configs import quickstart
-from experiments import figures
+from experiments import columns, figures
 
 
 def fake_run(folder, activation, errors, seed=0):
@@ -20,7 +20,8 @@ def fake_run(folder, activation, errors, seed=0):
     configuration.save(config, folder)
     with open(folder / "metrics.jsonl", "w") as file:
         for epoch, error in enumerate(errors, 1):
-            row = {"epoch": epoch, "learning_rate": 0.1 if epoch < 3 else 0.01, "train_top1_error": error}
+            row = {"step": 10 * epoch, "epoch": epoch, "learning_rate": 0.1 if epoch < 3 else 0.01}
+            row |= {"images_per_second": 100.0, "train_top1_error": error}
             row |= dict.fromkeys(("train_loss", "val_loss", "val_top1_error", "val_top5_error"), error)
             file.write(json.dumps(row) + "\n")
 
@@ -121,6 +122,32 @@ def test_figures_of_a_trained_network(swept, tmp_path, capsys, monkeypatch):
     figures.main(["figure4", f"--workdir={workdir}", *four[:2]])
     with_pictures = [bool(axes.get_images()) for axes in drawn[0].axes]
     assert with_pictures == 2 * [True, False, *[True] * 4, False, False]
+    config = configuration.of_run(str(workdir))
+    test = input_pipeline.open_source(config, "test_split")
+    shown, labels = test.read([1, 2])
+    for axes, picture, label in zip(drawn[0].axes[::8], shown, labels, strict=True):
+        assert axes.get_title() == test.label_names[label]
+        assert np.array_equal(axes.get_images()[0].get_array(), picture[..., 0])
+
+
+def test_figure3_puts_one_column_above_the_other_and_tells_their_colour(monkeypatch, capsys):
+    draw = np.random.default_rng(0)
+    grey = np.repeat(draw.normal(size=(5, 5, 1, 20)), 3, axis=2)
+    coloured = draw.normal(size=(5, 5, 3, 20))
+    coloured -= coloured.mean(axis=2, keepdims=True)
+    both = np.stack([grey, coloured])
+    monkeypatch.setattr(columns, "conv1", lambda *_: (7, both))
+    above, below = figures.figure3("w").axes
+    assert [line.partition(", ")[2] for line in capsys.readouterr().out.splitlines()] == [
+        "step 7, column 0: 0.0% of the energy is colour (2/3 at random)",
+        "step 7, column 1: 100.0% of the energy is colour (2/3 at random)",
+    ]
+    scaled = (both - both.min()) / (both.max() - both.min())
+    for axes, kernels in ((above, scaled[0]), (below, scaled[1])):
+        sheet = axes.get_images()[0].get_array()
+        assert sheet.shape == (2 * 6 + 1, 16 * 6 + 1, 3)
+        assert np.array_equal(sheet[7:12, 13:18], kernels[..., 18])  # the third of the second row
+        assert (sheet[7:12, 25:] == 1).all()  # there are four in it
 
 
 def test_nearest_images_are_those_of_all_distances(swept):
@@ -153,6 +180,7 @@ def test_nearest_images_are_those_of_all_distances(swept):
         (("figure3", "--workdir={run}", "--out=/nowhere/x"), "--out=/nowhere/x.png"),
         (("figure3", "--workdir={run}"), "statistics.npz|checkpoint"),
         (("curves", "--workdir={run}", "--out=/nowhere/x"), "--out=/nowhere/x.png"),
+        (("curves", "--workdir={run}", "--config.eval.step=7"), "eval.step=7: is for figure3 and figure4"),
     ],
 )
 def test_bad_input_is_named(flags, words, runs):

@@ -38,6 +38,18 @@ def test_sixteen_bits_lose_the_lower_eight():
     np.testing.assert_array_equal(decoded[..., 0], values >> 8)
 
 
+def test_sixteen_bits_of_a_portable_graymap_too():
+    values = np.random.default_rng(0).integers(0, 2**16, (9, 11)).astype(">u2")
+    decoded = images.decode(b"P5 11 9 65535\n" + values.tobytes())
+    np.testing.assert_array_equal(decoded[..., 0], values >> 8)
+
+
+def test_a_line_of_pixels_is_refused_before_memory_is_taken():
+    assert images.fit(np.zeros((1, 100, 3), np.uint8), 8, 3).shape == (8, 8, 3)
+    with pytest.raises(ValueError, match="10000x1 pixels are too long"):
+        images.fit(np.zeros((1, 10_000, 3), np.uint8), 256, 3)
+
+
 @pytest.mark.parametrize(
     "content",
     [

@@ -52,10 +52,10 @@ def test_deviation_along_each_eigenvector_is_that_of_the_pixels(source):
     np.testing.assert_allclose(got["standard_deviations"], along.std(axis=0), rtol=1e-5)
 
 
-def test_statistics_are_float32_and_progress_ends_at_the_whole(source):
-    done = []
-    got = statistics.compute(source, done.append, batch=4)
-    assert done == [4, 8, 11]
+def test_statistics_are_float32_and_progress_ends_at_the_whole(source, caplog):
+    with caplog.at_level("INFO", "alexnet_jax"):
+        got = statistics.compute(source, "statistics of train", batch=4)
+    assert caplog.messages[-1].startswith("statistics of train: 11 of 11 images")
     assert set(got) == set(statistics.ARRAYS)
     assert {array.dtype for array in got.values()} == {np.dtype(np.float32)}
 

@@ -19,11 +19,11 @@ import pytest
 from conftest import sweep_command
 
 from alexnet_jax import config as configuration
-from alexnet_jax import input_pipeline, predict
+from alexnet_jax import input_pipeline, predict, shapes
 from alexnet_jax.errors import InputError
 from configs import paper, quickstart
 from experiments import ensemble, launchers
-from experiments.plan import Plan, variants_of
+from experiments.plan import Plan, Run, variants_of
 from experiments.sweep import Sweep, _Progress, take
 from experiments.variants import Ensemble, Variant
 
@@ -53,7 +53,8 @@ def fake_plan(folder, seeds=2, variants=VARIANTS, config=None):
     plan = Plan(variants, config, "configs/quickstart.py", {}, str(folder), seeds)
     replaced = {}
     for run in sorted(plan.runs, key=lambda run: len(run.needs)):
-        error = {"baseline": 0.25, "tanh": 0.5, "two": 0.125}[run.line] + run.seed / 64
+        error, slope = {"baseline": (0.25, 1), "tanh": (0.5, 3), "two": (0.125, 1)}[run.line]
+        error += slope * run.seed / 64
         command = [sys.executable, "-c", FAKE, run.workdir, str(error)]
         needs = [replaced[need.name] for need in run.needs]
         replaced[run.name] = dataclasses.replace(run, command=command, needs=needs)
@@ -126,6 +127,33 @@ def test_every_sweep_of_the_paper_fits_its_networks(tmp_path):
         assert len(plan.runs) == runs and all(variant.paper for variant in variants)
 
 
+def test_each_ablation_changes_what_its_name_says():
+    layers = "model.layers."
+    expected = {
+        "baseline": {},
+        "tanh": {"model.activation": "tanh"}
+        | {f"{layers}{name}.bias": 0.0 for name in ("conv2", "conv4", "conv5", "fc6", "fc7")},
+        "one GPU": {"model.columns": 1}
+        | {f"{layers}conv{n}.features": maps for n, maps in enumerate((48, 128, 192, 192), 1)},
+        "no normalisation": {"model.lrn.enabled": False},
+        "no overlap in pooling": {"model.pool.size": 2},
+        "no dropout": {"model.dropout_rate": 0.0},
+        "no colour noise": {"augment.pca_std": 0.0},
+        "no crops": {"augment.crop": False},
+        "no flips": {"augment.flip": False},
+        **{
+            f"no {name}": {f"{layers}{name}.enabled": False}
+            for name in ("conv2", "conv3", "conv4", "conv5", "fc6", "fc7")
+        },
+        "columns never meet": {"model.gather": False},
+    }
+    config = paper.get_config("2010")
+    variants = variants_of(f"{EXPERIMENTS}/ablations.py", config)
+    assert {variant.name: variant.overrides for variant in variants} == expected
+    config.update_from_flattened_dict(expected["one GPU"])
+    assert sum(layer.parameters for layer in shapes.layer_shapes(config)) == 59_798_312  # #145-half's
+
+
 def test_table2_tunes_what_was_pretrained_with_the_same_seed(tmp_path):
     variants = variants_of(f"{EXPERIMENTS}/table2.py:/autumn", paper.get_config())
     plan = Plan(variants, paper.get_config(), "configs/paper.py", {}, str(tmp_path), 1)
@@ -152,7 +180,11 @@ def test_table2_tunes_what_was_pretrained_with_the_same_seed(tmp_path):
         ("['a']", "cannot be used (AttributeError"),
         ("[V('a', {}, '', init_from='b'), V('b', {}, '', init_from='a')]", "a names 'b', no network listed"),
         ("[V('a', {}, ''), E('b', {'a': 2}, ''), E('c', {'b': 2}, '')]", "c names 'b', no network listed"),
-        ("[V('a', {}, ''), E('b', {}, '')]", "b has no members"),
+        ("[V('a', None, '')]", "a: overrides are not {FIELD: VALUE}"),
+        ("[V('a', {}, ''), E('b', {}, '')]", "b: members are not {VARIANT: NUMBER OF SEEDS}"),
+        ("[V('a', {}, ''), E('b', ['a'], '')]", "b: members are not"),
+        ("[V('a', {}, ''), E('b', {'a': 0}, '')]", "b: members are not"),
+        ("[V('a', {}, ''), E('b', {'a': '2'}, '')]", "b: members are not"),
         ("[V('a', {}, ''), E('b', {'a': 2}, '', {'eval.views': 3})]", "'b': eval.views: 3 does not work"),
         (
             "[V('a', {}, ''), V('b', {'data.name': 'x'}, ''), E('c', {'a': 1, 'b': 1}, '')]",
@@ -185,12 +217,15 @@ def test_the_table_has_means_deviations_and_differences(tmp_path):
     assert float(baseline["top1_error"]) == pytest.approx(0.25 + 1.5 / 64, abs=1e-6)
     assert float(baseline["top1_std"]) == pytest.approx((5 / 3) ** 0.5 / 64, abs=1e-6)
     assert tanh["overrides"] == "--config.model.activation=tanh" and tanh["paper"] == "slower"
-    assert float(tanh["top1_difference"]) == pytest.approx(0.25 - 1 / 64, abs=1e-6)
-    error = (0.5 / 64**2 / 2 + (5 / 3) / 64**2 / 4) ** 0.5
-    assert float(tanh["top1_difference_error"]) == pytest.approx(error, abs=1e-6)
+    # To the baseline of the same seed: 0.25 and 0.25 + 2/64.
+    assert float(tanh["top1_difference"]) == pytest.approx(0.25 + 1 / 64, abs=1e-6)
+    assert float(tanh["top1_difference_error"]) == pytest.approx(1 / 64, abs=1e-6)
+    # To its own two networks: -0.125 - 0.5/64 and -0.125 - 1.5/64.
     assert two["seeds"] == "2" and float(two["top1_error"]) == pytest.approx(0.125 + 0.5 / 64, abs=1e-6)
+    assert float(two["top1_difference"]) == pytest.approx(-0.125 - 1 / 64, abs=1e-6)
+    assert float(two["top1_difference_error"]) == pytest.approx(0.5 / 64, abs=1e-6)
     markdown = (tmp_path / "results.md").read_text()
-    assert "| tanh | 2 | 50.78 ± 1.10 | 12.50 ± 0.00 | +23.44 ± 1.28 | +0.00 ± 0.00 | slower |" in markdown
+    assert "| tanh | 2 | 52.34 ± 3.31 | 12.50 ± 0.00 | +26.56 ± 1.56 | +0.00 ± 0.00 | slower |" in markdown
     assert "8 of 8 runs finished, 0 failed" in markdown
 
 
@@ -304,10 +339,10 @@ def test_runs_at_the_same_time_share_the_cpus(tmp_path, monkeypatch, cpus):
     assert set(given) == {1: set(), 2: {(0,), (1,)}, 5: {(0, 1), (2, 3, 4)}}[cpus]
     monkeypatch.undo()
     code = "import os, pathlib, sys; pathlib.Path(sys.argv[1]).write_text(str(os.sched_getaffinity(0)))"
-    command = [sys.executable, "-c", code, str(tmp_path / "found")]
+    run = Run("found", 0, str(tmp_path), [sys.executable, "-c", code, str(tmp_path / "found")], [])
     launcher = launchers.Local(len(machine))
     with ThreadPoolExecutor(1) as pool:
-        assert pool.submit(launcher.run, command, str(tmp_path)).result() == 0
+        assert pool.submit(launcher.run, run).result() == 0
     assert (tmp_path / "found").read_text() == str({min(machine)}) and os.sched_getaffinity(0) == machine
 
 
@@ -317,8 +352,6 @@ def test_submitit_runs_the_same_commands(tmp_path):
     (tmp_path / "tanh" / "do").write_text("sys.exit('error: by intention')")
     sweep = go(tmp_path, jobs=2, launcher=launcher, seeds=1, variants=VARIANTS[:2])
     assert sweep.failed == {"tanh, seed 0"} and float(rows(tmp_path)[0]["top1_error"]) == 0.25
-    with pytest.raises(InputError, match="slurm"):
-        launchers.Submitit(str(tmp_path), {"no_such": 1})
 
 
 # A cluster of one machine, as far as submitit looks at it.
@@ -355,6 +388,8 @@ def test_slurm_jobs_outlive_the_sweep_and_are_found_again(tmp_path, monkeypatch)
     (folder / "baseline" / "do").write_text("while not (workdir.parent / 'end').exists(): time.sleep(0.02)")
     plan = {"variants": VARIANTS[:1], "seeds": 1}
 
+    with pytest.raises(InputError, match="--launcher=slurm: .*no_such"):
+        launchers.Submitit(str(folder), {"no_such": 1})
     first = launchers.Submitit(str(folder), {"gpus_per_node": 1}, poll_seconds=0.05)
 
     def stop():
@@ -370,6 +405,11 @@ def test_slurm_jobs_outlive_the_sweep_and_are_found_again(tmp_path, monkeypatch)
     again = launchers.Submitit(str(folder), {"gpus_per_node": 1}, poll_seconds=0.05)
     assert not go(folder, launcher=again, **plan).failed
     assert rows(folder)[0]["seeds"] == "1" and starts(folder) == {"baseline/seed-0": 1}
+
+    changed = quickstart.get_config()
+    changed.num_epochs = 60
+    assert not go(folder, launcher=again, config=changed, **plan).failed
+    assert starts(folder) == {"baseline/seed-0": 2}
 
 
 def test_a_sweep_killed_in_the_middle_ends_with_the_same_table(swept, data_dir, tmp_path):

@@ -11,7 +11,6 @@ import math
 import mmap
 import os
 import shutil
-from collections.abc import Iterator
 
 import numpy as np
 
@@ -100,19 +99,9 @@ def _make(source: TfdsSource, split: str, images, labels, shape: tuple[int, ...]
                 f" {source.folder} has {free / 1e9:,.1f} GB left; make room, or give data.store=jpeg"
             )
         with written_whole(images) as image_file, written_whole(labels) as label_file:
-            for image_batch, label_batch in _batches(source, split):
+            whole = TfdsSource(source.builder, split, source.size, source.channels, "data.store")
+            for image_batch, label_batch in streams.over(whole, whole.read, f"raw copy of {split}", _BATCH):
                 image_file.write(image_batch)
                 label_file.write(label_batch.astype("<i4"))
             image_file.flush()
             os.fsync(image_file.fileno())
-
-
-def _batches(source: TfdsSource, split: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(images, labels) of a whole split of TFDS, in order."""
-    whole = TfdsSource(source.builder, split, source.size, source.channels, "data.store")
-    progress = streams.Progress(f"raw copy of {split}", len(whole))
-    starts = range(0, len(whole), _BATCH)
-    read = lambda start: whole.read(range(start, min(start + _BATCH, len(whole))))  # noqa: E731
-    for start, batch in zip(starts, streams.in_order(read, starts, streams.cores()), strict=True):
-        yield batch
-        progress(min(start + _BATCH, len(whole)))

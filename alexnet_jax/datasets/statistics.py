@@ -13,27 +13,22 @@ from alexnet_jax.datasets import streams
 
 log = logging.getLogger("alexnet_jax")
 
-# Of those that the compiled step takes; label_names goes with them in a workdir's statistics.npz.
+# Of a training split; label_names goes with them in a workdir's statistics.npz.
 ARRAYS = (
     "mean_image", "channel_mean", "channel_std", "covariance", "eigenvectors", "standard_deviations",
 )  # fmt: skip
 
 
-def compute(source, report=lambda done: None, batch: int = 32) -> dict[str, np.ndarray]:
+def compute(source, what: str = "statistics", batch: int = 32) -> dict[str, np.ndarray]:
     """One pass over `source`, on all cores; float32 arrays on the scale of 0 to 255, C channels.
 
     mean_image [S, S, C]; channel_mean, channel_std [C]; covariance [C, C] of all pixels about the channel
     means; its eigenvectors [C, C] in columns, and the standard_deviations [C] along them, ascending.
-    `report` is called with the number of images read so far.
+    `what` is how the progress is logged.
     """
-    total, squares, pixels, done = 0, 0.0, 0, 0
-    batches = [range(start, min(start + batch, len(source))) for start in range(0, len(source), batch)]
-    for indices, sums in zip(
-        batches, streams.in_order(partial(_sums, source), batches, streams.cores()), strict=True
-    ):
+    total, squares, pixels = 0, 0.0, 0
+    for sums in streams.over(source, partial(_sums, source), what, batch):
         total, squares, pixels = total + sums[0], squares + sums[1], pixels + sums[2]
-        done += len(indices)
-        report(done)
     mean_image = total / len(source)
     channel_mean = mean_image.mean(axis=(0, 1))
     covariance = squares / pixels - np.outer(channel_mean, channel_mean)
@@ -63,7 +58,7 @@ def of_source(source) -> dict[str, np.ndarray]:
     arrays = load(path)
     if arrays is not None:
         return arrays
-    arrays = compute(source, streams.Progress(f"statistics of {source.split}", len(source)))
+    arrays = compute(source, f"statistics of {source.split}")
     try:
         save(path, arrays)
     except OSError as error:

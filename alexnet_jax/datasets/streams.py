@@ -52,6 +52,15 @@ class Progress:
             )
 
 
+def over(source, function: Callable, what: str, batch: int) -> Iterator:
+    """function(indices) for every `batch` examples of `source`, in order, on all cores; logs the progress."""
+    batches = [range(start, min(start + batch, len(source))) for start in range(0, len(source), batch)]
+    progress = Progress(what, len(source))
+    for indices, result in zip(batches, in_order(function, batches, cores()), strict=True):
+        yield result
+        progress(indices.stop)
+
+
 @contextlib.contextmanager
 def alone(path) -> Iterator[bool]:
     """Within the block no other process is in an `alone` block of the same file `path`; waits for it.
