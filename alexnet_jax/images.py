@@ -78,7 +78,8 @@ def _decode_with_pillow(content: bytes) -> np.ndarray:
 def fit(image: np.ndarray, size: int, channels: int) -> np.ndarray:
     """The paper's preparation (section 2): shorter side to `size`, central size x size.
 
-    image uint8 [height, width, 1 or 3]; greyscale is repeated or colour weighed to get `channels`.
+    image uint8 [height, width, 1 or 3]; greyscale is repeated or colour weighed to get `channels`. Raises
+    ValueError for one that is a thousand times as long as wide.
     """
     if image.shape == (size, size, channels):
         return image
@@ -86,7 +87,7 @@ def fit(image: np.ndarray, size: int, channels: int) -> np.ndarray:
     picture = picture.convert("RGB" if channels == 3 else "L")
     scale = size / min(picture.size)
     width, height = (max(size, round(side * scale)) for side in picture.size)
-    if max(width, height) > 100 * size:  # gigabytes, of which a hundredth would be kept
+    if max(width, height) > 1000 * size:  # gigabytes, of which a thousandth would be kept
         raise ValueError(f"{image.shape[1]}x{image.shape[0]} pixels are too long for a square")
     left, top = (width - size) // 2, (height - size) // 2
     picture = picture.resize((width, height), Image.Resampling.BICUBIC)
