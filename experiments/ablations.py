@@ -1,6 +1,7 @@
 """Every ablation of the paper, each a change of the configuration that is swept (experiments/sweep.py).
 
     python -m experiments.sweep --config=configs/paper.py:2010 --sweep=experiments/ablations.py --workdir=DIR
+    … --sweep='experiments/ablations.py:baseline,no dropout'    # some of them
 
 The paper's figures are changes of the top-1 / top-5 error in percentage points.
 """
@@ -8,14 +9,14 @@ The paper's figures are changes of the top-1 / top-5 error in percentage points.
 from experiments.variants import Variant
 
 
-def get_variants(config) -> list[Variant]:
+def get_variants(config, names: str = "") -> list[Variant]:
     hidden = [name for name in config.model.layers if name != "fc8"]
     convolutions = [name for name in hidden if name.startswith("conv")]
     # Section 3.2, footnote 2: one column with half the kernels, except where all maps are joined.
     one_gpu = {f"model.layers.{c}.features": config.model.layers[c].features // 2 for c in convolutions[:-1]}
     # Section 5 gives biases of 1 for the sake of ReLUs; with them tanh may not learn at all.
     no_ones = {f"model.layers.{name}.bias": 0.0 for name in hidden if config.model.layers[name].bias}
-    return [
+    variants = [
         Variant("baseline", {}, "37.5 / 17.0 % (ILSVRC-2010 test, table 1)"),
         Variant(
             "tanh",
@@ -35,3 +36,8 @@ def get_variants(config) -> list[Variant]:
         ),
         Variant("columns never meet", {"model.gather": False}, "not reported"),
     ]
+    wanted = names.split(",") if names else [variant.name for variant in variants]
+    unknown = set(wanted) - {variant.name for variant in variants}
+    if unknown:
+        raise ValueError(f"{', '.join(unknown)}: give names of {', '.join(v.name for v in variants)}")
+    return [variant for variant in variants if variant.name in wanted]

@@ -150,6 +150,10 @@ def test_each_ablation_changes_what_its_name_says():
     config = paper.get_config("2010")
     variants = variants_of(f"{EXPERIMENTS}/ablations.py", config)
     assert {variant.name: variant.overrides for variant in variants} == expected
+    some = variants_of(f"{EXPERIMENTS}/ablations.py:no dropout,baseline", config)
+    assert [variant.name for variant in some] == ["baseline", "no dropout"]
+    with pytest.raises(InputError, match="no drpout: give names of baseline, tanh"):
+        variants_of(f"{EXPERIMENTS}/ablations.py:no drpout", config)
     config.update_from_flattened_dict(expected["one GPU"])
     assert sum(layer.parameters for layer in shapes.layer_shapes(config)) == 59_798_312  # #145-half's
 
