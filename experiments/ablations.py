@@ -37,7 +37,7 @@ def get_variants(config, names: str = "") -> list[Variant]:
         Variant("columns never meet", {"model.gather": False}, "not reported"),
     ]
     wanted = names.split(",") if names else [variant.name for variant in variants]
-    unknown = set(wanted) - {variant.name for variant in variants}
+    unknown = sorted(set(wanted) - {variant.name for variant in variants})
     if unknown:
         raise ValueError(f"{', '.join(unknown)}: give names of {', '.join(v.name for v in variants)}")
     return [variant for variant in variants if variant.name in wanted]

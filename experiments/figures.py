@@ -331,7 +331,7 @@ def validated(folder: str) -> list[str]:
 def main(arguments: list[str]) -> None:
     parser = command_line.Parser(__doc__, overrides=True)
     parser.add_argument("name", choices=list(FIGURES), metavar="NAME")
-    parser.add_argument("--workdir", action="append", required=True)
+    parser.add_argument("--workdir", action="append", type=os.path.expanduser, required=True)
     parser.add_argument("--out")
     parser.add_argument("--images", type=_indices, default=[0, 1, 2, 3, 4])
     given = parser.parse(arguments)
@@ -342,7 +342,7 @@ def main(arguments: list[str]) -> None:
     if given.overrides and draw not in OF_ONE:
         raise InputError(f"--config.{given.overrides[0]}: is for figure3 and figure4; leave it out")
     find = workdirs_of if draw in OF_ONE else validated
-    workdirs = [workdir for folder in given.workdir for workdir in find(os.path.expanduser(folder))]
+    workdirs = [workdir for folder in given.workdir for workdir in find(folder)]
     if draw in OF_ONE and len(workdirs) > 1:
         raise InputError(f"--workdir: {given.name} is of one workdir; these are {len(workdirs)}")
     for kind in KINDS:

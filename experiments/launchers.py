@@ -12,7 +12,6 @@ import sys
 import threading
 
 from alexnet_jax.errors import InputError
-from experiments.plan import Run
 
 # The system kills what this starts when the thread that started it ends, also with SIGKILL; on Linux only.
 _WITH_PARENT = """
@@ -51,7 +50,7 @@ class Local:
         for job in range(jobs):
             self._shares.put(_share(job, jobs))
 
-    def run(self, run: Run) -> int | None:
+    def run(self, run) -> int | None:
         cpus = self._shares.get()
         try:
             if cpus:
@@ -103,7 +102,7 @@ class Submitit:
             raise InputError(f"--launcher=slurm: {' '.join(str(error).split())}") from None
         self._lock = threading.Lock()  # submitit's executors are not for several threads
 
-    def run(self, run: Run) -> int | None:
+    def run(self, run) -> int | None:
         job = self._former_job(run)
         if job is None:
             with self._lock:
@@ -115,7 +114,7 @@ class Submitit:
                 return None
         return _exit_code(job)
 
-    def _former_job(self, run: Run):
+    def _former_job(self, run):
         """The job of a former sweep for this very run, unless it failed."""
         try:
             with open(os.path.join(run.workdir, "job.json")) as file:

@@ -283,9 +283,10 @@ def main(argv) -> None:
             raise InputError(f"--slurm={_SLURM.value}: comes with --launcher=slurm, which is missing")
         unfinished = sum(not run.result() for run in plan.runs)
         jobs = max(1, min(_JOBS.value or (unfinished if slurm else 1), unfinished))
-        launcher = launchers.Local(jobs)
         if slurm:
             launcher = launchers.Submitit(workdir, _slurm_parameters(_SLURM.value))
+        else:
+            launcher = launchers.Local(jobs)
         arguments = [f"--config={config_file}", f"--sweep={_SWEEP.value}", *as_flags(given)]
         title = f"python -m experiments.sweep {shlex.join([*arguments, f'--seeds={_SEEDS.value}'])}"
         lock = take(workdir)  # noqa: F841
