@@ -3,6 +3,7 @@
 
 NAME is one of
     curves     errors and losses of any workdirs against epochs, the drops of the learning rate marked
+    effects    what each line of a sweep's table changes in the top-1 error of the first
     figure1    training error against epochs, ReLU and tanh, with the epochs to 25 % (section 3.1)
     figure3    the kernels of conv1, the first column's above the second's; prints how much colour each has
     figure4    the test images of --images: five most probable labels, and the six training images whose
@@ -13,6 +14,7 @@ and FILE.pdf; FILE is NAME in the first DIR if left out.
 """
 
 import argparse
+import csv
 import itertools
 import json
 import os
@@ -105,6 +107,53 @@ def curves(workdirs: list[str]) -> Figure:
         axes.grid(alpha=0.25)
     lines = errors.get_legend_handles_labels()[0][::2]  # each run's first
     figure.legend(handles=lines, fontsize="small", loc="outside lower center", ncols=3)
+    return figure
+
+
+def table_of(folder: str) -> list[dict]:
+    """results.csv of a sweep, a dict of texts a line. Raises InputError if it cannot be read."""
+    path = os.path.join(folder, "results.csv")
+    try:
+        with open(path, newline="") as file:
+            table = list(csv.DictReader(file, strict=True))
+    except (OSError, ValueError, csv.Error) as error:
+        raise InputError(f"{path}: cannot be read ({error}); the sweep's command writes it") from None
+    if not table or not table[0].keys() >= {"variant", "top1_difference", "top1_difference_error"}:
+        raise InputError(f"{path}: is no table of a sweep; the sweep's command writes it anew")
+    return table
+
+
+def effects(folder: str, given=None) -> Figure:
+    """Differences of the top-1 error to the first line of a sweep's table, with their standard errors."""
+    del given
+    numbers = ("top1_difference", "top1_difference_error")
+    try:
+        found = [
+            (row["variant"], *(100 * float(row[name] or "nan") for name in numbers))
+            for row in table_of(folder)
+            if row["top1_difference"]
+        ]
+    except ValueError as error:
+        raise InputError(f"{folder}/results.csv: {error}; the sweep's command writes it anew") from None
+    if not found:
+        raise InputError(f"{folder}: no line of its table has a difference to the first; let more runs end")
+    names, differences, errors = zip(*found, strict=True)
+    places = range(len(found))
+    figure = Figure(figsize=(8, 0.9 + 0.32 * len(found)), layout="constrained")
+    axes = figure.subplots()
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.errorbar(differences, places, xerr=errors, fmt="o", markersize=5, capsize=3, color=COLOURS[0])
+    for place, (_, difference, error) in zip(places, found, strict=True):
+        text = f"{difference:+.2f}" + ("" if np.isnan(error) else f" ± {error:.2f}")
+        axes.text(1.02, place, text, va="center", transform=axes.get_yaxis_transform())
+    axes.set_xscale("symlog", linthresh=5)
+    low, high = axes.get_xlim()
+    ticks = [tick for tick in (-50, -20, -10, -5, -2, -1, 0, 1, 2, 5, 10, 20, 50) if low <= tick <= high]
+    axes.set_xticks(ticks, [f"{tick:+d}" if tick else "0" for tick in ticks], minor=False)
+    axes.set_yticks(places, names)
+    label = "change of the top-1 error in points, ± standard error (logarithmic beyond 5)"
+    axes.set(ylim=(len(found) - 0.5, -0.5), xlabel=label)
+    axes.grid(alpha=0.25, axis="x")
     return figure
 
 
@@ -291,9 +340,9 @@ def features(network):
     return of
 
 
-FIGURES = {"curves": curves, "figure1": figure1, "figure3": figure3, "figure4": figure4}
-OF_ONE = (figure3, figure4)
-
+FIGURES = {"curves": curves, "effects": effects, "figure1": figure1, "figure3": figure3, "figure4": figure4}
+OF_CHECKPOINT = (figure3, figure4)
+OF_ONE = (effects, *OF_CHECKPOINT)  # workdir
 
 KINDS = ("png", "pdf")
 
@@ -339,10 +388,12 @@ def main(arguments: list[str]) -> None:
     stem = given.out or os.path.join(given.workdir[0], given.name)
     if os.path.splitext(stem)[1][1:] in KINDS:
         stem = os.path.splitext(stem)[0]
-    if given.overrides and draw not in OF_ONE:
+    if given.overrides and draw not in OF_CHECKPOINT:
         raise InputError(f"--config.{given.overrides[0]}: is for figure3 and figure4; leave it out")
-    find = workdirs_of if draw in OF_ONE else validated
-    workdirs = [workdir for folder in given.workdir for workdir in find(folder)]
+    find = workdirs_of if draw in OF_CHECKPOINT else validated
+    workdirs = given.workdir  # of effects the sweep's own, which has the table
+    if draw is not effects:
+        workdirs = [workdir for folder in given.workdir for workdir in find(folder)]
     if draw in OF_ONE and len(workdirs) > 1:
         raise InputError(f"--workdir: {given.name} is of one workdir; these are {len(workdirs)}")
     for kind in KINDS:

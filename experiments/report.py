@@ -5,7 +5,6 @@ configs/paper.py, curves and kernels. All is within the file, DIR/report.html if
 """
 
 import base64
-import csv
 import html
 import io
 import json
@@ -48,17 +47,16 @@ def page(folder: str) -> str:
 
 
 def _sweep(folder: str) -> list[str]:
-    try:
-        with open(os.path.join(folder, "results.csv"), newline="") as file:
-            rows = list(csv.DictReader(file))
-        return [
-            "<p>Errors are fractions; differences are to the first line.</p>",
-            _table(rows[0], [r.values() for r in rows]),
-        ]
-    except (OSError, IndexError):  # a folder of runs that no sweep made
+    if not os.path.exists(os.path.join(folder, "results.csv")):  # a folder of runs that no sweep made
         return []
-    except (ValueError, csv.Error):
-        return ["<p>results.csv is damaged; the sweep's command writes it anew</p>"]
+    parts = ["<p>Errors are fractions; differences are to the first line.</p>"]
+    try:
+        rows = figures.table_of(folder)
+        parts.append(_table(rows[0], [row.values() for row in rows]))
+        parts.append(_image(figures.effects(folder), "differences to the first line"))
+    except InputError as error:
+        parts.append(f"<p>{html.escape(str(error))}</p>")
+    return parts
 
 
 def _workdir(workdir: str) -> list[str]:

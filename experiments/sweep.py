@@ -225,7 +225,7 @@ class _Progress:
 def _rounded(value):
     if not isinstance(value, float):
         return value
-    return "" if math.isnan(value) else f"{value:.6f}"
+    return "" if math.isnan(value) else f"{value:.8f}"
 
 
 def _percent(value: float, spread: float, sign: str = "") -> str:

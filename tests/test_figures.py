@@ -106,6 +106,19 @@ def test_curves_mark_the_drops_and_tell_the_runs_apart(runs):
     assert len({(line.get_color(), str(line.get_linestyle())) for line in drawn}) == len(drawn) == 8
 
 
+def test_effects_are_the_tables_differences_in_points(tmp_path):
+    (tmp_path / "results.csv").write_text(
+        "variant,top1_error,top1_difference,top1_difference_error\n"
+        "first,0.3,,\nbetter,0.29,-0.01,0.0025\nonce,0.5,0.2,\nfailed,,,\n"
+    )
+    (axes,) = figures.effects(str(tmp_path)).axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["better", "once"]
+    assert [text.get_text() for text in axes.texts] == ["-1.00 ± 0.25", "+20.00"]
+    points, (bars,) = axes.containers[0].lines[0], axes.containers[0].lines[2]
+    assert np.allclose(points.get_xdata(), [-1, 20])
+    assert np.allclose(bars.get_segments()[0][:, 0], [-1.25, -0.75])
+
+
 def test_figures_of_a_trained_network(swept, tmp_path, capsys, monkeypatch):
     workdir = swept[0] / "ReLU" / "seed-0"
     for name, flags in (("figure3", ()), ("figure4", ("--images=3,99",)), ("curves", ())):
@@ -181,9 +194,19 @@ def test_nearest_images_are_those_of_all_distances(swept):
         (("figure3", "--workdir={run}"), "statistics.npz|checkpoint"),
         (("curves", "--workdir={run}", "--out=/nowhere/x"), "--out=/nowhere/x.png"),
         (("curves", "--workdir={run}", "--config.eval.step=7"), "eval.step=7: is for figure3 and figure4"),
+        (("effects", "--workdir={runs}"), "results.csv: cannot be read"),
+        (("effects", "--workdir={table}"), "no line of its table has a difference"),
+        (("effects", "--workdir={other}"), "is no table of a sweep"),
+        (("effects", "--workdir={runs}", "--workdir={run}"), "is of one workdir; these are 2"),
     ],
 )
-def test_bad_input_is_named(flags, words, runs):
+def test_bad_input_is_named(flags, words, runs, tmp_path):
+    places = {"runs": runs, "run": runs / "relu" / "seed-0"}
+    header = "variant,top1_difference,top1_difference_error\n"
+    for name, content in (("table", header + "first,,\n"), ("other", "seed,error\n0,0.1\n")):
+        places[name] = tmp_path / name
+        places[name].mkdir()
+        (places[name] / "results.csv").write_text(content)
     with pytest.raises(InputError, match=words) as error:
-        figures.main([flag.format(runs=runs, run=runs / "relu" / "seed-0") for flag in flags])
+        figures.main([flag.format(**places) for flag in flags])
     assert len(str(error.value).splitlines()) == 1
