@@ -147,7 +147,7 @@ def effects(folder: str, given=None) -> Figure:
         text = f"{difference:+.2f}" + ("" if np.isnan(error) else f" ± {error:.2f}")
         axes.text(1.02, place, text, va="center", transform=axes.get_yaxis_transform())
     axes.set_xscale("symlog", linthresh=5)
-    low, high = axes.get_xlim()
+    low, high = axes.set_xlim(min(axes.get_xlim()[0], -1.2), max(axes.get_xlim()[1], 1.2))
     ticks = [tick for tick in (-50, -20, -10, -5, -2, -1, 0, 1, 2, 5, 10, 20, 50) if low <= tick <= high]
     axes.set_xticks(ticks, [f"{tick:+d}" if tick else "0" for tick in ticks], minor=False)
     axes.set_yticks(places, names)
