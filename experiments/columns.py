@@ -54,7 +54,10 @@ def differences_by_chance(columns: np.ndarray, draw: np.random.Generator) -> np.
 
 
 def p_value(found: float, by_chance: np.ndarray) -> float:
-    """The share of deals with at least the difference found, which is one of them itself."""
+    """The share of deals with at least the difference found, which is one of them itself.
+
+    A deal that only exchanges the columns may sum to a last digit less.
+    """
     return (1 + np.sum(by_chance >= found - 1e-12)) / (1 + len(by_chance))
 
 

@@ -9,8 +9,8 @@ NAME is one of
     figure4    the test images of --images: five most probable labels, and the six training images whose
                activations in the last hidden layer are nearest
 
-A DIR that holds workdirs, as that of a sweep does, stands for all of them. Each figure is written as FILE.png
-and FILE.pdf; FILE is NAME in the first DIR if left out.
+A DIR that holds workdirs, as that of a sweep does, stands for all of them; effects takes that of a sweep.
+Each figure is written as FILE.png and FILE.pdf; FILE is NAME in the first DIR if left out.
 """
 
 import argparse
@@ -116,43 +116,46 @@ def table_of(folder: str) -> list[dict]:
     try:
         with open(path, newline="") as file:
             table = list(csv.DictReader(file, strict=True))
+    except FileNotFoundError:
+        raise InputError(f"{folder}: has no results.csv; give the workdir of a sweep") from None
     except (OSError, ValueError, csv.Error) as error:
-        raise InputError(f"{path}: cannot be read ({error}); the sweep's command writes it") from None
-    if not table or not table[0].keys() >= {"variant", "top1_difference", "top1_difference_error"}:
-        raise InputError(f"{path}: is no table of a sweep; the sweep's command writes it anew")
+        raise InputError(f"{path}: cannot be read ({error}); the sweep's command writes it anew") from None
+    if not table:
+        raise InputError(f"{path}: has no line; the sweep's command writes it anew")
     return table
 
 
 def effects(folder: str, given=None) -> Figure:
     """Differences of the top-1 error to the first line of a sweep's table, with their standard errors."""
     del given
-    numbers = ("top1_difference", "top1_difference_error")
+    found = []
     try:
-        found = [
-            (row["variant"], *(100 * float(row[name] or "nan") for name in numbers))
-            for row in table_of(folder)
-            if row["top1_difference"]
-        ]
-    except ValueError as error:
-        raise InputError(f"{folder}/results.csv: {error}; the sweep's command writes it anew") from None
+        for row in table_of(folder):
+            if row["top1_difference"]:
+                change, error = (100 * float(row[f"top1_difference{x}"] or "nan") for x in ("", "_error"))
+                if not np.isfinite(change) or error < 0 or np.isinf(error):
+                    raise ValueError(f"it has {change} ± {error}")
+                found.append((row["variant"][:40], change, error))
+    except (KeyError, TypeError, ValueError) as error:
+        why = f"is no table of a sweep ({error}); the sweep's command writes it anew"
+        raise InputError(f"{folder}/results.csv: {why}") from None
     if not found:
-        raise InputError(f"{folder}: no line of its table has a difference to the first; let more runs end")
-    names, differences, errors = zip(*found, strict=True)
+        raise InputError(f"{folder}: no line of its table has a difference to the first")
+    names, changes, errors = zip(*found, strict=True)
     places = range(len(found))
     figure = Figure(figsize=(8, 0.9 + 0.32 * len(found)), layout="constrained")
     axes = figure.subplots()
     axes.axvline(0, color="black", linewidth=0.8)
-    axes.errorbar(differences, places, xerr=errors, fmt="o", markersize=5, capsize=3, color=COLOURS[0])
-    for place, (_, difference, error) in zip(places, found, strict=True):
-        text = f"{difference:+.2f}" + ("" if np.isnan(error) else f" ± {error:.2f}")
-        axes.text(1.02, place, text, va="center", transform=axes.get_yaxis_transform())
-    axes.set_xscale("symlog", linthresh=5)
-    low, high = axes.set_xlim(min(axes.get_xlim()[0], -1.2), max(axes.get_xlim()[1], 1.2))
-    ticks = [tick for tick in (-50, -20, -10, -5, -2, -1, 0, 1, 2, 5, 10, 20, 50) if low <= tick <= high]
-    axes.set_xticks(ticks, [f"{tick:+d}" if tick else "0" for tick in ticks], minor=False)
-    axes.set_yticks(places, names)
-    label = "change of the top-1 error in points, ± standard error (logarithmic beyond 5)"
-    axes.set(ylim=(len(found) - 0.5, -0.5), xlabel=label)
+    axes.errorbar(changes, places, xerr=errors, fmt="o", markersize=5, capsize=3, color=COLOURS[0])
+    axes.set_xscale("symlog", linthresh=5)  # for tenths of a point beside the 60 of what learns nothing
+    low, high = axes.get_xlim()
+    ticks = (-50, -20, -10, -5, -2, -1, 0, 1, 2, 5, 10, 20, 50)
+    axes.set_xticks(ticks, [f"{tick:+d}" if tick else "0" for tick in ticks])
+    axes.set_xlim(min(low, -1.2), max(high, 1.2))  # so that a point is marked either way
+    numbers = [f"{x:+.2f}" + ("" if np.isnan(error) else f" ± {error:.2f}") for _, x, error in found]
+    axes.set_yticks(places, [f"{name}  {number}" for name, number in zip(names, numbers, strict=True)])
+    axes.invert_yaxis()
+    axes.set_xlabel("change of the top-1 error in points, ± standard error (logarithmic beyond 5)")
     axes.grid(alpha=0.25, axis="x")
     return figure
 
@@ -342,7 +345,7 @@ def features(network):
 
 FIGURES = {"curves": curves, "effects": effects, "figure1": figure1, "figure3": figure3, "figure4": figure4}
 OF_CHECKPOINT = (figure3, figure4)
-OF_ONE = (effects, *OF_CHECKPOINT)  # workdir
+OF_ONE = (effects, *OF_CHECKPOINT)  # drawn of one workdir, or sweep
 
 KINDS = ("png", "pdf")
 
@@ -391,9 +394,11 @@ def main(arguments: list[str]) -> None:
     if given.overrides and draw not in OF_CHECKPOINT:
         raise InputError(f"--config.{given.overrides[0]}: is for figure3 and figure4; leave it out")
     find = workdirs_of if draw in OF_CHECKPOINT else validated
-    workdirs = given.workdir  # of effects the sweep's own, which has the table
-    if draw is not effects:
-        workdirs = [workdir for folder in given.workdir for workdir in find(folder)]
+    workdirs = [
+        workdir
+        for folder in given.workdir
+        for workdir in ([folder] if draw is effects else find(folder))  # a sweep's own has its table
+    ]
     if draw in OF_ONE and len(workdirs) > 1:
         raise InputError(f"--workdir: {given.name} is of one workdir; these are {len(workdirs)}")
     for kind in KINDS:

@@ -1,6 +1,6 @@
 """python -m experiments.report DIR [--out=FILE]
 
-One page of a workdir, or of a sweep with all of its runs: errors, throughput, what differs from
+One page of a workdir, or of a sweep with its table, effects and runs: errors, throughput, what differs from
 configs/paper.py, curves and kernels. All is within the file, DIR/report.html if --out is left out.
 """
 

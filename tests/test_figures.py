@@ -112,11 +112,13 @@ def test_effects_are_the_tables_differences_in_points(tmp_path):
         "first,0.3,,\nbetter,0.29,-0.01,0.0025\nonce,0.5,0.2,\nfailed,,,\n"
     )
     (axes,) = figures.effects(str(tmp_path)).axes
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["better", "once"]
-    assert [text.get_text() for text in axes.texts] == ["-1.00 ± 0.25", "+20.00"]
-    points, (bars,) = axes.containers[0].lines[0], axes.containers[0].lines[2]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["better  -1.00 ± 0.25", "once  +20.00"]
+    points, _, (bars,) = axes.containers[0].lines
     assert np.allclose(points.get_xdata(), [-1, 20])
     assert np.allclose(bars.get_segments()[0][:, 0], [-1.25, -0.75])
+    assert axes.get_xlim()[0] < -1.2 and axes.get_xlim()[1] > 20
+    figures.main(["effects", f"--workdir={tmp_path}"])
+    assert images.decode((tmp_path / "effects.png").read_bytes()).std() > 5
 
 
 def test_figures_of_a_trained_network(swept, tmp_path, capsys, monkeypatch):
@@ -194,7 +196,9 @@ def test_nearest_images_are_those_of_all_distances(swept):
         (("figure3", "--workdir={run}"), "statistics.npz|checkpoint"),
         (("curves", "--workdir={run}", "--out=/nowhere/x"), "--out=/nowhere/x.png"),
         (("curves", "--workdir={run}", "--config.eval.step=7"), "eval.step=7: is for figure3 and figure4"),
-        (("effects", "--workdir={runs}"), "results.csv: cannot be read"),
+        (("effects", "--workdir={runs}"), "has no results.csv; give the workdir of a sweep"),
+        (("effects", "--workdir={damaged}"), "is no table of a sweep .could not convert"),
+        (("effects", "--workdir={negative}"), "is no table of a sweep .it has 1.0 ± -1.0"),
         (("effects", "--workdir={table}"), "no line of its table has a difference"),
         (("effects", "--workdir={other}"), "is no table of a sweep"),
         (("effects", "--workdir={runs}", "--workdir={run}"), "is of one workdir; these are 2"),
@@ -203,7 +207,12 @@ def test_nearest_images_are_those_of_all_distances(swept):
 def test_bad_input_is_named(flags, words, runs, tmp_path):
     places = {"runs": runs, "run": runs / "relu" / "seed-0"}
     header = "variant,top1_difference,top1_difference_error\n"
-    for name, content in (("table", header + "first,,\n"), ("other", "seed,error\n0,0.1\n")):
+    for name, content in (
+        ("table", header + "first,,\n"),
+        ("damaged", header + "x,0.O1,\n"),
+        ("negative", header + "x,0.01,-0.01\n"),
+        ("other", "seed,error\n0,0.1\n"),
+    ):
         places[name] = tmp_path / name
         places[name].mkdir()
         (places[name] / "results.csv").write_text(content)
