@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import pathlib
 import re
 
 import jax
@@ -120,6 +121,12 @@ def check_labels(config, source) -> None:
             f"model.num_classes: {config.model.num_classes}, but {config.data.name} has {classes} classes;"
             f" give {classes}"
         )
+
+
+def imagenet_classes() -> list[str]:
+    """ImageNet's 1000 classes of ILSVRC-2012, as "n01440764 tench", in the order of their WordNet ids."""
+    text = pathlib.Path(__file__).with_name("imagenet_classes.txt").read_text()
+    return [line for line in text.splitlines() if not line.startswith("#")]
 
 
 def with_labels_of(label_names, source):

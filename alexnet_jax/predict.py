@@ -35,7 +35,9 @@ class Network:
         self.statistics = evaluate.on_devices(stored, self.mesh)
         self.label_names = [str(name) for name in stored.get("label_names", ())]
         unnamed = range(len(self.label_names), config.model.num_classes)
-        self.names = [*self.label_names, *(f"class {label}" for label in unnamed)]
+        words = {line.split(" ", 1)[0]: line for line in evaluate.imagenet_classes()}
+        named = [words.get(name, name) for name in self.label_names]  # folders may have the WordNet id alone
+        self.names = [*named, *(f"class {label}" for label in unnamed)]
         self._outputs = parallel.view_outputs(config, self.mesh, config.eval.views)
 
     def probabilities(self, pictures: np.ndarray) -> np.ndarray:

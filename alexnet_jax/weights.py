@@ -232,8 +232,7 @@ def _label_names(classes: int, labels: str | None, arrays: dict) -> list[str]:
     if labels is None:
         known = list(arrays.get("label_names", ()))
         if not known and classes == 1000:
-            text = pathlib.Path(__file__).with_name("imagenet_classes.txt").read_text()
-            known = [line for line in text.splitlines() if not line.startswith("#")]
+            known = evaluate.imagenet_classes()
         return known if len(known) == classes else [f"class {number}" for number in range(classes)]
     try:
         names = pathlib.Path(labels).read_text().rstrip("\n").split("\n")

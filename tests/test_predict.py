@@ -1,5 +1,7 @@
 """alexnet_jax/predict.py: pictures of any kind and size, named labels, what is no picture."""
 
+import shutil
+
 import numpy as np
 import pytest
 import small_archives
@@ -35,6 +37,22 @@ def test_every_kind_of_picture_gets_five_named_labels(workdir, tmp_path, capsys)
     assert all(path in errors for path in wrong)
     assert images.decode((tmp_path / "figure.png").read_bytes()).shape[2] == 3
     assert predict.main([f"--workdir={workdir}", str(paths[0])]) == 0
+
+
+def test_classes_named_by_a_wordnet_id_alone_are_given_their_words(workdir, tmp_path, capsys):
+    run = shutil.copytree(workdir, tmp_path / "run")
+    with np.load(run / "statistics.npz") as stored:
+        arrays = dict(stored)
+    ids = (
+        "n01440764 n02102040 n02979186 n03000684 n03028079 n03394916 n03417042 n03425413 n99999999 n03888257"
+    )
+    np.savez(run / "statistics.npz", **{**arrays, "label_names": np.array(ids.split())})
+    (tmp_path / "a.JPEG").write_bytes(small_archives.odd_pictures()["cmyk"])
+    labels = predict.Network(configuration.of_run(str(run)), str(run)).names
+    assert labels[0] == "n01440764 tench" and labels[8:] == ["n99999999", "n03888257 parachute"]
+    assert predict.main([f"--workdir={run}", str(tmp_path / "a.JPEG")]) == 0
+    shown = [line.split(maxsplit=1)[1] for line in capsys.readouterr().out.splitlines()[1:]]
+    assert len(shown) == 5 and set(shown) <= set(labels)
 
 
 def test_predictions_are_those_that_evaluation_counts(workdir):
