@@ -24,6 +24,7 @@ import time
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from alexnet_jax import command_line
 from alexnet_jax.config import write_atomically
@@ -237,6 +238,9 @@ def plot(rows: list[dict]) -> Figure:
             )  # fmt: skip
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter("{x:,.0f}")
+    axes.minorticks_off()
     ticks = sorted({r["devices"] for r in rows if r["topology"].startswith("v5e")})
     axes.set_xticks(ticks, ticks)
     axes.set_xlabel("devices (TPU v5e)")

@@ -57,3 +57,18 @@ def test_the_paper_s_batch_is_left_out_where_there_are_more_devices_than_images(
     both = [("v4:4x4x4", 1), ("v4:4x4x4", 2)]
     assert fixed == [*both, ("v4:4x4x8", 2), ("v5e:8x16", 1), ("v5e:8x16", 2)]
     assert len(found) == len(fixed) + 2 * 4
+
+
+def test_the_plots_rates_are_numbers_also_within_a_decade():
+    for rates in ((11_412, 1_730_068), (11_412, 27_917)):
+        mesh = {"topology": "v5e:2x2", "mesh": [4, 1], "global_batch": 128}
+        rows = [{**mesh, "devices": 4**n, "images_per_second": rate} for n, rate in enumerate(rates, 1)]
+        figure = scaling.plot(rows)
+        figure.canvas.draw()
+        (axes,) = figure.axes
+        low, high = axes.get_ylim()
+        texts = [label.get_text() for label in axes.get_yticklabels(which="both")]
+        shown = [
+            number for number in (float(text.replace(",", "")) for text in texts) if low <= number <= high
+        ]
+        assert len(shown) > 2
