@@ -9,15 +9,12 @@ import os
 import sys
 from collections.abc import Iterator
 
-import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
 from alexnet_jax import command_line, evaluate, images, parallel
 from alexnet_jax import config as configuration
 from alexnet_jax.errors import InputError
-
-matplotlib.rcParams["text.parse_math"] = False  # a $ in a file's name is one
 
 BATCH = 32
 CORRECT, OTHER = "#D55E00", "#0072B2"  # vermilion and blue, which are told apart without colour vision
@@ -60,7 +57,8 @@ def draw_top_five(axes, probabilities: np.ndarray, names: list[str], correct: in
             bar.set(color=CORRECT, hatch="//", edgecolor="white")
         weight = "bold" if label == correct else "normal"
         place = bar.get_y() + bar.get_height() / 2
-        axes.text(0.02, place, short(names[label]), va="center", fontsize="small", weight=weight)
+        name = short(names[label])  # a $ in it is one
+        axes.text(0.02, place, name, va="center", fontsize="small", weight=weight, parse_math=False)
     axes.set(xlim=(0, 1), ylim=(4.5, -0.5), xticks=[], yticks=[])
 
 
@@ -96,7 +94,7 @@ def figure_of(pictures: list, network: Network) -> Figure:
         row, column = divmod(number, 4)
         above, below = grid[2 * row, column], grid[2 * row + 1, column]
         above.imshow(picture.squeeze(), cmap="gray", vmin=0, vmax=255)
-        above.set_title(short(os.path.basename(path), 26), fontsize="small")
+        above.set_title(short(os.path.basename(path), 26), fontsize="small", parse_math=False)
         below.set_axis_on()
         draw_top_five(below, probabilities, network.names)
     return figure

@@ -21,7 +21,6 @@ import os
 import pathlib
 import sys
 
-import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -29,8 +28,6 @@ from alexnet_jax import command_line
 from alexnet_jax import config as configuration
 from alexnet_jax.errors import InputError
 from experiments import columns
-
-matplotlib.rcParams["text.parse_math"] = False  # a $ in a folder's name is one
 
 # Okabe and Ito's, which are told apart without colour vision; line styles do it in print.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -106,7 +103,9 @@ def curves(workdirs: list[str]) -> Figure:
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.25)
     lines = errors.get_legend_handles_labels()[0][::2]  # each run's first
-    figure.legend(handles=lines, fontsize="small", loc="outside lower center", ncols=3)
+    legend = figure.legend(handles=lines, fontsize="small", loc="outside lower center", ncols=3)
+    for text in legend.get_texts():
+        text.set_parse_math(False)  # a $ in a folder's name is one
     return figure
 
 
@@ -141,7 +140,7 @@ def effects(folder: str, given=None) -> Figure:
         raise InputError(f"{folder}/results.csv: {why}") from None
     if not found:
         raise InputError(f"{folder}: no line of its table has a difference to the first")
-    names, changes, errors = zip(*found, strict=True)
+    _, changes, errors = zip(*found, strict=True)
     places = range(len(found))
     figure = Figure(figsize=(8, 0.9 + 0.32 * len(found)), layout="constrained")
     axes = figure.subplots()
@@ -152,8 +151,8 @@ def effects(folder: str, given=None) -> Figure:
     ticks = (-50, -20, -10, -5, -2, -1, 0, 1, 2, 5, 10, 20, 50)
     axes.set_xticks(ticks, [f"{tick:+d}" if tick else "0" for tick in ticks])
     axes.set_xlim(min(low, -1.2), max(high, 1.2))  # so that a point is marked either way
-    numbers = [f"{x:+.2f}" + ("" if np.isnan(error) else f" ± {error:.2f}") for _, x, error in found]
-    axes.set_yticks(places, [f"{name}  {number}" for name, number in zip(names, numbers, strict=True)])
+    labels = [f"{n}  {x:+.2f}" + ("" if np.isnan(error) else f" ± {error:.2f}") for n, x, error in found]
+    axes.set_yticks(places, labels, parse_math=False)  # a $ in a name is one
     axes.invert_yaxis()
     axes.set_xlabel("change of the top-1 error in points, ± standard error (logarithmic beyond 5)")
     axes.grid(alpha=0.25, axis="x")
@@ -302,7 +301,8 @@ def figure4(workdir: str, given) -> Figure:
         for each, picture, label in shown:
             each.imshow(picture.squeeze(), cmap="gray", vmin=0, vmax=255)
             weight = "bold" if each is axes[0] else "normal"
-            each.set_title(predict.short(network.names[label], 17), fontsize="small", weight=weight)
+            name = predict.short(network.names[label], 17)
+            each.set_title(name, fontsize="small", weight=weight, parse_math=False)
     return figure
 
 

@@ -10,6 +10,11 @@ from alexnet_jax.errors import InputError
 from configs import paper, quickstart
 
 
+def test_every_configuration_is_accepted():
+    for config in (paper.get_config(), paper.get_config("2010"), quickstart.get_config()):
+        configuration.check(config)
+
+
 @pytest.mark.parametrize(
     "field, value",
     [

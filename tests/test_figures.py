@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from alexnet_jax import config as configuration
 from alexnet_jax import images, input_pipeline, predict
@@ -104,6 +105,19 @@ def test_curves_mark_the_drops_and_tell_the_runs_apart(runs):
     assert [line.get_xdata()[0] for line in dotted] == [2] * 4
     drawn = [line for line in lines if line not in dotted]
     assert len({(line.get_color(), str(line.get_linestyle())) for line in drawn}) == len(drawn) == 8
+
+
+def test_a_dollar_in_a_name_is_one(runs):
+    """Between two of them matplotlib would read mathematics, and fail at what is none."""
+    (runs / "relu").rename(runs / r"$\frac$")
+    figures.main(["curves", f"--workdir={runs}"])
+    (runs / "results.csv").write_text(
+        "variant,top1_difference,top1_difference_error\n" + r"$\frac$,0.1,0.1" + "\n"
+    )
+    figures.main(["effects", f"--workdir={runs}"])
+    figure = Figure()
+    predict.draw_top_five(figure.subplots(), np.array([0.9, 0.1]), [r"$\frac$", "b"])
+    figures.save(figure, str(runs / "top5"))
 
 
 def test_effects_are_the_tables_differences_in_points(tmp_path):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from alexnet_jax.datasets import statistics
+from alexnet_jax.datasets import statistics, streams
 
 
 class Source:
@@ -50,6 +50,13 @@ def test_deviation_along_each_eigenvector_is_that_of_the_pixels(source):
     pixels = source.images.reshape(-1, source.images.shape[-1]).astype(np.float64)
     along = pixels @ got["eigenvectors"]
     np.testing.assert_allclose(got["standard_deviations"], along.std(axis=0), rtol=1e-5)
+
+
+def test_progress_is_told_batch_by_batch(source, monkeypatch):
+    done = []
+    monkeypatch.setattr(streams, "Progress", lambda what, whole: done.append)
+    statistics.compute(source, batch=4)
+    assert done == [4, 8, 11]
 
 
 def test_statistics_are_float32_and_progress_ends_at_the_whole(source, caplog):
