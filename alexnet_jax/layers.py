@@ -15,23 +15,32 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Key
 
+from alexnet_jax import winograd
+
 Maps = Float[Array, "batch height width channel"]
 Kernel = Float[Array, "height width inputs features"]
 
 CACHE_BYTES = 2_500_000  # of a group's maps before and after, in a CPU core's cache
 MOST_GROUPS = 64  # each is compiled
+WINOGRAD_INPUTS = 96  # maps: with fewer the sums take what the products save
 
 
 def conv(x: Maps, kernel: Kernel, stride: int, padding: tuple[int, int]) -> Maps:
     """Cross-correlation with `padding` zeros (before, after) on both axes.
 
     On a CPU of a few images at a time, which makes a training step 1.6 times faster: for the gradient of the
-    kernel XLA reads that of the output over and over, and should find it in a core's cache. In float32 there.
+    kernel XLA reads that of the output over and over, and should find it in a core's cache. 3x3 kernels of
+    many inputs by Winograd's algorithm there: conv3 to conv5 take half the time, a step 1.17 times less. All
+    in float32.
     """
 
     def of(x, kernel):
         return lax.conv_general_dilated(
-            x, kernel, (stride, stride), (padding, padding), dimension_numbers=("NHWC", "HWIO", "NHWC")
+            x.astype(kernel.dtype),
+            kernel,
+            (stride, stride),
+            (padding, padding),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
 
     def in_groups(x, kernel):
@@ -39,11 +48,15 @@ def conv(x: Maps, kernel: Kernel, stride: int, padding: tuple[int, int]) -> Maps
         group = 1 << (max(1, CACHE_BYTES // image).bit_length() - 1)
         group = max(group, -(-len(x) // MOST_GROUPS))
         sizes = [min(group, len(x) - start) for start in range(0, len(x), group)]
-        wide = kernel.astype(jnp.float32)  # so that its gradient is summed in float32
-        parts = [of(part.astype(jnp.float32), wide) for part in lax.split(x, sizes)]
-        return jnp.concatenate(parts).astype(x.dtype)
+        return jnp.concatenate([of(part, kernel) for part in lax.split(x, sizes)])
 
-    return lax.platform_dependent(x, kernel, cpu=in_groups, default=of)
+    def on_cpu(x, kernel):
+        wide = kernel.astype(jnp.float32)  # so that its gradient is summed in float32
+        if kernel.shape[:2] == (3, 3) and stride == 1 and kernel.shape[2] >= WINOGRAD_INPUTS:
+            return winograd.conv3x3(x.astype(jnp.float32), wide, padding).astype(x.dtype)
+        return in_groups(x, wide).astype(x.dtype)
+
+    return lax.platform_dependent(x, kernel, cpu=on_cpu, default=of)
 
 
 def local_response_norm(x: Maps, size: int, k: float, alpha: float, beta: float) -> Maps:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alexnet_jax import layers
+from alexnet_jax import layers, winograd
 
 
 def assert_close(got, want, tolerance=1e-5):
@@ -54,6 +54,13 @@ def platform(request, monkeypatch):
         monkeypatch.setattr(layers.lax, "platform_dependent", lambda *args, cpu, default: default(*args))
 
 
+@pytest.fixture(params=["direct", "winograd"])
+def algorithm(request, monkeypatch):
+    """3x3 kernels of any number of inputs: XLA's convolution, or Winograd's."""
+    if request.param == "winograd":
+        monkeypatch.setattr(layers, "WINOGRAD_INPUTS", 1)
+
+
 CONVOLUTIONS = {  # input size, kernel size, stride, padding
     "plain": (5, 3, 1, (0, 0)),
     "same": (5, 3, 1, (1, 1)),
@@ -70,6 +77,34 @@ def test_conv_equals_loops(case):
     assert_close(layers.conv(x, kernel, stride, padding), conv_loops(x, kernel, stride, padding))
 
 
+@pytest.mark.parametrize(
+    "height, width, padding", [(5, 6, (1, 1)), (6, 7, (0, 0)), (3, 4, (2, 0)), (4, 3, (0, 3))]
+)
+@pytest.mark.parametrize("images", [1, 2, 5])
+def test_winograds_convolution_equals_loops(height, width, padding, images, monkeypatch):
+    x, kernel = draw(0, 5, height, width, 2), draw(1, 3, 3, 2, 3)
+    want = conv_loops(x, kernel, 1, padding)
+    tiles = -(-want.shape[1] // 2) * -(-want.shape[2] // 2)
+    monkeypatch.setattr(winograd, "TILES", images * tiles)  # of two, the last are an image and one of zeros
+    weights = draw(2, *want.shape)
+    conv = functools.partial(winograd.conv3x3, padding=padding)
+    assert_close(conv(x, kernel), want)
+    gradients = jax.grad(lambda x, kernel: (weights * conv(x, kernel)).sum(), (0, 1))(x, kernel)
+    for got, want in zip(gradients, conv_gradients(x, kernel, 1, padding, weights), strict=True):
+        assert_close(got, want)
+
+
+@pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
+def test_winograds_algorithm_is_for_wide_3x3_convolutions_on_cpus(platform):
+    def convolutions(size, inputs, stride=1):
+        x, kernel = jnp.zeros((2, 9, 9, inputs)), jnp.zeros((size, size, inputs, 4))
+        traced = jax.jit(functools.partial(layers.conv, stride=stride, padding=(1, 1))).trace(x, kernel)
+        return traced.lower(lowering_platforms=(platform,)).as_text().count("stablehlo.convolution")
+
+    assert convolutions(3, 96) == (0 if platform == "cpu" else 1)
+    assert convolutions(3, 95) == convolutions(3, 96, stride=2) == convolutions(5, 96) == 1
+
+
 @pytest.mark.parametrize("group", [1, 2, 4])
 def test_conv_of_a_few_images_at_a_time_equals_loops(group, monkeypatch):
     x, kernel, weights = draw(0, 5, 6, 6, 2), draw(1, 5, 5, 2, 3), draw(2, 5, 3, 3, 3)
@@ -83,7 +118,7 @@ def test_conv_of_a_few_images_at_a_time_equals_loops(group, monkeypatch):
     assert hlo.count("stablehlo.convolution") == -(-5 // group)
 
 
-def test_gradient_of_many_groups_in_bfloat16_is_as_good_as_of_one(monkeypatch):
+def test_gradient_of_many_groups_in_bfloat16_is_as_good_as_of_one(algorithm, monkeypatch):
     x, kernel, weights = (
         jnp.bfloat16(draw(i, *shape)) for i, shape in enumerate([(64, 9, 9, 2), (3, 3, 2, 4), (64, 7, 7, 4)])
     )
@@ -95,6 +130,7 @@ def test_gradient_of_many_groups_in_bfloat16_is_as_good_as_of_one(monkeypatch):
 
     want = gradient(*(jnp.float32(a) for a in (x, kernel, weights)))
     monkeypatch.setattr(layers, "CACHE_BYTES", 1)
+    monkeypatch.setattr(winograd, "TILES", 16)
     assert_close(gradient(x, kernel, weights).astype(jnp.float32), want, 2**-8)
 
 
@@ -123,7 +159,7 @@ def test_conv_over_columns_equals_each_column_with_its_gradients(x_of_columns):
     assert_close(of_kernel, want_kernel)
 
 
-def test_conv_differentiated_inside_vmap_equals_each_column():
+def test_conv_differentiated_inside_vmap_equals_each_column(algorithm):
     size, kernel_size, stride, padding = CONVOLUTIONS["same"]
     x, kernel = draw(0, 2, 2, size, size, 2), draw(1, 2, kernel_size, kernel_size, 2, 3)
     weights = draw(2, 2, 2, size, size, 3)

@@ -122,6 +122,7 @@ def runs():
     with pytest.MonkeyPatch.context() as patch:  # convolutions of a few images at a time
         patch.setattr(layers, "CACHE_BYTES", 1)
         patch.setattr(layers, "MOST_GROUPS", 3)
+        patch.setattr(layers, "WINOGRAD_INPUTS", 1)
         return {mesh: three_steps(mesh) for mesh in MESHES}
 
 
