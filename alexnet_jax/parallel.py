@@ -341,7 +341,8 @@ def eval_step(config, mesh: Mesh, views: int):
 def view_outputs(config, mesh: Mesh, views: int):
     """(params, images, statistics) -> the logarithm of the softmax output of each of 1 or 10 views, a list.
 
-    One view is compiled, and run for each: a loop inside the compiled program would run on one core of a CPU.
+    One view is compiled, and run for each: in a loop of the compiled program XLA's convolutions would run on
+    one core of a CPU.
     """
     run = on_columns(
         config, mesh, lambda params, views: (Column(config).apply({"params": params}, views)[0], ())

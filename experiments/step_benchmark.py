@@ -11,7 +11,8 @@ and what disturbs one round disturbs all contenders in it. Images per second are
 all steps; a ratio is the median of those within a round.
 
 Beside the contenders, in every round, jax multiplies two float32 matrices of 2048x2048 on one device: what
-this machine can do. A contender's FLOP/s are those of its convolutions and matrix products, over its time.
+this machine can do. A contender's FLOP/s are those of its convolutions and matrix products, over its time, as
+their definitions count them: an algorithm may do fewer (alexnet_jax/winograd.py).
 """
 
 import importlib.metadata
@@ -53,7 +54,7 @@ class Failed(Exception):
 
 
 def flop_per_image(config, what: str) -> int:
-    """Floating-point operations of the convolutions and products, a multiply-add being two.
+    """Floating-point operations of the convolutions and products by definition, a multiply-add being two.
 
     Backward is twice forward, for the gradients to the weights and to the inputs; the images have none.
     Normalisation, pooling and the update are not counted. `what` is "train" or "infer".

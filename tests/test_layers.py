@@ -56,7 +56,7 @@ def platform(request, monkeypatch):
 
 @pytest.fixture(params=["direct", "winograd"])
 def algorithm(request, monkeypatch):
-    """3x3 kernels of any number of inputs: XLA's convolution, or Winograd's."""
+    """Winograd's for 3x3 kernels of any number of inputs; or XLA's, which so few take."""
     if request.param == "winograd":
         monkeypatch.setattr(layers, "WINOGRAD_INPUTS", 1)
 
@@ -77,45 +77,61 @@ def test_conv_equals_loops(case):
     assert_close(layers.conv(x, kernel, stride, padding), conv_loops(x, kernel, stride, padding))
 
 
-@pytest.mark.parametrize(
-    "height, width, padding", [(5, 6, (1, 1)), (6, 7, (0, 0)), (3, 4, (2, 0)), (4, 3, (0, 3))]
-)
-@pytest.mark.parametrize("images", [1, 2, 5])
-def test_winograds_convolution_equals_loops(height, width, padding, images, monkeypatch):
-    x, kernel = draw(0, 5, height, width, 2), draw(1, 3, 3, 2, 3)
-    want = conv_loops(x, kernel, 1, padding)
-    tiles = -(-want.shape[1] // 2) * -(-want.shape[2] // 2)
-    monkeypatch.setattr(winograd, "TILES", images * tiles)  # of two, the last are an image and one of zeros
-    weights = draw(2, *want.shape)
-    conv = functools.partial(winograd.conv3x3, padding=padding)
+def assert_equals_loops(conv, x, kernel, stride, padding):
+    """With its gradients."""
+    want = conv_loops(x, kernel, stride, padding)
     assert_close(conv(x, kernel), want)
-    gradients = jax.grad(lambda x, kernel: (weights * conv(x, kernel)).sum(), (0, 1))(x, kernel)
-    for got, want in zip(gradients, conv_gradients(x, kernel, 1, padding, weights), strict=True):
-        assert_close(got, want)
+    weights = draw(2, *want.shape)
+    got = jax.grad(lambda x, kernel: (weights * conv(x, kernel)).sum(), (0, 1))(x, kernel)
+    for gradient, want in zip(got, conv_gradients(x, kernel, stride, padding, weights), strict=True):
+        assert_close(gradient, want)
 
 
-@pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
-def test_winograds_algorithm_is_for_wide_3x3_convolutions_on_cpus(platform):
+WINOGRAD = {  # height, width, padding, tiles at a time, groups of the five images
+    "one image": (5, 6, (1, 1), 9, 5),
+    "two images, the last of them zeros": (6, 7, (0, 0), 12, 3),
+    "all images": (3, 4, (2, 0), 20, 1),
+    "fewer tiles than an image has": (4, 3, (0, 3), 1, 5),
+}
+
+
+@pytest.mark.parametrize("case", WINOGRAD.values(), ids=WINOGRAD)
+def test_winograds_convolution_equals_loops(case, monkeypatch):
+    height, width, padding, tiles, groups = case
+    x, kernel = draw(0, 5, height, width, 2), draw(1, 3, 3, 2, 3)
+    monkeypatch.setattr(winograd, "TILES", tiles)
+    conv = functools.partial(winograd.conv3x3, padding=padding)
+    assert_equals_loops(conv, x, kernel, 1, padding)
+    assert f"length={groups}\n" in str(jax.make_jaxpr(conv)(x, kernel))
+
+
+@pytest.mark.parametrize("target, expected", [("cpu", 0), ("cuda", 1), ("tpu", 1)])
+def test_winograds_algorithm_is_for_wide_3x3_convolutions_on_cpus(target, expected):
     def convolutions(size, inputs, stride=1):
         x, kernel = jnp.zeros((2, 9, 9, inputs)), jnp.zeros((size, size, inputs, 4))
         traced = jax.jit(functools.partial(layers.conv, stride=stride, padding=(1, 1))).trace(x, kernel)
-        return traced.lower(lowering_platforms=(platform,)).as_text().count("stablehlo.convolution")
+        return traced.lower(lowering_platforms=(target,)).as_text().count("stablehlo.convolution")
 
-    assert convolutions(3, 96) == (0 if platform == "cpu" else 1)
-    assert convolutions(3, 95) == convolutions(3, 96, stride=2) == convolutions(5, 96) == 1
+    many = layers.WINOGRAD_INPUTS
+    assert convolutions(3, many) == expected
+    assert convolutions(3, many - 1) == convolutions(3, many, stride=2) == convolutions(5, many) == 1
 
 
 @pytest.mark.parametrize("group", [1, 2, 4])
 def test_conv_of_a_few_images_at_a_time_equals_loops(group, monkeypatch):
-    x, kernel, weights = draw(0, 5, 6, 6, 2), draw(1, 5, 5, 2, 3), draw(2, 5, 3, 3, 3)
-    monkeypatch.setattr(layers, "CACHE_BYTES", group * (x[0].nbytes + weights[0].nbytes))
+    x, kernel = draw(0, 5, 6, 6, 2), draw(1, 5, 5, 2, 3)
+    monkeypatch.setattr(layers, "CACHE_BYTES", group * 4 * (6 * 6 * 2 + 3 * 3 * 3))
     conv = functools.partial(layers.conv, stride=2, padding=(0, 3))
-    assert_close(conv(x, kernel), conv_loops(x, kernel, 2, (0, 3)))
-    gradients = jax.grad(lambda x, kernel: (weights * conv(x, kernel)).sum(), (0, 1))(x, kernel)
-    for got, want in zip(gradients, conv_gradients(x, kernel, 2, (0, 3), weights), strict=True):
-        assert_close(got, want)
+    assert_equals_loops(conv, x, kernel, 2, (0, 3))
     hlo = jax.jit(conv).lower(x, kernel).as_text()
     assert hlo.count("stablehlo.convolution") == -(-5 // group)
+
+
+def test_conv_in_bfloat16_computes_in_float32_on_a_cpu(algorithm):
+    x, kernel = (jnp.bfloat16(draw(i, *shape)) for i, shape in enumerate([(2, 9, 9, 8), (3, 3, 8, 4)]))
+    got = layers.conv(x, kernel, 1, (1, 1))
+    want = layers.conv(x.astype(jnp.float32), kernel.astype(jnp.float32), 1, (1, 1)).astype(jnp.bfloat16)
+    assert got.dtype == jnp.bfloat16 and (got == want).all()
 
 
 def test_gradient_of_many_groups_in_bfloat16_is_as_good_as_of_one(algorithm, monkeypatch):

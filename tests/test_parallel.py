@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from alexnet_jax import layers, optimizer, parallel
+from alexnet_jax import layers, optimizer, parallel, winograd
 from alexnet_jax.errors import InputError
 from alexnet_jax.shapes import layer_shapes
 from configs import paper, quickstart
@@ -119,10 +119,11 @@ def velocity(state):
 
 @pytest.fixture(scope="module")
 def runs():
-    with pytest.MonkeyPatch.context() as patch:  # convolutions of a few images at a time
+    with pytest.MonkeyPatch.context() as patch:  # a few images at a time, and by Winograd's algorithm
         patch.setattr(layers, "CACHE_BYTES", 1)
         patch.setattr(layers, "MOST_GROUPS", 3)
         patch.setattr(layers, "WINOGRAD_INPUTS", 1)
+        patch.setattr(winograd, "TILES", 1)
         return {mesh: three_steps(mesh) for mesh in MESHES}
 
 
