@@ -10,18 +10,16 @@ The values themselves are in configs/paper.py.
 """
 
 import ast
-import contextlib
-import difflib
-import json
 import math
 import os
 import re
 from collections.abc import Iterable, Iterator
-from typing import Any, BinaryIO
+from typing import Any
 
 import ml_collections
 
-from alexnet_jax.errors import InputError
+from alexnet_jax.runtime.errors import InputError, nearest
+from alexnet_jax.workdirs.workdir import read_config
 
 OPS = ("activation", "lrn", "spatial_norm", "pool", "average_pool", "dropout")
 
@@ -200,14 +198,6 @@ def what_works(field: str) -> str:
     return f"give {known[field][1]}" if field in known else unknown(field).partition(": ")[2]
 
 
-def nearest(field: str, known) -> str:
-    """'; did you mean X?', or nothing."""
-    last = field.split(".")[-1]
-    same_name = [name for name in known if name.split(".")[-1] == last]
-    close = same_name or difflib.get_close_matches(field, list(known), n=1, cutoff=0.6)
-    return f"; did you mean {close[0]}?" if close else ""
-
-
 def check(config) -> None:
     """Raises InputError for the first field that is unknown, missing, of a wrong type or out of range."""
     rules, given = _rules(config.get("model", {}).get("layers", {})), dict(flatten(config))
@@ -233,57 +223,12 @@ def check(config) -> None:
         )
 
 
-def save(config, workdir: str) -> None:
-    """Writes config.json, whole or not at all; one that is the same already is left alone."""
-    stored = load(workdir)
-    if stored is None or stored.to_dict() != config.to_dict():
-        text = json.dumps(config.to_dict(), indent=2) + "\n"
-        write_atomically(os.path.join(workdir, "config.json"), text)
-
-
-@contextlib.contextmanager
-def written_whole(path) -> Iterator[BinaryIO]:
-    """A file to write to, which is at `path` after the block, or not at all if that fails."""
-    part = f"{path}.{os.getpid()}.part"
-    try:
-        with open(part, "wb") as file:
-            yield file
-        os.replace(part, path)
-    finally:
-        with contextlib.suppress(OSError):
-            os.remove(part)
-
-
-def write_atomically(path: str, text: str) -> None:
-    with written_whole(path) as file:
-        file.write(text.encode())
-
-
-def _tuples(value):
-    """JSON has lists where a configuration has tuples."""
-    if isinstance(value, dict):
-        return {key: _tuples(item) for key, item in value.items()}
-    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
-
-
-def load(workdir: str) -> ml_collections.ConfigDict | None:
-    """The configuration of a workdir, or None where it has none. Raises InputError if it cannot be read."""
-    path = os.path.join(workdir, "config.json")
-    try:
-        with open(path) as file:
-            return ml_collections.ConfigDict(_tuples(json.load(file)))
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (OSError, ValueError, AttributeError, TypeError) as error:
-        raise InputError(f"{path}: is not a configuration ({error}); give another --workdir") from None
-
-
 def of_run(workdir: str, overrides: Iterable[str] = ()) -> ml_collections.ConfigDict:
     """config.json of a workdir, changed by `overrides`, texts FIELD=VALUE, in what a run may change.
 
     Raises InputError.
     """
-    config = load(workdir)
+    config = read_config(workdir)
     if config is None:
         raise InputError(f"{workdir}: has no config.json; give the workdir of a run")
     check(config)
@@ -311,7 +256,7 @@ def check_same_run(config, workdir: str, data: bool = True) -> None:
 
     Without `data`, the data set and its splits may be others: a network can be evaluated on any.
     """
-    theirs = load(workdir)
+    theirs = read_config(workdir)
     if theirs is None:
         if os.path.exists(workdir) and not os.path.isdir(workdir):
             raise InputError(f"--workdir={workdir}: is a file; give a folder")

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Key
 
-from alexnet_jax import winograd
+from alexnet_jax.kernels import winograd
 
 Maps = Float[Array, "batch height width channel"]
 Kernel = Float[Array, "height width inputs features"]

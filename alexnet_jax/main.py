@@ -21,10 +21,13 @@ import os
 from absl import app, flags
 from ml_collections import config_flags
 
-from alexnet_jax import command_line, machine, processes
 from alexnet_jax import config as configuration
-from alexnet_jax.command_line import CONFIG, WORKDIR
-from alexnet_jax.errors import Diverged, InputError
+from alexnet_jax.datasets.source import open_source
+from alexnet_jax.runtime import command_line, machine, processes
+from alexnet_jax.runtime.command_line import CONFIG, WORKDIR
+from alexnet_jax.runtime.errors import Diverged, InputError
+from alexnet_jax.runtime.mesh import mesh_shape
+from alexnet_jax.workdirs.workdir import read_config
 
 MODES = ("train", "eval", "prepare", "describe")
 
@@ -47,10 +50,10 @@ def run(mode: str, config, overrides: dict, workdir: str) -> None:
     elif mode == "eval":
         from alexnet_jax import evaluate
 
-        config = processes.everyone(_config_of_workdir, config, overrides, workdir)
+        config = processes.all_processes(_config_of_workdir, config, overrides, workdir)
         evaluate.evaluate(config, workdir)
     elif mode == "prepare":
-        processes.in_turn(_prepare, config)
+        processes.process_0_first(_prepare, config)
     else:
         from alexnet_jax import train
 
@@ -58,11 +61,10 @@ def run(mode: str, config, overrides: dict, workdir: str) -> None:
 
 
 def _prepare(config) -> None:
-    from alexnet_jax import input_pipeline
     from alexnet_jax.datasets import statistics
 
     for split in ("train_split", "val_split", "test_split"):
-        source = input_pipeline.open_source(config, split)
+        source = open_source(config, split)
         if split == "train_split":
             statistics.of_source(source)
     log.info("%s is prepared in %s", config.data.name, source.folder)
@@ -76,13 +78,13 @@ def _join(mode: str, config, workdir: str) -> None:
     fields = dict(configuration.flatten(config)) if config is not None else {}
     for field in ("data.dir", "data.manual_dir", "data.threads"):  # a machine's own
         fields.pop(field, None)
-    processes.same({"--mode": mode, "--workdir": workdir, **fields})
+    processes.check_same({"--mode": mode, "--workdir": workdir, **fields})
 
 
 def _config_of_workdir(given, overrides: dict, workdir: str):
     """config.json of the workdir with this command's overrides; `given` may be None."""
     config = configuration.of_run(workdir, [f"{field}={value}" for field, value in overrides.items()])
-    if given is not None and given.name != configuration.load(workdir).name:
+    if given is not None and given.name != read_config(workdir).name:
         # A run's own file may have been overridden when it was trained; another file is a mistake.
         configuration.check_same_run(given, workdir, data=False)
     return config
@@ -102,16 +104,16 @@ def main(argv) -> None:
         if config is not None:
             overrides = config_flags.get_override_values(flags.FLAGS["config"])
             configuration.check(config)
-            from alexnet_jax import parallel, shapes
+            from alexnet_jax import shapes
 
             shapes.layer_shapes(config)
-            parallel.mesh_shape(config, None, () if _MODE.value == "eval" else ("batch_size",))
+            mesh_shape(config, None, () if _MODE.value == "eval" else ("batch_size",))
         workdir = os.path.expanduser(WORKDIR.value or _default_workdir())
-        with processes.fate():
+        with processes.exit_on_error():
             if _MODE.value != "describe":
                 _join(_MODE.value, config, workdir)
             run(_MODE.value, config, overrides, workdir)
-            processes.agree(True)  # none ends before all have done their part, however long it takes
+            processes.barrier(True)  # none ends before all have done their part, however long it takes
     except InputError as error:
         command_line.fail(str(error), 2)
     except Diverged as error:

@@ -18,9 +18,9 @@ from jax import lax
 from jaxtyping import Array, Float, Key
 
 from alexnet_jax import layers
+from alexnet_jax.runtime.mesh import AXIS
 from alexnet_jax.shapes import CLASSIFIER, LayerShape, layer_shapes
 
-AXIS = "column"
 ACTIVATIONS = {"relu": jax.nn.relu, "tanh": jnp.tanh}
 
 

@@ -12,9 +12,14 @@ from collections.abc import Iterator
 import numpy as np
 from matplotlib.figure import Figure
 
-from alexnet_jax import command_line, evaluate, images, parallel
 from alexnet_jax import config as configuration
-from alexnet_jax.errors import InputError
+from alexnet_jax import evaluate
+from alexnet_jax.datasets import images
+from alexnet_jax.datasets.labels import imagenet_classes
+from alexnet_jax.runtime import command_line
+from alexnet_jax.runtime.errors import InputError
+from alexnet_jax.runtime.mesh import make_mesh
+from alexnet_jax.step import make_view_outputs, mean_output
 
 BATCH = 32
 CORRECT, OTHER = "#D55E00", "#0072B2"  # vermilion and blue, which are told apart without colour vision
@@ -26,21 +31,21 @@ class Network:
     def __init__(self, config, workdir: str):
         """Raises InputError if it cannot be opened."""
         config.mesh.data = 1  # any number of pictures
-        self.config, self.mesh = config, parallel.make_mesh(config)
+        self.config, self.mesh = config, make_mesh(config)
         stored = evaluate.stored_statistics(workdir)
         self.step, self.params = evaluate.stored_params(config, workdir, self.mesh)
         self.statistics = evaluate.on_devices(stored, self.mesh)
         self.label_names = [str(name) for name in stored.get("label_names", ())]
         unnamed = range(len(self.label_names), config.model.num_classes)
-        words = {line.split(" ", 1)[0]: line for line in evaluate.imagenet_classes()}
+        words = {line.split(" ", 1)[0]: line for line in imagenet_classes()}
         named = [words.get(name, name) for name in self.label_names]  # folders may have the WordNet id alone
         self.names = [*named, *(f"class {label}" for label in unnamed)]
-        self._outputs = parallel.view_outputs(config, self.mesh, config.eval.views)
+        self._outputs = make_view_outputs(config, self.mesh, config.eval.views)
 
     def probabilities(self, pictures: np.ndarray) -> np.ndarray:
         """Float [n, classes] for uint8 [n, image_size, image_size, channels]."""
         log_probs = self._outputs(self.params, pictures, self.statistics)
-        return np.exp(np.asarray(parallel.mean_output(log_probs)))
+        return np.exp(np.asarray(mean_output(log_probs)))
 
 
 def top_five(probabilities: np.ndarray) -> np.ndarray:

@@ -7,7 +7,7 @@ describe        these as a table
 import dataclasses
 import math
 
-from alexnet_jax.errors import InputError
+from alexnet_jax.runtime.errors import InputError
 
 CLASSIFIER = "fc8"
 POOLING = ("pool", "average_pool")

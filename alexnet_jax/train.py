@@ -28,10 +28,18 @@ import jax
 import numpy as np
 
 from alexnet_jax import config as configuration
-from alexnet_jax import evaluate, input_pipeline, optimizer, parallel, processes, quiet_tensorflow, shapes
-from alexnet_jax.checkpoint import METRIC, Checkpoints
+from alexnet_jax import evaluate, optimizer, shapes
 from alexnet_jax.datasets import statistics
-from alexnet_jax.errors import Diverged, InputError
+from alexnet_jax.datasets.batches import training_batches
+from alexnet_jax.datasets.labels import check_labels, with_labels_of
+from alexnet_jax.datasets.source import open_source
+from alexnet_jax.runtime import processes, quiet_tensorflow
+from alexnet_jax.runtime.errors import Diverged, InputError
+from alexnet_jax.runtime.files import write_text
+from alexnet_jax.runtime.mesh import batch_sharding, block_on_cpu, make_mesh, replicated
+from alexnet_jax.step import abstract_state, all_finite, init_state, make_eval_step, make_train_step
+from alexnet_jax.workdirs.checkpoint import METRIC, Checkpoints
+from alexnet_jax.workdirs.workdir import read_config, write_config
 
 quiet_tensorflow.load()  # before clu does
 from clu import metric_writers, parameter_overview, periodic_actions  # noqa: E402
@@ -44,26 +52,25 @@ def train(config, workdir: str) -> None:
 
     Raises InputError before anything is written, and Diverged.
     """
-    processes.everyone(configuration.check_same_run, config, workdir)
+    processes.all_processes(configuration.check_same_run, config, workdir)
     starts = not os.path.isdir(os.path.join(workdir, "checkpoints"))
     if config.eval.step != -1:
         raise InputError(
             f"eval.step: {config.eval.step} is for --mode=eval; training evaluates the best (-1)"
         )
-    mesh = parallel.make_mesh(config, ("batch_size", "eval.batch_size"))
-    train_source, val_source = processes.in_turn(_open_data, config)
+    mesh = make_mesh(config, ("batch_size", "eval.batch_size"))
+    train_source, val_source = processes.process_0_first(_open_data, config)
     if config.init_from and starts:
         _layers_of_other_run(config, mesh)
     with (
         _open_workdir(config, workdir, train_source),
         Checkpoints(workdir, config.checkpoint.keep) as checkpoints,
-        processes.fate(),
+        processes.exit_on_error(),
     ):
         arrays = statistics.load(os.path.join(workdir, "statistics.npz"))
         # Another order than the data set's own where the workdir was made by an import of weights.
         train_source, val_source = (
-            evaluate.with_labels_of(arrays.get("label_names", ()), source)
-            for source in (train_source, val_source)
+            with_labels_of(arrays.get("label_names", ()), source) for source in (train_source, val_source)
         )
         run = Run(config, workdir, mesh, train_source, val_source, arrays, checkpoints)
         if run.ended:
@@ -79,7 +86,7 @@ def train(config, workdir: str) -> None:
                 log.info(f"the run in {workdir} is finished: {evaluate.in_words(found)}; {what}")
                 return
         if processes.index() == 0:
-            configuration.save(config, workdir)
+            write_config(config, workdir)
         if not run.ended:
             run.loop()
         checkpoints.wait()
@@ -88,10 +95,10 @@ def train(config, workdir: str) -> None:
 
 def _open_data(config) -> tuple:
     """The training and the validation split; they are prepared first where they are not yet."""
-    train_source = input_pipeline.open_source(config, "train_split")
-    val_source = input_pipeline.open_source(config, "val_split")
-    input_pipeline.open_source(config, "test_split")  # only to know now that it is there
-    evaluate.check_labels(config, train_source)
+    train_source = open_source(config, "train_split")
+    val_source = open_source(config, "val_split")
+    open_source(config, "test_split")  # only to know now that it is there
+    check_labels(config, train_source)
     return train_source, val_source
 
 
@@ -99,8 +106,8 @@ def _open_data(config) -> tuple:
 def _open_workdir(config, workdir: str, source):
     """Within the block the workdir is this run's, and holds what its checkpoints belong to."""
     with contextlib.ExitStack() as stack:
-        processes.on_first(_take_workdir, stack, config, workdir, source)
-        processes.everyone(_find_workdir, workdir)
+        processes.on_process_0(_take_workdir, stack, config, workdir, source)
+        processes.all_processes(_find_workdir, workdir)
         yield
 
 
@@ -119,11 +126,11 @@ def _take_workdir(stack, config, workdir: str, source) -> None:
             ) from None
         except OSError:
             log.warning(f"{workdir}: this file system has no locks; see that one program trains there")
-        if configuration.load(workdir) is None or statistics.load(path) is None:
+        if read_config(workdir) is None or statistics.load(path) is None:
             label_names = np.array(source.label_names)
             statistics.save(path, {**statistics.of_source(source), "label_names": label_names})
-        if configuration.load(workdir) is None:
-            configuration.save(config, workdir)
+        if read_config(workdir) is None:
+            write_config(config, workdir)
     except OSError as error:
         raise InputError(f"--workdir={workdir}: cannot be written ({error}); give another") from None
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
@@ -144,12 +151,12 @@ def _layers_of_other_run(config, mesh) -> dict:
     Raises InputError where it has none, or layers of other shapes.
     """
     workdir = os.path.expanduser(config.init_from)
-    other = configuration.load(workdir)
+    other = read_config(workdir)
     if other is None:
         raise InputError(f"init_from: {workdir} has no config.json; give the workdir of another run")
     configuration.check(other)
     ours, theirs = (
-        parallel.abstract_state(network, mesh, optimizer.make(network)).params for network in (config, other)
+        abstract_state(network, mesh, optimizer.make(network)).params for network in (config, other)
     )
     for layer in config.init_layers:
         for params, whose in ((ours, "this network"), (theirs, workdir)):
@@ -176,9 +183,9 @@ class Run:
         self.metrics_path = os.path.join(workdir, "metrics.jsonl")
         # The step that completes the last epoch; batches run on across epochs.
         self.last_step = -(-config.num_epochs * len(train_source) // config.batch_size)
-        self.state = checkpoints.restore_latest(parallel.abstract_state(config, mesh, self.rule))
+        self.state = checkpoints.restore_latest(abstract_state(config, mesh, self.rule))
         if self.state is None:
-            self.state = parallel.init_state(config, mesh, self.rule)
+            self.state = init_state(config, mesh, self.rule)
             if config.init_from:
                 params = self.state.params | _layers_of_other_run(config, mesh)
                 self.state = self.state.replace(params=params)
@@ -200,16 +207,16 @@ class Run:
             self.writer = metric_writers.MultiWriter([])
         self.writer.write_hparams(dict(configuration.flatten(config)))
         self._announce()
-        self.eval_step = parallel.eval_step(config, mesh, views=1)
-        step_fn = parallel.train_step(config, mesh, self.rule)
-        sharding = parallel.batch_sharding(mesh)
-        batches = input_pipeline.batches(self.train_source, config, sharding, self.first_step, self.last_step)
+        self.eval_step = make_eval_step(config, mesh, views=1)
+        step_fn = make_train_step(config, mesh, self.rule)
+        sharding = batch_sharding(mesh)
+        batches = training_batches(self.train_source, config, sharding, self.first_step, self.last_step)
         self.clock = _Clock(config.batch_size)
         progress = periodic_actions.PeriodicCallback(every_secs=10, callback_fn=self._progress)
         self.unchecked = None
         with _StopRequest(self.first_step) as stop, contextlib.closing(self.writer):
             for step, (images, labels) in enumerate(self.clock.waiting_for(batches), self.first_step + 1):
-                state = parallel.settled(mesh, self.state)
+                state = block_on_cpu(mesh, self.state)
                 self.state, loss = step_fn(state, images, labels, self.arrays)
                 # One step late, so that an accelerator has its next step before we wait for the last one.
                 self._check_loss()
@@ -233,7 +240,7 @@ class Run:
         """Validates after `step` updates; True where the schedule ends the training."""
         self._check_loss()
         images_per_second, input_wait = self.clock.images_per_second(), self.clock.input_wait()
-        result = evaluate.errors(
+        result = evaluate.error_rates(
             self.eval_step, self.state.params, self.val_source, self.config, self.mesh, self.arrays
         )
         opt_state = self.state.opt_state
@@ -255,7 +262,7 @@ class Run:
         }
         if not np.isfinite(row["val_loss"]):
             self._diverged(step, f"the validation loss is {row['val_loss']}")
-        everywhere = parallel.replicated(self.mesh)
+        everywhere = replicated(self.mesh)
         zero = {"loss_sum": np.float32(0), "error_sum": np.float32(0), "loss_count": np.int32(0)}
         self.state = self.state.replace(
             opt_state=opt_state | {"learning_rate": jax.device_put(plateau, everywhere)},
@@ -282,7 +289,7 @@ class Run:
 
     def save(self, metrics=None) -> None:
         self._check_loss()
-        if not parallel.all_finite(self.state.params):
+        if not all_finite(self.state.params):
             self._diverged(int(self.state.step), "a parameter is not a finite number")
         self.checkpoints.save(self.state, metrics)
 
@@ -415,7 +422,7 @@ def _keep_rows(path: str, last_step: int) -> None:
     except FileNotFoundError:
         return
     rows = [row for row in map(_parse, lines) if row is not None and row["step"] <= last_step]
-    configuration.write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows))
+    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def _parse(line: str):

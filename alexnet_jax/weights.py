@@ -28,13 +28,19 @@ import shutil
 import numpy as np
 from absl import app, flags
 
-from alexnet_jax import command_line, evaluate, optimizer, parallel, weight_files
 from alexnet_jax import config as configuration
-from alexnet_jax.checkpoint import Checkpoints
-from alexnet_jax.command_line import CONFIG, WORKDIR
+from alexnet_jax import evaluate, optimizer
 from alexnet_jax.datasets import statistics
-from alexnet_jax.errors import InputError
+from alexnet_jax.datasets.labels import imagenet_classes
+from alexnet_jax.pretrained import formats
+from alexnet_jax.runtime import command_line
+from alexnet_jax.runtime.command_line import CONFIG, WORKDIR
+from alexnet_jax.runtime.errors import InputError
+from alexnet_jax.runtime.mesh import make_mesh
 from alexnet_jax.shapes import CLASSIFIER, layer_shapes
+from alexnet_jax.step import new_state
+from alexnet_jax.workdirs.checkpoint import Checkpoints
+from alexnet_jax.workdirs.workdir import write_config
 
 log = logging.getLogger("alexnet_jax")
 
@@ -135,7 +141,7 @@ def import_weights(
     if (names is _MODULES) != (source == "torchvision"):
         right = "torchvision" if names is _MODULES else "caffe"
         raise InputError(f"--from={source}: {config.name} is not such a network; give --from={right}")
-    with weight_files.opened(file, caffe=source == "caffe") as weights:
+    with formats.opened(file, caffe=source == "caffe") as weights:
         _check_network(file, weights, config, names[CLASSIFIER])
         tensors = {name: weights.tensors[name].read() for name in torch_shapes(config)}
     for name, tensor in tensors.items():
@@ -168,7 +174,7 @@ def _check_new(workdir: str) -> None:
         raise InputError(f"--workdir={workdir}: is not empty; give a new folder")
 
 
-def _check_network(file: str, weights: weight_files.Weights, config, classifier: str) -> None:
+def _check_network(file: str, weights: formats.Weights, config, classifier: str) -> None:
     """Sets the number of classes. Raises InputError if the weights are not those of this network."""
     advice = f"give weights of the network {config.name}, or its --config"
     if weights.exported_from not in ("", config.name):
@@ -218,7 +224,7 @@ def _statistics(source: str, config, mean: str | None) -> dict[str, np.ndarray]:
         channel_mean, channel_std = _MEAN, _STD
     mean_image = np.broadcast_to(channel_mean, (size, size, 3))
     if mean is not None:
-        blob = weight_files.caffe_blob(mean)
+        blob = formats.caffe_blob(mean)
         if blob.shape[-3:] != (3, size, size) or blob.size != 3 * size * size or not np.isfinite(blob).all():
             raise InputError(f"--mean={mean}: is no mean image of 3x{size}x{size}; give another")
         mean_image = blob.reshape(3, size, size)[::-1].transpose(1, 2, 0)
@@ -232,7 +238,7 @@ def _label_names(classes: int, labels: str | None, arrays: dict) -> list[str]:
     if labels is None:
         known = list(arrays.get("label_names", ()))
         if not known and classes == 1000:
-            known = evaluate.imagenet_classes()
+            known = imagenet_classes()
         return known if len(known) == classes else [f"class {number}" for number in range(classes)]
     try:
         names = pathlib.Path(labels).read_text().rstrip("\n").split("\n")
@@ -248,9 +254,9 @@ def _make_workdir(workdir: str, config, arrays: dict, params: dict) -> None:
     try:
         os.makedirs(workdir, exist_ok=True)
         with Checkpoints(workdir, config.checkpoint.keep) as checkpoints:
-            checkpoints.save(parallel.new_state(params, optimizer.make(config)))
+            checkpoints.save(new_state(params, optimizer.make(config)))
         statistics.save(os.path.join(workdir, "statistics.npz"), arrays)
-        configuration.save(config, workdir)
+        write_config(config, workdir)
     except BaseException as error:
         shutil.rmtree(os.path.realpath(workdir), ignore_errors=True)
         if there:  # and was empty
@@ -268,10 +274,10 @@ def export_weights(file: str, workdir: str) -> None:
         raise InputError(f"{file}: exists already; remove it, or give another name")
     config = configuration.of_run(workdir)
     config.mesh.update(data=1, column=1)  # the run's devices need not be here
-    step, params = evaluate.stored_params(config, workdir, parallel.make_mesh(config))
+    step, params = evaluate.stored_params(config, workdir, make_mesh(config))
     tensors = to_torch(config, params)
     try:
-        weight_files.write(file, tensors, config.name)
+        formats.write(file, tensors, config.name)
     except OSError as error:
         raise InputError(f"{file}: cannot be written ({error.strerror}); give another") from None
     names = list(tensors)

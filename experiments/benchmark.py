@@ -24,10 +24,12 @@ import os
 import re
 
 from absl import app, flags
+from alexnet_jax.runtime.files import write_text
+from alexnet_jax.runtime.mesh import mesh_shape
 
-from alexnet_jax import command_line
 from alexnet_jax import config as configuration
-from alexnet_jax.errors import InputError
+from alexnet_jax.runtime import command_line
+from alexnet_jax.runtime.errors import InputError
 
 WHAT = {"train": ("torch",), "infer": ("torch", "onnxruntime"), "input": ()}  # and its peers
 
@@ -58,7 +60,7 @@ def main(argv) -> None:
             command_line.check_writable("--json", json_path)
         results = _input(config) if what == "input" else _steps(what, config)
         if json_path:
-            configuration.write_atomically(json_path, json.dumps(results, indent=2) + "\n")
+            write_text(json_path, json.dumps(results, indent=2) + "\n")
             print(f"written to {json_path}")
     except InputError as error:
         command_line.fail(str(error), 2)
@@ -77,10 +79,10 @@ def _check_flags(what: str) -> None:
 
 def _check(config) -> None:
     configuration.check(config)
-    from alexnet_jax import parallel, shapes  # here, so that a mistake in the flags is told at once
+    from alexnet_jax import shapes  # here, so that a mistake in the flags is told at once
 
     shapes.layer_shapes(config)
-    parallel.mesh_shape(config, None, ("batch_size",))
+    mesh_shape(config, None, ("batch_size",))
 
 
 def _input(config) -> list[dict]:

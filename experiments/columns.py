@@ -13,21 +13,22 @@ with at least the absolute difference that was found (of several workdirs, the m
 """
 
 import numpy as np
+from alexnet_jax.runtime.mesh import make_mesh
 
-from alexnet_jax import command_line
 from alexnet_jax import config as configuration
-from alexnet_jax.errors import InputError
+from alexnet_jax.runtime import command_line
+from alexnet_jax.runtime.errors import InputError
 
 DEALS = 10_000
 
 
 def conv1(workdir: str, overrides=()) -> tuple[int, np.ndarray]:
     """(step, kernels [columns, size, size, channels, maps]) of the best checkpoint. Raises InputError."""
-    from alexnet_jax import evaluate, parallel
+    from alexnet_jax import evaluate
 
     config = configuration.of_run(workdir, overrides)
     config.mesh.data = config.mesh.column = 1  # nothing is computed, and one device is there
-    step, params = evaluate.stored_params(config, workdir, parallel.make_mesh(config))
+    step, params = evaluate.stored_params(config, workdir, make_mesh(config))
     if "conv1" not in params:
         raise InputError(f"{workdir}: its network has no conv1, which has {', '.join(params)}")
     return step, np.asarray(params["conv1"]["kernel"], np.float64)

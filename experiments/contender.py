@@ -16,7 +16,10 @@ import resource
 import sys
 import time
 
-from alexnet_jax.errors import InputError, first_line
+from alexnet_jax.runtime.mesh import batch_sharding, make_mesh, replicated
+from alexnet_jax.step import abstract_state, init_state, make_train_step, make_view_outputs
+
+from alexnet_jax.runtime.errors import InputError, first_line
 
 PRODUCT = 2048  # rows and columns of the matrices whose product says what this machine can do
 
@@ -27,14 +30,14 @@ def ours(given: dict):
     import ml_collections
     import numpy as np
 
-    from alexnet_jax import optimizer, parallel
+    from alexnet_jax import optimizer
 
     config = ml_collections.FrozenConfigDict(given["config"])
-    mesh, rule = parallel.make_mesh(config, ("batch_size",)), optimizer.make(config)
+    mesh, rule = make_mesh(config, ("batch_size",)), optimizer.make(config)
     size, channels, draw = config.data.image_size, config.data.channels, np.random.default_rng(0)
     images = draw.integers(0, 256, (config.batch_size, size, size, channels), dtype=np.uint8)
     labels = draw.integers(0, config.model.num_classes, config.batch_size).astype(np.int32)
-    images, labels = jax.device_put((images, labels), parallel.batch_sharding(mesh))
+    images, labels = jax.device_put((images, labels), batch_sharding(mesh))
     statistics = {
         "mean_image": np.full((size, size, channels), 120, np.float32),
         "channel_mean": np.full(channels, 120, np.float32),
@@ -42,17 +45,17 @@ def ours(given: dict):
         "eigenvectors": np.eye(channels, dtype=np.float32),
         "standard_deviations": np.full(channels, 40, np.float32),
     }
-    statistics = jax.device_put(statistics, parallel.replicated(mesh))
+    statistics = jax.device_put(statistics, replicated(mesh))
     if given["what"] == "train":
-        function = parallel.train_step(config, mesh, rule)
-        args = parallel.init_state(config, mesh, rule), images, labels, statistics
+        function = make_train_step(config, mesh, rule)
+        args = init_state(config, mesh, rule), images, labels, statistics
     else:
-        outputs = parallel.view_outputs(config, mesh, views=1)
+        outputs = make_view_outputs(config, mesh, views=1)
         # To be compiled apart from its first run; nothing but the place of the view is fixed by this.
         function = jax.jit(lambda *args: outputs(*args)[0])
         params = jax.tree.map(  # not init_state, whose momentum would count as memory
             lambda x: jax.device_put(0.01 * draw.standard_normal(x.shape, np.float32), x.sharding),
-            parallel.abstract_state(config, mesh, rule).params,
+            abstract_state(config, mesh, rule).params,
         )
         args = params, images, statistics
     start = time.perf_counter()

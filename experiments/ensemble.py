@@ -8,9 +8,14 @@ given is of the first workdir's config.json. Networks may differ, data and class
 import json
 import logging
 
-from alexnet_jax import command_line, evaluate, parallel
+from alexnet_jax.runtime.files import write_text
+from alexnet_jax.runtime.mesh import make_mesh
+from alexnet_jax.step import make_top_k_sums, make_view_outputs
+
 from alexnet_jax import config as configuration
-from alexnet_jax.errors import InputError
+from alexnet_jax import evaluate
+from alexnet_jax.runtime import command_line
+from alexnet_jax.runtime.errors import InputError
 
 log = logging.getLogger("alexnet_jax")
 
@@ -37,15 +42,15 @@ def ensemble(workdirs: list[str], overrides: list[str]) -> dict:
             )
         # Networks of one and of two columns share a mesh: every device runs all columns.
         other.mesh.column = 1
-    mesh = parallel.make_mesh(config, ("eval.batch_size",))
+    mesh = make_mesh(config, ("eval.batch_size",))
     source = evaluate.test_source(config, stored[0])
     members, steps = [], []
     for workdir, other, arrays in zip(workdirs, configs, stored, strict=True):
         step, params = evaluate.stored_params(other, workdir, mesh)
-        outputs = parallel.view_outputs(other, mesh, config.eval.views)
+        outputs = make_view_outputs(other, mesh, config.eval.views)
         members.append((outputs, params, evaluate.on_devices(arrays, mesh)))
         steps.append(step)
-    sums = parallel.score(mesh)
+    sums = make_top_k_sums(mesh)
 
     def score(_, images, labels, real, __):
         each = (outputs(params, images, arrays) for outputs, params, arrays in members)
@@ -53,7 +58,7 @@ def ensemble(workdirs: list[str], overrides: list[str]) -> dict:
 
     what = {"split": config.data.test_split, "views": config.eval.views}
     log.info(f"averaging {len(members)} networks on {len(source):,} images of {what['split']}")
-    result = evaluate.errors(score, None, source, config, mesh, None)
+    result = evaluate.error_rates(score, None, source, config, mesh, None)
     return {**what, "workdirs": workdirs, "steps": steps, **result}
 
 
@@ -66,7 +71,7 @@ def main(arguments: list[str]) -> None:
         command_line.check_writable("--out", given.out)
     result = ensemble(given.workdirs, given.overrides)
     if given.out:
-        configuration.write_atomically(given.out, json.dumps(result, indent=2) + "\n")
+        write_text(given.out, json.dumps(result, indent=2) + "\n")
     log.info(evaluate.in_words(result))
 
 

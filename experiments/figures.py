@@ -22,11 +22,16 @@ import pathlib
 import sys
 
 import numpy as np
+from alexnet_jax.datasets.labels import with_labels_of
+from alexnet_jax.datasets.source import open_source
+from alexnet_jax.runtime.mesh import batch_sharding
+from alexnet_jax.step import make_activations
 from matplotlib.figure import Figure
 
-from alexnet_jax import command_line
 from alexnet_jax import config as configuration
-from alexnet_jax.errors import InputError
+from alexnet_jax.datasets.batches import evaluation_batches
+from alexnet_jax.runtime import command_line
+from alexnet_jax.runtime.errors import InputError
 from experiments import columns
 
 # Okabe and Ito's, which are told apart without colour vision; line styles do it in print.
@@ -272,12 +277,12 @@ def figure3(workdir: str, given=None) -> Figure:
 
 def figure4(workdir: str, given) -> Figure:
     """A row for each image: itself, its five most probable labels, its six nearest training images."""
-    from alexnet_jax import evaluate, input_pipeline, predict
+    from alexnet_jax import predict
 
     config = configuration.of_run(workdir, given.overrides)
     network = predict.Network(config, workdir)
     test, train = (
-        evaluate.with_labels_of(network.label_names, input_pipeline.open_source(config, split))
+        with_labels_of(network.label_names, open_source(config, split))
         for split in ("test_split", "train_split")
     )
     wrong = [index for index in given.images if not 0 <= index < len(test)]
@@ -311,11 +316,10 @@ def nearest(network, images: np.ndarray, train, count: int = 6) -> np.ndarray:
 
     Features are the last hidden layer's activations of the central view; the distance is Euclidean.
     """
-    from alexnet_jax import input_pipeline, parallel
 
     of, config = features(network), network.config
-    wanted, sharding = of(images), parallel.batch_sharding(network.mesh)
-    batches = input_pipeline.padded(train, config.eval.batch_size, sharding, config.data.threads)
+    wanted, sharding = of(images), batch_sharding(network.mesh)
+    batches = evaluation_batches(train, config.eval.batch_size, sharding, config.data.threads)
     distances = [
         np.linalg.norm(wanted[:, None] - of(pictures)[np.asarray(real)], axis=2)
         for pictures, _, real in batches
@@ -327,12 +331,12 @@ def features(network):
     """Images -> float [n, features], the activations of the last hidden layer for the central view."""
     import jax
 
-    from alexnet_jax import augment, parallel, shapes
+    from alexnet_jax import augment, shapes
 
     config = network.config
     layer = shapes.layer_shapes(config)[-2]
     name = f"{layer.name}/activation" if "activation" in layer.then else layer.name
-    forward = parallel.forward(config, network.mesh)
+    forward = make_activations(config, network.mesh)
     place = np.array(augment.test_views(config, 1)[0], np.int32)
     view = jax.jit(lambda images: augment.test_view(images, place, network.statistics, config))
 

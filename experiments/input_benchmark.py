@@ -1,6 +1,6 @@
 """Images per second from storage to batches on the devices, beside what TensorFlow and PyTorch do.
 
-    raw, jpeg    the two stores, through input_pipeline.batches as in training, with data.threads=workers
+    raw, jpeg    the two stores, through training_batches as in training, with data.threads=workers
     tf.data      tf.io.read_file, tf.io.decode_jpeg, batch, prefetch, with num_parallel_calls=workers
     torch        Pillow in a DataLoader with num_workers=workers processes
 
@@ -31,8 +31,12 @@ import time
 import numpy as np
 import tensorflow_datasets as tfds
 
-from alexnet_jax import images, input_pipeline
-from alexnet_jax.errors import InputError
+from alexnet_jax.datasets import images
+from alexnet_jax.datasets.batches import examples_of_step, training_batches
+from alexnet_jax.datasets.prepared import prepared_builder
+from alexnet_jax.datasets.source import open_source
+from alexnet_jax.runtime.errors import InputError
+from alexnet_jax.runtime.mesh import batch_sharding, make_mesh
 
 WORKERS = (1, 2)
 STORES = ("raw", "jpeg")
@@ -52,7 +56,7 @@ def run(config, steps: int, rounds: int, seconds: float) -> list[dict]:
     if not hasattr(os, "sched_setaffinity"):
         raise InputError("benchmark input: this system cannot pin a process to CPUs; use Linux")
     for store in STORES:
-        input_pipeline.open_source(_with(config, store=store), "train_split")  # prepared where it is not yet
+        open_source(_with(config, store=store), "train_split")  # prepared where it is not yet
     with tempfile.TemporaryDirectory(prefix="input-benchmark-") as folder:
         files = _write_files(config, steps, folder)
         names = [*STORES, *_peers(files, config)]
@@ -72,12 +76,9 @@ def _with(config, **data):
 
 def _write_files(config, steps: int, folder: str) -> list[tuple[str, int]]:
     """(file, label) of every example of these steps in order; an image that comes twice has one file."""
-    builder = input_pipeline.prepared_builder(config)
+    builder = prepared_builder(config)
     examples = builder.as_data_source(config.data.train_split, decoders={"image": tfds.decode.SkipDecoding()})
-    order = [
-        input_pipeline.examples_of_step(config.seed, step, config.batch_size, len(examples))
-        for step in range(steps)
-    ]
+    order = [examples_of_step(config.seed, step, config.batch_size, len(examples)) for step in range(steps)]
     files = {}
     for index in np.unique(order).tolist():
         example = examples[index]
@@ -194,15 +195,13 @@ def _images_per_second(one_pass, seconds: float) -> float:
 def _ours(config, steps: int):
     import jax
 
-    from alexnet_jax import parallel
-
-    source = input_pipeline.open_source(config, "train_split")
-    sharding = parallel.batch_sharding(parallel.make_mesh(config, ("batch_size",)))
-    return lambda: map(jax.block_until_ready, input_pipeline.batches(source, config, sharding, 0, steps))
+    source = open_source(config, "train_split")
+    sharding = batch_sharding(make_mesh(config, ("batch_size",)))
+    return lambda: map(jax.block_until_ready, training_batches(source, config, sharding, 0, steps))
 
 
 def _tf_data(files, batch: int, channels: int, workers: int):
-    from alexnet_jax import quiet_tensorflow
+    from alexnet_jax.runtime import quiet_tensorflow
 
     quiet_tensorflow.load()
     import tensorflow as tf

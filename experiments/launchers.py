@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 
-from alexnet_jax.errors import InputError
+from alexnet_jax.runtime.errors import InputError
 
 # The system kills what this starts when the thread that started it ends, also with SIGKILL; on Linux only.
 _WITH_PARENT = """

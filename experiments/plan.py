@@ -13,9 +13,12 @@ import runpy
 import shlex
 import sys
 
+from alexnet_jax.runtime.files import write_text
+from alexnet_jax.runtime.mesh import mesh_shape
+
 from alexnet_jax import config as configuration
-from alexnet_jax import parallel, shapes
-from alexnet_jax.errors import InputError, first_line
+from alexnet_jax import shapes
+from alexnet_jax.runtime.errors import InputError, first_line
 from experiments.variants import Ensemble, Variant
 
 
@@ -61,7 +64,7 @@ class Run:
         if not {"top1_error", "top5_error"} <= result.keys():
             return False
         kept = {"made_by": self.made_by, "result": result}
-        configuration.write_atomically(self._kept, json.dumps(kept) + "\n")
+        write_text(self._kept, json.dumps(kept) + "\n")
         return True
 
     @property
@@ -216,7 +219,7 @@ def _update(config, fields: dict, name: str) -> None:
         config.update_from_flattened_dict(fields)
         configuration.check(config)
         shapes.layer_shapes(config)
-        parallel.mesh_shape(config, None, ("batch_size", "eval.batch_size"))
+        mesh_shape(config, None, ("batch_size", "eval.batch_size"))
     except Exception as error:  # ml_collections raises many kinds
         raise InputError(f"variant {name!r}: {' '.join(str(error).split())}") from None
 

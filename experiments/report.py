@@ -11,9 +11,12 @@ import json
 import os
 import statistics
 
-from alexnet_jax import command_line, evaluate, shapes
+from alexnet_jax.runtime.files import write_text
+
 from alexnet_jax import config as configuration
-from alexnet_jax.errors import InputError
+from alexnet_jax import evaluate, shapes
+from alexnet_jax.runtime import command_line
+from alexnet_jax.runtime.errors import InputError
 from configs import paper
 from experiments import figures
 
@@ -128,7 +131,7 @@ def main(arguments: list[str]) -> None:
     out = given.out or os.path.join(given.folder, "report.html")
     text = page(given.folder)
     command_line.check_writable("--out", out)
-    configuration.write_atomically(out, text)
+    write_text(out, text)
     print(out)
 
 

@@ -23,12 +23,14 @@ import re
 import time
 
 import numpy as np
+from alexnet_jax.runtime.mesh import batch_sharding, replicated
+from alexnet_jax.step import abstract_state, make_train_step
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
-from alexnet_jax import command_line
 from alexnet_jax.config import write_atomically
-from alexnet_jax.errors import InputError, first_line
+from alexnet_jax.runtime import command_line
+from alexnet_jax.runtime.errors import InputError, first_line
 from experiments import figures
 
 IMAGES, EPOCHS, BATCH = 1_281_167, 90, 128
@@ -62,7 +64,7 @@ def compiled_step(topology: str, columns: int, batch: int):
     from jax.experimental import topologies
     from jax.sharding import AxisType, Mesh
 
-    from alexnet_jax import optimizer, parallel
+    from alexnet_jax import optimizer
     from configs import paper
 
     try:
@@ -82,14 +84,14 @@ def compiled_step(topology: str, columns: int, batch: int):
     def placed(sharding, dtype, *shape):
         return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
-    split, everywhere = parallel.batch_sharding(mesh), parallel.replicated(mesh)
+    split, everywhere = batch_sharding(mesh), replicated(mesh)
     shapes = dict(mean_image=(256, 256, 3), channel_mean=(3,), channel_std=(3,), eigenvectors=(3, 3),
                   standard_deviations=(3,))  # fmt: skip
     statistics = {name: placed(everywhere, jnp.float32, *shape) for name, shape in shapes.items()}
     images = placed(split, jnp.uint8, config.batch_size, 256, 256, 3)
     labels = placed(split, jnp.int32, config.batch_size)
-    state = parallel.abstract_state(config, mesh, rule)
-    step = parallel.train_step(config, mesh, rule)
+    state = abstract_state(config, mesh, rule)
+    step = make_train_step(config, mesh, rule)
     return len(devices), config.batch_size, step.lower(state, images, labels, statistics).compile()
 
 

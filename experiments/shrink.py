@@ -9,8 +9,9 @@ import pathlib
 
 from PIL import Image
 
-from alexnet_jax import command_line, images
-from alexnet_jax.errors import InputError
+from alexnet_jax.datasets import images
+from alexnet_jax.runtime import command_line
+from alexnet_jax.runtime.errors import InputError
 
 
 def main(arguments: list[str]) -> None:

@@ -1,7 +1,7 @@
 """Images per second of a training step or of a forward pass, beside PyTorch and ONNX Runtime.
 
-Ours is the step of parallel.train_step, augmentation and dropout included, on random uint8 images; or the
-forward pass of parallel.view_outputs, of one central view. The peers are in torch_peer.py and onnx_peer.py:
+Ours is the step of make_train_step, augmentation and dropout included, on random uint8 images; or the
+forward pass of make_view_outputs, of one central view. The peers are in torch_peer.py and onnx_peer.py:
 the paper's network, in float32. There is no input pipeline in any of them.
 
 Each contender has a process of its own (contender.py), so that they share neither threads nor memory, and
@@ -28,9 +28,8 @@ import tempfile
 import time
 
 from alexnet_jax import config as configuration
-from alexnet_jax import machine
-from alexnet_jax.datasets import streams
-from alexnet_jax.errors import InputError
+from alexnet_jax.runtime import machine, progress
+from alexnet_jax.runtime.errors import InputError
 from alexnet_jax.shapes import layer_shapes
 from configs import paper
 from experiments.contender import PRODUCT
@@ -86,7 +85,7 @@ def run(what: str, variants: list[tuple], peers: list[str], steps: int, rounds: 
         "config": first.config.name,
         "steps": steps,
         "rounds": rounds,
-        "cpus": streams.cores(),
+        "cpus": progress.cores(),
         "versions": {name: _version(name) for name in ("jax", "jaxlib", *peers)},
         "product_flops_per_second": round(rate),
         "contenders": [_row(contender, first, what, rate) for contender in contenders],
@@ -125,7 +124,7 @@ def _start_all(contenders: list, what: str, variants: list[tuple], peers: list[s
     for name, config in variants:
         start(name, config.batch_size, {"kind": "ours", "config": config.to_dict()}, config)
     first = contenders[0]
-    common = {"batch": first.batch, "threads": streams.cores(), "platform": first.facts["platform"]}
+    common = {"batch": first.batch, "threads": progress.cores(), "platform": first.facts["platform"]}
     for peer in peers:
         for name, own in PROGRAMS[peer].items():
             try:

@@ -28,11 +28,12 @@ import sys
 import time
 
 from absl import app, flags
+from alexnet_jax.runtime.files import write_text
 from ml_collections import config_flags
 
-from alexnet_jax import command_line
 from alexnet_jax import config as configuration
-from alexnet_jax.errors import InputError, first_line
+from alexnet_jax.runtime import command_line
+from alexnet_jax.runtime.errors import InputError, first_line
 from experiments import launchers
 from experiments.plan import Plan, Run, as_flags, variants_of
 
@@ -151,8 +152,8 @@ class Sweep:
         writer.writeheader()
         for row in rows:
             writer.writerow({key: _rounded(value) for key, value in row.items()})
-        configuration.write_atomically(os.path.join(self.workdir, "results.csv"), table.getvalue())
-        configuration.write_atomically(os.path.join(self.workdir, "results.md"), self._markdown(rows))
+        write_text(os.path.join(self.workdir, "results.csv"), table.getvalue())
+        write_text(os.path.join(self.workdir, "results.md"), self._markdown(rows))
 
     def _markdown(self, rows: list[dict]) -> str:
         finished = sum(bool(result) for result in self.results.values())

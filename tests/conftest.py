@@ -24,12 +24,12 @@ if os.environ.get("ORACLE"):  # `make oracle`: what is skipped without PyTorch s
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory):
     """A folder with fashion_mnist_shipped prepared in it."""
-    from alexnet_jax import input_pipeline
+    from alexnet_jax.datasets.prepared import prepared_builder
     from configs import quickstart
 
     config = quickstart.get_config()
     config.data.dir = str(tmp_path_factory.mktemp("data"))
-    input_pipeline.prepared_builder(config)
+    prepared_builder(config)
     return config.data.dir
 
 

@@ -11,8 +11,8 @@ import math
 
 import ml_collections
 import numpy as np
-
-from alexnet_jax import parallel
+from alexnet_jax.runtime.mesh import make_mesh
+from alexnet_jax.step import make_activations
 
 TWO_COLUMNS = {
     "conv1": (96, 3, 11, 11),
@@ -102,7 +102,7 @@ def to_theirs(params):
 
 @functools.cache
 def forward(config):
-    return parallel.forward(config, parallel.make_mesh(config))
+    return make_activations(config, make_mesh(config))
 
 
 def our_activations(name, weights, views, config=None):

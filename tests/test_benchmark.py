@@ -12,7 +12,7 @@ import pytest
 import small_archives
 from networks import TWO_COLUMNS, assert_close, draw_views, draw_weights, our_activations
 
-from alexnet_jax.errors import InputError
+from alexnet_jax.runtime.errors import InputError
 from configs import paper
 from experiments import step_benchmark
 

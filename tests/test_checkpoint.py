@@ -7,10 +7,13 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from alexnet_jax.runtime.mesh import make_mesh
+from alexnet_jax.step import abstract_state, init_state
 
-from alexnet_jax import optimizer, parallel, processes
-from alexnet_jax.checkpoint import METRIC, Checkpoints
-from alexnet_jax.errors import InputError
+from alexnet_jax import optimizer
+from alexnet_jax.runtime import processes
+from alexnet_jax.runtime.errors import InputError
+from alexnet_jax.workdirs.checkpoint import METRIC, Checkpoints
 from configs import quickstart
 
 
@@ -18,8 +21,8 @@ def states(data, column):
     """(the state before the first step, its abstract form) on a mesh."""
     config = quickstart.get_config()
     config.mesh.data, config.mesh.column = data, column
-    mesh, rule = parallel.make_mesh(config), optimizer.make(config)
-    return parallel.init_state(config, mesh, rule), parallel.abstract_state(config, mesh, rule)
+    mesh, rule = make_mesh(config), optimizer.make(config)
+    return init_state(config, mesh, rule), abstract_state(config, mesh, rule)
 
 
 @pytest.fixture(scope="module")

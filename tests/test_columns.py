@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from alexnet_jax.errors import InputError
+from alexnet_jax.runtime.errors import InputError
 from experiments import columns
 
 

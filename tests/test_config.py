@@ -4,9 +4,10 @@ import json
 
 import ml_collections
 import pytest
+from alexnet_jax.workdirs.workdir import read_config, write_config
 
 from alexnet_jax import config as configuration
-from alexnet_jax.errors import InputError
+from alexnet_jax.runtime.errors import InputError
 from configs import paper, quickstart
 
 
@@ -87,8 +88,8 @@ def test_a_missing_field_and_a_misnamed_layer_are_told():
 
 def test_config_json_gives_the_same_configuration_back(tmp_path):
     config = paper.get_config()
-    configuration.save(config, tmp_path)
-    loaded = configuration.load(tmp_path)
+    write_config(config, tmp_path)
+    loaded = read_config(tmp_path)
     assert loaded.to_dict() == config.to_dict()
     configuration.check(loaded)
     assert json.loads((tmp_path / "config.json").read_text())["model"]["lrn"]["alpha"] == 1e-4
@@ -96,7 +97,7 @@ def test_config_json_gives_the_same_configuration_back(tmp_path):
 
 def saved(tmp_path, **changes):
     config = quickstart.get_config()
-    configuration.save(config, tmp_path)
+    write_config(config, tmp_path)
     config.update_from_flattened_dict(changes)
     return config
 
@@ -138,4 +139,4 @@ def test_a_workdir_of_another_run_names_the_field(tmp_path, changes):
 def test_a_damaged_config_json_is_told(tmp_path):
     (tmp_path / "config.json").write_text('{"seed": ')
     with pytest.raises(InputError, match="config.json"):
-        configuration.load(tmp_path)
+        read_config(tmp_path)

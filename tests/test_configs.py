@@ -7,9 +7,11 @@ import math
 import jax
 import numpy as np
 import pytest
+from alexnet_jax.runtime.mesh import make_mesh
+from alexnet_jax.step import abstract_state
 
 from alexnet_jax import config as configuration
-from alexnet_jax import optimizer, parallel
+from alexnet_jax import optimizer
 from alexnet_jax.shapes import describe, layer_shapes
 from configs import paper
 from experiments import plan
@@ -59,7 +61,7 @@ def test_network_has_its_size(name):
     parameters, multiply_adds = NETWORKS[name]
     total = f"total: {parameters:,} parameters, {multiply_adds:,} multiply-adds"
     assert describe(config).splitlines()[-1] == total
-    shapes = parallel.abstract_state(config, parallel.make_mesh(config), optimizer.make(config)).params
+    shapes = abstract_state(config, make_mesh(config), optimizer.make(config)).params
     assert sum(math.prod(x.shape) for x in jax.tree.leaves(shapes)) == parameters
 
 

@@ -17,9 +17,11 @@ import numpy as np
 import pytest
 from test_main import rows
 
-from alexnet_jax import config as configuration
-from alexnet_jax import optimizer, parallel
-from alexnet_jax.checkpoint import Checkpoints
+from alexnet_jax import optimizer
+from alexnet_jax.runtime.mesh import make_mesh
+from alexnet_jax.step import abstract_state
+from alexnet_jax.workdirs.checkpoint import Checkpoints
+from alexnet_jax.workdirs.workdir import read_config
 
 ROOT = pathlib.Path(__file__).parent.parent
 # Four steps an epoch.
@@ -38,9 +40,9 @@ TINY = (
 RECORDING = """
 import runpy, zlib
 import numpy as np
-from alexnet_jax import input_pipeline, parallel
+from alexnet_jax import train
 
-batches, train_step = input_pipeline.batches, parallel.train_step
+batches, train_step = train.training_batches, train.make_train_step
 
 def recording_batches(source, config, sharding, first, last):
     for step, (images, labels) in enumerate(batches(source, config, sharding, first, last), first + 1):
@@ -62,7 +64,7 @@ def recording_step(*args):
 
     return run
 
-input_pipeline.batches, parallel.train_step = recording_batches, recording_step
+train.training_batches, train.make_train_step = recording_batches, recording_step
 runpy.run_module("alexnet_jax.main", run_name="__main__")
 """
 
@@ -196,9 +198,9 @@ def test_every_number_of_processes_gives_the_same_run(runs, place):
 
 
 def params_at(workdir, step):
-    config = configuration.load(workdir)
+    config = read_config(workdir)
     config.mesh.update(data=1, column=1)
-    shapes = parallel.abstract_state(config, parallel.make_mesh(config), optimizer.make(config)).params
+    shapes = abstract_state(config, make_mesh(config), optimizer.make(config)).params
     with Checkpoints(workdir) as checkpoints:
         return checkpoints.restore_params(shapes, step)[1]
 
@@ -278,10 +280,11 @@ def test_a_lost_or_stopped_process_ends_the_others_and_the_run_goes_on(data_dir,
 # alexnet_jax.main, but process 1 cannot read the images of its third step.
 UNREADABLE = """
 import runpy
-from alexnet_jax import input_pipeline, processes
-from alexnet_jax.errors import InputError
+from alexnet_jax import train
+from alexnet_jax.runtime import processes
+from alexnet_jax.runtime.errors import InputError
 
-batches = input_pipeline.batches
+batches = train.training_batches
 
 def broken_batches(*args):
     for number, batch in enumerate(batches(*args), 1):
@@ -289,7 +292,7 @@ def broken_batches(*args):
             raise InputError("data.dir: cannot be read")
         yield batch
 
-input_pipeline.batches = broken_batches
+train.training_batches = broken_batches
 runpy.run_module("alexnet_jax.main", run_name="__main__")
 """
 

@@ -4,11 +4,14 @@ import json
 
 import numpy as np
 import pytest
+from alexnet_jax.datasets.source import open_source
+from alexnet_jax.workdirs.workdir import write_config
 from matplotlib.figure import Figure
 
 from alexnet_jax import config as configuration
-from alexnet_jax import images, input_pipeline, predict
-from alexnet_jax.errors import InputError
+from alexnet_jax import predict
+from alexnet_jax.datasets import images
+from alexnet_jax.runtime.errors import InputError
 from configs import quickstart
 from experiments import columns, figures
 
@@ -18,7 +21,7 @@ def fake_run(folder, activation, errors, seed=0):
     config = quickstart.get_config()
     config.seed = seed
     config.model.activation = activation
-    configuration.save(config, folder)
+    write_config(config, folder)
     with open(folder / "metrics.jsonl", "w") as file:
         for epoch, error in enumerate(errors, 1):
             row = {"step": 10 * epoch, "epoch": epoch, "learning_rate": 0.1 if epoch < 3 else 0.01}
@@ -152,7 +155,7 @@ def test_figures_of_a_trained_network(swept, tmp_path, capsys, monkeypatch):
     with_pictures = [bool(axes.get_images()) for axes in drawn[0].axes]
     assert with_pictures == 2 * [True, False, *[True] * 4, False, False]
     config = configuration.of_run(str(workdir))
-    test = input_pipeline.open_source(config, "test_split")
+    test = open_source(config, "test_split")
     shown, labels = test.read([1, 2])
     for axes, picture, label in zip(drawn[0].axes[::8], shown, labels, strict=True):
         assert axes.get_title() == test.label_names[label]
@@ -182,7 +185,7 @@ def test_figure3_puts_one_column_above_the_other_and_tells_their_colour(monkeypa
 def test_nearest_images_are_those_of_all_distances(swept):
     workdir = str(swept[0] / "tanh" / "seed-0")
     network = predict.Network(configuration.of_run(workdir), workdir)
-    train = input_pipeline.open_source(network.config, "train_split")
+    train = open_source(network.config, "train_split")
     pictures, _ = train.read(range(len(train)))
     features = figures.features(network)(pictures)
     assert features.shape == (640, 256)  # half of fc7's 512

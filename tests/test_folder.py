@@ -6,12 +6,12 @@ import zlib
 import numpy as np
 import pytest
 import small_archives as small
+from alexnet_jax.datasets.source import open_source
 
 from alexnet_jax import config as configuration
-from alexnet_jax import input_pipeline
 from alexnet_jax.datasets import statistics
 from alexnet_jax.datasets.folder import FolderSource
-from alexnet_jax.errors import InputError
+from alexnet_jax.runtime.errors import InputError
 from configs import paper
 
 
@@ -36,7 +36,7 @@ def opened(folder, split, field="train_split", **changes):
     config.data.name, config.data.dir, config.data[field] = "folder", str(folder), split
     config.update_from_flattened_dict(changes)
     configuration.check(config)
-    return input_pipeline.open_source(config, field)
+    return open_source(config, field)
 
 
 def listed(folder, part):

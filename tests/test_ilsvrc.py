@@ -18,9 +18,10 @@ import small_archives as small
 import tensorflow_datasets as tfds
 
 from alexnet_jax import config as configuration
-from alexnet_jax import input_pipeline
-from alexnet_jax.datasets import ilsvrc, prepared, raw, streams
-from alexnet_jax.errors import InputError
+from alexnet_jax.datasets import ilsvrc, prepared, raw
+from alexnet_jax.datasets.source import open_source
+from alexnet_jax.runtime import progress
+from alexnet_jax.runtime.errors import InputError
 from configs import paper
 
 SHARED = pathlib.Path(__file__).parents[2] / "shared"
@@ -38,7 +39,7 @@ def config_for(year, archives, data_dir, **changes):
 def examples(config, split):
     """{file name: (image, label)} of all examples, as `read` gives them."""
     field = {"train": "train_split", "validation": "val_split", "test": "test_split"}[split]
-    source = input_pipeline.open_source(config, field)
+    source = open_source(config, field)
     examples = source.builder.as_data_source(source.split)
     names = [example["file_name"].decode() for example in examples]
     images, labels = source.read(range(len(source)))
@@ -98,7 +99,7 @@ def test_every_picture_is_the_papers_preparation_of_it(whole):
 
 def test_labels_are_positions_in_the_sorted_wordnet_ids(whole):
     config, expected = whole
-    source = input_pipeline.open_source(config, "train_split")
+    source = open_source(config, "train_split")
     assert source.label_names == tuple(f"{wnid} {small.WORDS[wnid]}" for wnid in (A, B, C))
     for split, pictures in expected.items():
         for name, (_, label) in examples(config, split).items():
@@ -127,7 +128,7 @@ def test_a_second_preparation_is_the_same_byte_for_byte(whole, tmp_path, monkeyp
     monkeypatch.setattr(prepared, "_SHUFFLE_BUFFER", buffer)
     config, _ = whole
     again = config_for(config.data.name[-4:], config.data.manual_dir, tmp_path)
-    folders = [input_pipeline.open_source(c, "train_split").folder for c in (config, again)]
+    folders = [open_source(c, "train_split").folder for c in (config, again)]
     for first in folders[0].glob("*.array_record*"):
         assert first.read_bytes() == (folders[1] / first.name).read_bytes()
 
@@ -244,7 +245,7 @@ def sound(tmp_path_factory):
 def told(folder, tmp_path, message):
     config = config_for("2010", folder, tmp_path / "data")
     with pytest.raises(InputError) as raised:
-        input_pipeline.open_source(config, "train_split")
+        open_source(config, "train_split")
     assert message in str(raised.value) and "\n" not in str(raised.value)
     # Nothing is left that could pass for a data set, nor half of one.
     assert not [path for path in (tmp_path / "data").rglob("*") if "incomplete" in path.name]
@@ -281,14 +282,14 @@ def test_a_year_that_is_not_there_is_told_with_those_that_are(tmp_path):
     with pytest.raises(
         InputError, match="data.name: 'ilsvrc/2011' does not exist; there are ilsvrc/2012, ilsvrc/2010"
     ):
-        input_pipeline.open_source(config, "train_split")
+        open_source(config, "train_split")
 
 
 def test_a_data_dir_that_cannot_be_written_is_told(sound, tmp_path):
     (tmp_path / "ilsvrc").write_text("a file")
     config = config_for("2010", sound, tmp_path)
     with pytest.raises(InputError, match="data.dir: .* cannot be written"):
-        input_pipeline.open_source(config, "train_split")
+        open_source(config, "train_split")
 
 
 def test_a_full_disk_is_foreseen(sound, tmp_path, monkeypatch):
@@ -300,9 +301,9 @@ def test_the_disk_must_hold_the_raw_copy_too(sound, tmp_path, monkeypatch):
     raw_config = config_for("2010", sound, tmp_path / "data", **{"data.store": "raw"})
     monkeypatch.setattr(ilsvrc.shutil, "disk_usage", lambda folder: types.SimpleNamespace(free=30 * 150_000))
     with pytest.raises(InputError, match=rf"data.dir: {tmp_path}/data is on .*data.store=jpeg"):
-        input_pipeline.open_source(raw_config, "train_split")
+        open_source(raw_config, "train_split")
     config = config_for("2010", sound, tmp_path / "data")
-    assert len(input_pipeline.open_source(config, "train_split")) == 22
+    assert len(open_source(config, "train_split")) == 22
 
 
 def flipped(path):
@@ -329,12 +330,12 @@ def test_a_data_set_that_was_damaged_is_named(whole, tmp_path, spoil):
     folder = next((tmp_path / "data").rglob("dataset_info.json")).parent
     spoil(folder)
     with pytest.raises(InputError) as raised:
-        source = input_pipeline.open_source(config, "train_split")
+        source = open_source(config, "train_split")
         source.read(range(len(source)))
     assert str(raised.value).startswith(f"{folder}: ") and "delete the folder" in str(raised.value)
     assert "\n" not in str(raised.value)
     shutil.rmtree(folder)
-    assert len(input_pipeline.open_source(config, "val_split")) == 5
+    assert len(open_source(config, "val_split")) == 5
 
 
 def test_names_in_the_archive_are_not_paths(tmp_path):
@@ -352,8 +353,8 @@ def test_names_in_the_archive_are_not_paths(tmp_path):
 def test_a_killed_preparation_leaves_no_data_set_and_the_next_one_clears_up(sound, tmp_path):
     program = f"""
 import sys, time
-from alexnet_jax import input_pipeline
 from alexnet_jax.datasets import ilsvrc
+from alexnet_jax.datasets.source import open_source
 from configs import paper
 config = paper.get_config("2010")
 config.data.manual_dir, config.data.dir = {str(sound)!r}, {str(tmp_path)!r}
@@ -365,7 +366,7 @@ def slow(picture):
         time.sleep(100)
     return prepared(picture)
 ilsvrc._prepared = slow
-input_pipeline.open_source(config, "train_split")
+open_source(config, "train_split")
 """
     process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
     while "half done" not in (line := process.stdout.readline()):
@@ -383,11 +384,11 @@ input_pipeline.open_source(config, "train_split")
 
 def test_two_processes_that_prepare_at_once_prepare_once(sound, tmp_path):
     program = f"""
-from alexnet_jax import input_pipeline
 from configs import paper
+from alexnet_jax.datasets.source import open_source
 config = paper.get_config("2010")
 config.data.manual_dir, config.data.dir = {str(sound)!r}, {str(tmp_path)!r}
-print(len(input_pipeline.open_source(config, "test_split")))
+print(len(open_source(config, "test_split")))
 """
     both = [subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) for _ in range(2)]
     assert [int(process.communicate(timeout=120)[0].split()[-1]) for process in both] == [3, 3]
@@ -397,7 +398,7 @@ def raw_of(config, split="test_split", **changes):
     config = config.copy_and_resolve_references()
     config.data.store = "raw"
     config.update_from_flattened_dict(changes)
-    return input_pipeline.open_source(config, split)
+    return open_source(config, split)
 
 
 @pytest.mark.parametrize(
@@ -406,7 +407,7 @@ def raw_of(config, split="test_split", **changes):
 def test_the_raw_store_holds_the_same_pixels(whole, split):
     config = whole[0].copy_and_resolve_references()
     config.data.test_split = split
-    jpeg, raw_source = input_pipeline.open_source(config, "test_split"), raw_of(config)
+    jpeg, raw_source = open_source(config, "test_split"), raw_of(config)
     assert isinstance(raw_source, raw.RawSource) and len(raw_source) == len(jpeg)
     assert (raw_source.label_names, raw_source.split) == (jpeg.label_names, jpeg.split)
     order = np.random.default_rng(0).integers(0, len(jpeg), 40)
@@ -419,7 +420,7 @@ def test_the_raw_store_of_another_size_and_greyscale(whole):
     changes = {"data.image_size": 37, "data.crop_size": 30, "data.channels": 1}
     config = whole[0].copy_and_resolve_references()
     config.update_from_flattened_dict(changes)
-    ours, theirs = raw_of(config).read([2, 0]), input_pipeline.open_source(config, "test_split").read([2, 0])
+    ours, theirs = raw_of(config).read([2, 0]), open_source(config, "test_split").read([2, 0])
     assert ours[0].shape == (2, 37, 37, 1) and np.array_equal(ours[0], theirs[0])
 
 
@@ -437,7 +438,7 @@ def test_a_raw_file_that_was_cut_short_is_named(whole, tmp_path, kind):
 
 def test_a_raw_copy_is_whole_or_not_there(whole, tmp_path, monkeypatch):
     config = config_for(whole[0].data.name[-4:], whole[0].data.manual_dir, tmp_path)
-    folder = input_pipeline.open_source(config, "val_split").folder
+    folder = open_source(config, "val_split").folder
     (folder / "raw-train-256x3.images.1.part").write_bytes(b"left by a killed process")
 
     def interrupted(source, indices):
@@ -461,15 +462,15 @@ def test_results_come_in_order_and_few_are_taken_ahead():
             taken.append(item)
             yield item
 
-    for got, result in enumerate(streams.in_order(lambda item: item * 2, items(), 3)):
+    for got, result in enumerate(progress.in_order(lambda item: item * 2, items(), 3)):
         assert result == 2 * got and len(taken) <= got + 8
     with pytest.raises(ZeroDivisionError):
-        list(streams.in_order(lambda item: 1 // (item - 5), range(100), 3))
+        list(progress.in_order(lambda item: 1 // (item - 5), range(100), 3))
 
 
 def test_progress_tells_the_time_left(caplog):
     with caplog.at_level("INFO", "alexnet_jax"):
-        streams.Progress("copy", 1000, every=0)(500)
+        progress.Progress("copy", 1000, every=0)(500)
     (line,) = caplog.messages
     assert line.startswith("copy: 500 of 1,000 images") and line.endswith("s left")
 
@@ -523,7 +524,7 @@ def test_photographs_of_the_official_archives(photographs):
     assert counts == {"train": 200, "validation": 500} | (
         {"test": 3791} if "2010" in config.data.name else {}
     )
-    names = input_pipeline.open_source(config, "train_split").label_names
+    names = open_source(config, "train_split").label_names
     assert names[0] == "n01440764 tench, Tinca tinca" and names[8] == "n03445777 golf ball"
     for split, pictures in expected.items():
         found = examples(config, split)

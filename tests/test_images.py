@@ -10,7 +10,7 @@ import pytest
 import small_archives as small
 from PIL import Image
 
-from alexnet_jax import images
+from alexnet_jax.datasets import images
 
 ODD = {name: content for name, content in small.odd_pictures().items() if name != "gzipped"}
 

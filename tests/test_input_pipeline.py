@@ -16,10 +16,12 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from PIL import Image
 
-from alexnet_jax import input_pipeline
 from alexnet_jax.datasets import fashion_mnist, prepared
-from alexnet_jax.errors import InputError
-from alexnet_jax.images import fit
+from alexnet_jax.datasets.batches import evaluation_batches, examples_of_step, training_batches
+from alexnet_jax.datasets.images import fit
+from alexnet_jax.datasets.prepared import prepared_builder
+from alexnet_jax.datasets.source import open_source
+from alexnet_jax.runtime.errors import InputError
 from configs import quickstart
 
 
@@ -52,48 +54,48 @@ def sharding(devices=1):
 
 def test_every_epoch_has_every_example_once_in_a_new_order():
     examples, batch = 103, 10
-    order = np.concatenate([input_pipeline.examples_of_step(3, step, batch, examples) for step in range(42)])
+    order = np.concatenate([examples_of_step(3, step, batch, examples) for step in range(42)])
     epochs = order[: 4 * examples].reshape(4, examples)
     assert (np.sort(epochs, axis=1) == np.arange(examples)).all()
     assert len({tuple(epoch) for epoch in epochs}) == 4
-    other_seed = input_pipeline.examples_of_step(4, 0, examples, examples)
+    other_seed = examples_of_step(4, 0, examples, examples)
     assert not (other_seed == epochs[0]).all()
 
 
 def test_without_reshuffling_every_epoch_is_in_the_order_of_the_first():
-    first, second = (input_pipeline.examples_of_step(3, step, 10, 20, reshuffle=False) for step in (0, 2))
+    first, second = (examples_of_step(3, step, 10, 20, reshuffle=False) for step in (0, 2))
     np.testing.assert_array_equal(first, second)
-    np.testing.assert_array_equal(first, input_pipeline.examples_of_step(3, 0, 10, 20))
+    np.testing.assert_array_equal(first, examples_of_step(3, 0, 10, 20))
 
 
 def test_a_step_larger_than_the_data_spans_several_epochs():
-    order = input_pipeline.examples_of_step(0, 0, 25, 10)
+    order = examples_of_step(0, 0, 25, 10)
     assert [sorted(order[:10]), sorted(order[10:20])] == [list(range(10))] * 2 and len(order) == 25
 
 
 def test_the_order_is_that_of_every_other_machine():
     # Written down once, with NumPy 2.4: a run that is resumed with another version must see the same images.
-    assert input_pipeline.examples_of_step(7, 2, 12, 12).tolist() == [6, 7, 8, 4, 11, 0, 1, 5, 10, 3, 9, 2]
+    assert examples_of_step(7, 2, 12, 12).tolist() == [6, 7, 8, 4, 11, 0, 1, 5, 10, 3, 9, 2]
 
 
 def test_batches_do_not_depend_on_where_the_run_started():
     config = config_for("")
     config.batch_size = 8
     source = Numbers(50)
-    whole = list(input_pipeline.batches(source, config, sharding(), 0, 20))
-    tail = list(input_pipeline.batches(source, config, sharding(), 13, 20))
+    whole = list(training_batches(source, config, sharding(), 0, 20))
+    tail = list(training_batches(source, config, sharding(), 13, 20))
     assert len(whole) == 20 and len(tail) == 7
     for (_, a), (_, b) in zip(whole[13:], tail, strict=True):
         assert np.array_equal(a, b)
-    assert np.array_equal(whole[4][1], input_pipeline.examples_of_step(config.seed, 4, 8, 50))
+    assert np.array_equal(whole[4][1], examples_of_step(config.seed, 4, 8, 50))
 
 
 def test_devices_of_the_data_axis_hold_their_rows_of_the_batch():
     config = config_for("")
     config.batch_size = 8
-    images, labels = next(input_pipeline.batches(Numbers(50), config, sharding(4), 0, 1))
+    images, labels = next(training_batches(Numbers(50), config, sharding(4), 0, 1))
     assert images.shape == (8, 2, 2, 1) and [len(s.data) for s in labels.addressable_shards] == [2] * 4
-    order = input_pipeline.examples_of_step(config.seed, 0, 8, 50)
+    order = examples_of_step(config.seed, 0, 8, 50)
     for shard in labels.addressable_shards:
         assert np.array_equal(shard.data, order[shard.index])
 
@@ -103,7 +105,7 @@ def test_both_columns_of_a_pair_hold_the_same_rows():
     both = NamedSharding(Mesh(devices, ("data", "column")), P("data"))
     config = config_for("")
     config.batch_size = 8
-    _, labels = next(input_pipeline.batches(Numbers(50), config, both, 0, 1))
+    _, labels = next(training_batches(Numbers(50), config, both, 0, 1))
     by_device = {shard.device: np.asarray(shard.data) for shard in labels.addressable_shards}
     for first, second in devices:
         assert np.array_equal(by_device[first], by_device[second])
@@ -117,7 +119,8 @@ import sys
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
-from alexnet_jax import input_pipeline
+from alexnet_jax.datasets.batches import training_batches
+from alexnet_jax.datasets.source import open_source
 from configs import quickstart
 port, process, data_dir, out = sys.argv[1:]
 jax.config.update("jax_platforms", "cpu")
@@ -125,11 +128,11 @@ jax.config.update("jax_num_cpu_devices", 2)
 jax.distributed.initialize(f"127.0.0.1:{{port}}", 2, int(process), initialization_timeout=60)
 config = quickstart.get_config()
 config.data.dir, config.data.train_split, config.batch_size = data_dir, "train[:50]", 8
-source, found = input_pipeline.open_source(config, "train_split"), {{}}
+source, found = open_source(config, "train_split"), {{}}
 for number, layout in enumerate({MESHES}):
     sharding = NamedSharding(Mesh(np.array(jax.devices())[np.array(layout)], ("data", "column")), P("data"))
     for first in (0, 5):
-        for step, batch in enumerate(input_pipeline.batches(source, config, sharding, first, 8), first):
+        for step, batch in enumerate(training_batches(source, config, sharding, first, 8), first):
             for kind, array in zip(("images", "labels"), batch):
                 for shard in array.addressable_shards:
                     row = shard.index[0].start
@@ -154,11 +157,9 @@ def test_two_processes_read_the_batches_of_one_wherever_they_start(data_dir, tmp
             process.kill()
             process.wait()
     config = config_for(data_dir, **{"data.train_split": "train[:50]", "batch_size": 8})
-    source = input_pipeline.open_source(config, "train_split")
+    source = open_source(config, "train_split")
     # Step 6 runs on into the second epoch.
-    whole = [
-        [np.asarray(a) for a in pair] for pair in input_pipeline.batches(source, config, sharding(), 0, 8)
-    ]
+    whole = [[np.asarray(a) for a in pair] for pair in training_batches(source, config, sharding(), 0, 8)]
     of_process = [np.load(tmp_path / f"{process}.npz") for process in (0, 1)]
     for number, layout in enumerate(MESHES):
         rows = 8 // len(layout)
@@ -174,7 +175,7 @@ def test_two_processes_read_the_batches_of_one_wherever_they_start(data_dir, tmp
 @pytest.mark.parametrize("examples", [1, 8, 9, 23])
 def test_padding_marks_what_is_not_real(examples):
     seen = []
-    for images, labels, real in input_pipeline.padded(Numbers(examples), 8, sharding(), 2):
+    for images, labels, real in evaluation_batches(Numbers(examples), 8, sharding(), 2):
         assert images.shape == (8, 2, 2, 1)
         seen += np.asarray(labels)[np.asarray(real)].tolist()
     assert seen == list(range(examples))
@@ -205,7 +206,7 @@ def idx(name):
 
 @pytest.mark.parametrize("split, stem, count", [("train", "train", 60_000), ("test", "t10k", 10_000)])
 def test_the_prepared_data_is_the_shipped_data(data_dir, split, stem, count):
-    source = input_pipeline.open_source(config_for(data_dir, **{"data.test_split": split}), "test_split")
+    source = open_source(config_for(data_dir, **{"data.test_split": split}), "test_split")
     images, labels = idx(f"{stem}-images-idx3-ubyte.gz"), idx(f"{stem}-labels-idx1-ubyte.gz")
     assert len(source) == count == len(images) == len(labels)
     assert np.bincount(labels).tolist() == [count // 10] * 10
@@ -218,7 +219,7 @@ def test_the_prepared_data_is_the_shipped_data(data_dir, split, stem, count):
 
 def test_splits_are_disjoint_slices_of_what_they_name(data_dir):
     config = config_for(data_dir)
-    train, val = (input_pipeline.open_source(config, split) for split in ("train_split", "val_split"))
+    train, val = (open_source(config, split) for split in ("train_split", "val_split"))
     assert (len(train), len(val)) == (55_000, 5_000)
 
 
@@ -243,7 +244,7 @@ def test_what_cannot_be_opened_is_told_in_one_line(data_dir, field, value):
     config = config_for(data_dir, **{field: value})
     split = field.removeprefix("data.") if field.endswith("split") else "train_split"
     with pytest.raises(InputError) as raised:
-        input_pipeline.open_source(config, split)
+        open_source(config, split)
     assert str(raised.value).startswith(f"{field}: {value!r}") and "\n" not in str(raised.value)
 
 
@@ -252,9 +253,9 @@ def test_a_data_set_that_cannot_be_opened_is_named(data_dir, tmp_path):
     (info,) = (tmp_path / "data").rglob("dataset_info.json")
     os.truncate(info, 50)
     with pytest.raises(InputError, match=f"cannot be opened in {tmp_path}"):
-        input_pipeline.open_source(config_for(tmp_path / "data"), "train_split")
+        open_source(config_for(tmp_path / "data"), "train_split")
     with pytest.raises(InputError, match=r"data.dir: .*info.json' is not a folder"):
-        input_pipeline.open_source(config_for(info), "train_split")
+        open_source(config_for(info), "train_split")
 
 
 def test_a_truncated_data_file_is_named(data_dir, tmp_path):
@@ -263,9 +264,9 @@ def test_a_truncated_data_file_is_named(data_dir, tmp_path):
     with open(shard, "r+b") as file:
         file.truncate(shard.stat().st_size // 2)
     config = config_for(tmp_path / "data")
-    input_pipeline.open_source(config, "train_split")
+    open_source(config, "train_split")
     with pytest.raises(InputError, match=shard.name):
-        input_pipeline.open_source(config, "test_split")
+        open_source(config, "test_split")
 
 
 def test_a_truncated_shipped_file_is_named(tmp_path):
@@ -284,25 +285,27 @@ def test_a_truncated_shipped_file_leaves_no_data_set(tmp_path, monkeypatch):
     config = config_for(tmp_path / "data")
     with monkeypatch.context() as patch, pytest.raises(InputError, match="t10k-images"):
         patch.setattr(fashion_mnist, "FILES", tmp_path / "files")
-        input_pipeline.prepared_builder(config)
+        prepared_builder(config)
     assert not list((tmp_path / "data").rglob("*.array_record*"))
 
 
 def test_reading_does_not_import_tensorflow(data_dir):
     program = f"""
 import sys
-from alexnet_jax import input_pipeline, model, parallel
+from alexnet_jax import step
+from alexnet_jax.datasets import batches
 from configs import quickstart
+from alexnet_jax.datasets.source import open_source
 config = quickstart.get_config()
 config.data.dir = {str(data_dir)!r}
-input_pipeline.open_source(config, "test_split").read([0, 1])
+open_source(config, "test_split").read([0, 1])
 sys.exit("tensorflow" in sys.modules)
 """
     assert subprocess.run([sys.executable, "-c", program], timeout=120).returncode == 0
 
 
 def test_a_split_without_labels_is_told(data_dir, monkeypatch):
-    builder = input_pipeline.prepared_builder(config_for(data_dir))
+    builder = prepared_builder(config_for(data_dir))
     record = builder.info.features.serialize_example({"image": np.zeros((28, 28, 1), np.uint8), "label": -1})
     monkeypatch.setattr(builder, "as_data_source", lambda *_, **__: [record])
     with pytest.raises(InputError, match="data.test_split: 'test' has no labels"):

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alexnet_jax import layers, winograd
+from alexnet_jax import layers
+from alexnet_jax.kernels import winograd
 
 
 def assert_close(got, want, tolerance=1e-5):

@@ -109,8 +109,8 @@ def test_a_second_start_finds_what_the_first_one_compiled(finished, data_dir, tm
 
 
 def test_programs_are_kept_in_the_users_cache(tmp_path):
-    code = "import jax; from alexnet_jax import parallel; from configs import quickstart; "
-    code += "parallel.make_mesh(quickstart.get_config()); print(jax.config.jax_compilation_cache_dir)"
+    code = "import jax; from alexnet_jax.runtime.mesh import make_mesh; from configs import quickstart; "
+    code += "make_mesh(quickstart.get_config()); print(jax.config.jax_compilation_cache_dir)"
 
     def folder(home):
         environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}

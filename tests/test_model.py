@@ -7,11 +7,13 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import pytest
+from alexnet_jax.runtime.mesh import make_mesh
+from alexnet_jax.step import abstract_state, column_axes, init_state, loss_and_gradients, make_activations
 
-from alexnet_jax import optimizer, parallel
+from alexnet_jax import optimizer
 from alexnet_jax.config import check
-from alexnet_jax.errors import InputError
 from alexnet_jax.model import Column
+from alexnet_jax.runtime.errors import InputError
 from alexnet_jax.shapes import describe, layer_shapes
 from configs import paper, quickstart
 
@@ -48,7 +50,7 @@ def small_config(columns=2, without=(), **fields):
 
 
 def state_shapes(config):
-    return parallel.abstract_state(config, parallel.make_mesh(config), optimizer.make(config))
+    return abstract_state(config, make_mesh(config), optimizer.make(config))
 
 
 def draw_params(config):
@@ -112,9 +114,9 @@ def test_real_parameters_have_the_shapes_of_one_column_each():
 @pytest.mark.parametrize("columns", [1, 2])
 def test_activations_of_the_paper_network_by_name_and_shape(columns):
     config = paper_config(columns, **{"mesh.data": 1, "mesh.column": 1})
-    mesh = parallel.make_mesh(config)
+    mesh = make_mesh(config)
     views = jax.ShapeDtypeStruct((2, 224, 224, 3), jnp.float32)
-    logits, activations = jax.eval_shape(parallel.forward(config, mesh), state_shapes(config).params, views)
+    logits, activations = jax.eval_shape(make_activations(config, mesh), state_shapes(config).params, views)
     norm_pool, maps = ("activation", "lrn", "pool"), ("activation",)
     then = {"conv1": norm_pool, "conv2": norm_pool, "conv3": maps, "conv4": maps, "conv5": (*maps, "pool")}
     then |= dict.fromkeys(("fc6", "fc7"), ("activation", "dropout"))
@@ -208,7 +210,7 @@ FORWARD = {
 def test_forward_pass_equals_numpy(case):
     config = small_config(case[0], **case[1])
     params, views = draw_params(config), draw_views(config)
-    logits, got = parallel.forward(config, parallel.make_mesh(config))(params, views)
+    logits, got = make_activations(config, make_mesh(config))(params, views)
     want = reference(config, params, views)
     assert set(got) == set(want)
     for name, value in want.items():
@@ -231,7 +233,7 @@ def test_gradients_equal_finite_differences_of_the_numpy_network():
         log_sum = np.log(np.exp(logits - logits.max(axis=1, keepdims=True)).sum(axis=1)) + logits.max(axis=1)
         return (log_sum - logits[np.arange(len(labels)), labels]).mean()
 
-    run = jax.jit(parallel.loss_and_gradients(config, parallel.make_mesh(config)))
+    run = jax.jit(loss_and_gradients(config, make_mesh(config)))
     loss, gradients, _ = run(params, images, labels, 0, {"mean_image": mean})
     assert abs(loss - reference_loss(params)) < 1e-5 * loss
 
@@ -257,15 +259,15 @@ def test_zeros_of_conv1_are_at_the_bottom_and_right():
     params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), state_shapes(config).params)
     params["conv1"]["kernel"] += 1
     views = np.ones((1, 224, 224, 3), np.float32)
-    _, activations = parallel.forward(config, parallel.make_mesh(config))(params, views)
+    _, activations = make_activations(config, make_mesh(config))(params, views)
     inside = np.array([11] * 54 + [8])
     want = 3 * np.outer(inside, inside)
     np.testing.assert_array_equal(activations["conv1"][0], np.broadcast_to(want[:, :, None], (55, 55, 4)))
 
 
 def initial_params(config):
-    mesh = parallel.make_mesh(config)
-    return jax.tree.map(np.asarray, parallel.init_state(config, mesh, optimizer.make(config)).params)
+    mesh = make_mesh(config)
+    return jax.tree.map(np.asarray, init_state(config, mesh, optimizer.make(config)).params)
 
 
 @pytest.fixture(scope="module")
@@ -377,7 +379,7 @@ def test_bfloat16_computes_near_float32_with_float32_parameters():
     config, half = small_config(), small_config(**{"model.dtype": "bfloat16"})
     assert {leaf.dtype for leaf in jax.tree.leaves(state_shapes(half).params)} == {np.dtype(np.float32)}
     params, views = draw_params(config), draw_views(config, 8)
-    logits, activations = parallel.forward(half, parallel.make_mesh(half))(params, views)
+    logits, activations = make_activations(half, make_mesh(half))(params, views)
     assert logits.dtype == jnp.float32
     assert {value.dtype for name, value in activations.items() if name != "fc8"} == {np.dtype(jnp.bfloat16)}
     want = reference(config, params, views)["fc8"]
@@ -399,7 +401,7 @@ def test_dropout_masks_differ_between_layers_columns_and_examples():
     def column(params):
         return Column(config).apply({"params": params}, views, keys)[1]
 
-    run = jax.vmap(column, (parallel.column_axes(params),), axis_name="column")
+    run = jax.vmap(column, (column_axes(params),), axis_name="column")
     activations = jax.jit(run)(params)
     masks = np.stack([activations["fc6/dropout"], activations["fc7/dropout"]]).reshape(8, -1)
     assert set(np.unique(masks)) == {0, 1}

@@ -9,9 +9,20 @@ import ml_collections
 import numpy as np
 import optax
 import pytest
+from alexnet_jax.runtime.mesh import batch_sharding, make_mesh, mesh_shape, replicated
+from alexnet_jax.step import (
+    abstract_state,
+    init_state,
+    loss_and_gradients,
+    make_activations,
+    make_eval_step,
+    make_train_step,
+    new_state,
+)
 
-from alexnet_jax import layers, optimizer, parallel, winograd
-from alexnet_jax.errors import InputError
+from alexnet_jax import layers, optimizer
+from alexnet_jax.kernels import winograd
+from alexnet_jax.runtime.errors import InputError
 from alexnet_jax.shapes import layer_shapes
 from configs import paper, quickstart
 
@@ -61,7 +72,7 @@ def batch(seed=0, number=BATCH):
 
 def state_of(config, mesh, rule, seed=0):
     """As init_state, with weights of NumPy's: compiling the draws takes longer than all else here."""
-    shapes = parallel.abstract_state(config, mesh, rule)
+    shapes = abstract_state(config, mesh, rule)
     stds = {layer.name: layer.init_std for layer in layer_shapes(config)}
     draw = np.random.default_rng(seed)
 
@@ -71,7 +82,7 @@ def state_of(config, mesh, rule, seed=0):
         return draw.normal(0, std, leaf.shape).astype(np.float32)
 
     params = jax.tree_util.tree_map_with_path(array, shapes.params)
-    state = parallel.new_state(params, rule)
+    state = new_state(params, rule)
     return jax.tree.map(lambda x, shape: jax.device_put(x, shape.sharding), state, shapes)
 
 
@@ -91,10 +102,10 @@ def assert_trees_close(got, want, tolerance=1e-5):
 
 def three_steps(mesh):
     config = small_config(mesh)
-    devices = parallel.make_mesh(config)
+    devices = make_mesh(config)
     # A trace without decay keeps the gradients that it is given.
     rule = optax.chain(optax.trace(0.0), optimizer.make(config))
-    step, state, history = parallel.train_step(config, devices, rule), state_of(config, devices, rule), []
+    step, state, history = make_train_step(config, devices, rule), state_of(config, devices, rule), []
     for number in range(3):
         state, loss = step(state, *batch(number), statistics())
         history.append((loss, jax.tree.map(np.asarray, state)))
@@ -104,8 +115,8 @@ def three_steps(mesh):
     return {
         "history": history,
         "state": state,
-        "forward": parallel.forward(config, devices)(params, views),
-        "eval": parallel.eval_step(config, devices, 10)(params, images, labels, labels != 3, statistics()),
+        "forward": make_activations(config, devices)(params, views),
+        "eval": make_eval_step(config, devices, 10)(params, images, labels, labels != 3, statistics()),
     }
 
 
@@ -149,8 +160,8 @@ def test_every_parameter_is_trained(runs):
 def test_loss_is_a_function_of_seed_and_step():
     def loss(step, seed):
         config = small_config(only=("fc7",), **{"model.layers.fc7.gather": False, "seed": seed})
-        mesh = parallel.make_mesh(config)
-        run = jax.jit(parallel.loss_and_gradients(config, mesh))
+        mesh = make_mesh(config)
+        run = jax.jit(loss_and_gradients(config, mesh))
         return [float(run(params_of(config, mesh), *batch(), n, statistics())[0]) for n in step]
 
     first, second, again = loss((0, 1, 0), seed=0)
@@ -163,8 +174,8 @@ def test_groups_that_share_a_crop_do_not_depend_on_the_mesh():
     losses = []
     for mesh in ((1, 1), (2, 1)):
         config = small_config(mesh, only=("conv1", "fc6"), **fields)
-        devices = parallel.make_mesh(config)
-        differentiate = jax.jit(parallel.loss_and_gradients(config, devices))
+        devices = make_mesh(config)
+        differentiate = jax.jit(loss_and_gradients(config, devices))
         losses.append(differentiate(params_of(config, devices), *batch(0), 0, statistics()))
     assert_trees_close(losses[0], losses[1])
 
@@ -198,7 +209,7 @@ def test_each_device_holds_its_own_column_only(runs, mesh):
 
 def test_initial_state_is_on_the_devices_of_its_columns():
     config = small_config((1, 2), only=("fc7",), **{"model.layers.fc7.gather": False})
-    state = parallel.init_state(config, parallel.make_mesh(config), optimizer.make(config))
+    state = init_state(config, make_mesh(config), optimizer.make(config))
     for params in (state.params, state.opt_state["momentum"].trace):
         assert held(params["fc7"]["kernel"]) == ({(1, 24 * 24 * 3, 64)}, 2)
         assert held(params["fc8"]["bias"]) == ({(10,)}, 1)
@@ -209,7 +220,7 @@ def test_loss_does_not_depend_on_the_order_of_the_devices(runs):
     axis_types = (jax.sharding.AxisType.Auto,) * 2
     devices = np.array(jax.devices())[[3, 0, 2, 1]].reshape(2, 2)
     mesh = jax.sharding.Mesh(devices, ("data", "column"), axis_types=axis_types)
-    run = jax.jit(lambda *args: parallel.loss_and_gradients(config, mesh)(*args)[0])
+    run = jax.jit(lambda *args: loss_and_gradients(config, mesh)(*args)[0])
     loss = run(params_of(config, mesh), *batch(0), 0, statistics())
     assert_trees_close(loss, runs[2, 2]["history"][0][0], 1e-6)
 
@@ -222,12 +233,12 @@ def across():
     results = []
     for mesh in ((1, 1), (1, 2)):
         config = small_config(mesh, only=("conv1",), **ACROSS)
-        devices = parallel.make_mesh(config)
+        devices = make_mesh(config)
         params = params_of(config, devices)
         views = batch(0, 2)[0][:, 2:26, 2:26].astype(np.float32) - 128
-        run = jax.jit(parallel.loss_and_gradients(config, devices))
+        run = jax.jit(loss_and_gradients(config, devices))
         results.append(
-            (parallel.forward(config, devices)(params, views)[1], run(params, *batch(0), 0, statistics()))
+            (make_activations(config, devices)(params, views)[1], run(params, *batch(0), 0, statistics()))
         )
     return results
 
@@ -251,7 +262,7 @@ def test_gradients_through_normalisation_across_columns_agree(across):
 
 def mean_softmax(config, mesh, params, images):
     """The mean over the ten views, cut out by NumPy, of the softmax of what `forward` gives."""
-    forward, mean = parallel.forward(config, mesh), statistics()["mean_image"]
+    forward, mean = make_activations(config, mesh), statistics()["mean_image"]
     total = 0
     for top, left in ((0, 0), (0, 4), (4, 0), (4, 4), (2, 2)):
         crop = (images.astype(np.float32) - mean)[:, top : top + 24, left : left + 24]
@@ -264,7 +275,7 @@ def mean_softmax(config, mesh, params, images):
 
 def test_ten_view_evaluation_is_of_the_mean_softmax_over_the_examples_that_are_real():
     config = small_config((2, 2))
-    mesh = parallel.make_mesh(config)
+    mesh = make_mesh(config)
     params, (images, labels) = params_of(config, mesh), batch(7)
     real = np.arange(BATCH) < 11
     probabilities = mean_softmax(config, mesh, params, images)[real]
@@ -272,7 +283,7 @@ def test_ten_view_evaluation_is_of_the_mean_softmax_over_the_examples_that_are_r
     rank = (probabilities > own[:, None]).sum(axis=1)
     assert 0 < (rank >= 5).sum() < (rank >= 1).sum() <= 11
 
-    step = parallel.eval_step(config, mesh, 10)
+    step = make_eval_step(config, mesh, 10)
     sums = step(params, images, labels, real, statistics())
     np.testing.assert_allclose(sums["loss"], -np.log(own).sum(), rtol=1e-5)
     assert sums["top1_errors"] == (rank >= 1).sum()
@@ -292,8 +303,8 @@ def test_ten_view_evaluation_is_of_the_mean_softmax_over_the_examples_that_are_r
 def two_layers():
     """The evaluation step of a network of fc7 and fc8, and parameters that are all zero."""
     config = small_config(only=("fc7",), **{"model.layers.fc7.gather": False})
-    mesh = parallel.make_mesh(config)
-    return parallel.eval_step(config, mesh, 10), jax.tree.map(jnp.zeros_like, params_of(config, mesh))
+    mesh = make_mesh(config)
+    return make_eval_step(config, mesh, 10), jax.tree.map(jnp.zeros_like, params_of(config, mesh))
 
 
 def test_padding_may_give_outputs_that_are_not_numbers(two_layers):
@@ -378,7 +389,7 @@ def mesh_config(columns=2, data=-1, column=-1, batch_size=128, eval_batch_size=1
 )
 def test_mesh_is_chosen_from_the_devices(columns, devices, asked, given):
     data, column = asked
-    assert parallel.mesh_shape(mesh_config(columns, data, column), devices, BOTH) == given
+    assert mesh_shape(mesh_config(columns, data, column), devices, BOTH) == given
 
 
 @pytest.mark.parametrize(
@@ -398,13 +409,13 @@ def test_mesh_is_chosen_from_the_devices(columns, devices, asked, given):
 def test_mesh_is_shared_by_the_processes(columns, devices, processes, asked, given):
     data, column = asked
     config = mesh_config(columns, data, column, batch_size=24, eval_batch_size=48)
-    assert parallel.mesh_shape(config, devices, BOTH, processes) == given
+    assert mesh_shape(config, devices, BOTH, processes) == given
 
 
 @pytest.mark.parametrize("config, devices", [(mesh_config(data=1, column=1), None), (mesh_config(data=1), 4)])
 def test_mesh_that_leaves_a_process_without_devices_is_refused(config, devices):
     with pytest.raises(InputError, match="mesh: data x column is 1 x .* 2 processes"):
-        parallel.mesh_shape(config, devices, BOTH, 2)
+        mesh_shape(config, devices, BOTH, 2)
 
 
 @pytest.mark.parametrize(
@@ -422,7 +433,7 @@ def test_mesh_that_leaves_a_process_without_devices_is_refused(config, devices):
 )
 def test_mesh_that_does_not_fit_names_the_field(config, devices, named):
     with pytest.raises(InputError) as raised:
-        parallel.mesh_shape(config, devices, BOTH)
+        mesh_shape(config, devices, BOTH)
     assert named in str(raised.value)
     assert "\n" not in str(raised.value)
 
@@ -434,11 +445,11 @@ def paper_step(request):
     config.batch_size = 2 * request.param[0]
     config.mesh.data, config.mesh.column = request.param
     config = ml_collections.FrozenConfigDict(config)
-    mesh, rule = parallel.make_mesh(config), optimizer.make(config)
-    split, everywhere = parallel.batch_sharding(mesh), parallel.replicated(mesh)
+    mesh, rule = make_mesh(config), optimizer.make(config)
+    split, everywhere = batch_sharding(mesh), replicated(mesh)
     shapes = {"mean_image": (256, 256, 3), "eigenvectors": (3, 3), "standard_deviations": (3,)}
     arguments = (
-        parallel.abstract_state(config, mesh, rule),
+        abstract_state(config, mesh, rule),
         jax.ShapeDtypeStruct((config.batch_size, 256, 256, 3), np.uint8, sharding=split),
         jax.ShapeDtypeStruct((config.batch_size,), np.int32, sharding=split),
         {
@@ -446,7 +457,7 @@ def paper_step(request):
             for name, shape in shapes.items()
         },
     )
-    return mesh, parallel.train_step(config, mesh, rule).lower(*arguments).compile(), arguments
+    return mesh, make_train_step(config, mesh, rule).lower(*arguments).compile(), arguments
 
 
 def collectives(text):

@@ -5,10 +5,12 @@ import shutil
 import numpy as np
 import pytest
 import small_archives
+from alexnet_jax.datasets.source import open_source
 
 from alexnet_jax import config as configuration
-from alexnet_jax import images, input_pipeline, predict
-from alexnet_jax.errors import InputError
+from alexnet_jax import predict
+from alexnet_jax.datasets import images
+from alexnet_jax.runtime.errors import InputError
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +60,7 @@ def test_classes_named_by_a_wordnet_id_alone_are_given_their_words(workdir, tmp_
 def test_predictions_are_those_that_evaluation_counts(workdir):
     """In batches of another size, with one view and with ten."""
     config = configuration.of_run(workdir)
-    pictures, labels = input_pipeline.open_source(config, "test_split").read(range(100))
+    pictures, labels = open_source(config, "test_split").read(range(100))
     network = predict.Network(config, workdir)
     parts = [network.probabilities(pictures[start : start + 40]) for start in (0, 40, 80)]
     probabilities = np.concatenate(parts)

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from alexnet_jax import processes
+from alexnet_jax.runtime import processes
 
 ROOT = pathlib.Path(__file__).parent.parent
 LOST = f"{processes._LOST}\n"
@@ -49,14 +49,14 @@ TRACEBACK = 'Traceback (most recent call last):\n  File "a.py", line 1, in <modu
     ],
 )
 def test_pages_on_a_lost_process_are_one_line_and_all_else_is_kept(written, passed):
-    command = [sys.executable, "-m", "alexnet_jax.processes"]
+    command = [sys.executable, "-m", "alexnet_jax.runtime.processes"]
     done = subprocess.run(command, input=written.encode(), capture_output=True, cwd=ROOT, check=True)
     assert done.stderr.decode() == passed
 
 
 def test_a_record_that_is_held_back_is_out_with_the_next_line():
     """Not only at the end, which may be days away."""
-    command = [sys.executable, "-m", "alexnet_jax.processes"]
+    command = [sys.executable, "-m", "alexnet_jax.runtime.processes"]
     pipes = dict(stdin=subprocess.PIPE, stderr=subprocess.PIPE)
     with subprocess.Popen(command, cwd=ROOT, text=True, bufsize=1, **pipes) as child:
         child.stdin.write(WARNING + OTHER)
@@ -66,7 +66,7 @@ def test_a_record_that_is_held_back_is_out_with_the_next_line():
 def run(tmp_path, program):
     """(exit code, stderr's file) of `program`, which runs as one of two processes in a group of its own."""
     program = (
-        "import os, signal, sys\nfrom alexnet_jax import processes\n"
+        "import os, signal, sys\nfrom alexnet_jax.runtime import processes\n"
         "processes.count = lambda: 2\nprocesses._filter_stderr()\n" + program
     )
     with open(tmp_path / "err", "w") as err:
@@ -79,7 +79,10 @@ def run(tmp_path, program):
     "end, code",
     [
         ("sys.exit(2)", 2),
-        ("with processes.fate():\n    raise ValueError('UNKNOWN: Gloo AllGather failed: closed by peer')", 1),
+        (
+            "with processes.exit_on_error():\n    raise ValueError('Gloo AllGather failed: closed by peer')",
+            1,
+        ),
         ("processes._never_joined('here:1', 2, 3)", 1),
     ],
 )

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from alexnet_jax.errors import InputError
+from alexnet_jax.runtime.errors import InputError
 from experiments import report
 
 

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from alexnet_jax.datasets import statistics, streams
+from alexnet_jax.datasets import statistics
+from alexnet_jax.runtime import progress
 
 
 class Source:
@@ -54,7 +55,7 @@ def test_deviation_along_each_eigenvector_is_that_of_the_pixels(source):
 
 def test_progress_is_told_batch_by_batch(source, monkeypatch):
     done = []
-    monkeypatch.setattr(streams, "Progress", lambda what, whole: done.append)
+    monkeypatch.setattr(progress, "Progress", lambda what, whole: done.append)
     statistics.compute(source, batch=4)
     assert done == [4, 8, 11]
 

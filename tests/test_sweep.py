@@ -19,8 +19,10 @@ import pytest
 from conftest import sweep_command
 
 from alexnet_jax import config as configuration
-from alexnet_jax import input_pipeline, predict, shapes
-from alexnet_jax.errors import InputError
+from alexnet_jax import predict, shapes
+from alexnet_jax.datasets.source import open_source
+from alexnet_jax.runtime.errors import InputError
+from alexnet_jax.workdirs.workdir import read_config, write_config
 from configs import paper, quickstart
 from experiments import ensemble, launchers
 from experiments.plan import Plan, Run, variants_of
@@ -291,7 +293,7 @@ def test_one_sweep_at_a_time_and_none_in_the_workdir_of_a_run(tmp_path):
         take(str(tmp_path / "w"))
     first.close()
     take(str(tmp_path / "w")).close()
-    configuration.save(quickstart.get_config(), tmp_path)
+    write_config(quickstart.get_config(), tmp_path)
     with pytest.raises(InputError, match="is that of a run"):
         take(str(tmp_path))
 
@@ -439,7 +441,7 @@ def test_an_ensemble_is_the_mean_of_the_softmax_outputs(swept, data_dir):
         predict.Network(configuration.of_run(workdir), workdir)
         for workdir in (str(folder / name / "seed-0") for name in ("ReLU", "tanh"))
     ]
-    images, labels = input_pipeline.open_source(networks[0].config, "test_split").read(range(100))
+    images, labels = open_source(networks[0].config, "test_split").read(range(100))
     mean = np.mean([network.probabilities(images) for network in networks], axis=0)
     assert result["examples"] == 100 and result["views"] == 1 and len(result["steps"]) == 2
     assert result["top1_error"] == pytest.approx((mean.argmax(axis=1) != labels).mean())
@@ -480,9 +482,9 @@ def test_bad_input_is_one_line_and_exit_code_2(flags, words, tmp_path):
 )
 def test_bad_input_of_an_ensemble_is_named(flags, words, swept, tmp_path):
     relu = swept[0] / "ReLU" / "seed-0"
-    config = configuration.load(relu)
+    config = read_config(relu)
     config.data.image_size = 64
-    configuration.save(config, tmp_path)
+    write_config(config, tmp_path)
     shutil.copy(relu / "statistics.npz", tmp_path)
     with pytest.raises(InputError) as error:
         ensemble.main([flag.format(relu=relu, other=tmp_path) for flag in flags])

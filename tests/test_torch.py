@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from alexnet_jax.runtime.mesh import make_mesh
+from alexnet_jax.step import abstract_state, loss_and_gradients, make_train_step, new_state
 from networks import (
     NETWORKS,
     assert_close,
@@ -24,7 +26,7 @@ from networks import (
     to_theirs,
 )
 
-from alexnet_jax import layers, optimizer, parallel
+from alexnet_jax import layers, optimizer
 
 torch = pytest.importorskip("torch")
 F = torch.nn.functional
@@ -231,7 +233,7 @@ def test_gradient_of_every_parameter_equals_pytorch(network):
     name, weights = network
     config = without_randomness(name)
     images, labels, statistics, views = draw_batch(name, 2, 1000)
-    run = jax.jit(parallel.loss_and_gradients(config, parallel.make_mesh(config)))
+    run = jax.jit(loss_and_gradients(config, make_mesh(config)))
     loss, gradients, _ = run(to_ours(weights, NETWORKS[name][1]), images, labels, 0, statistics)
     ours = our_activations(name, weights, views, config)
     want_loss, want = their_loss_and_gradients(name, weights, views, labels, ours)
@@ -255,12 +257,12 @@ def test_steps_over_a_drop_of_the_learning_rate_equal_the_papers_rule():
     """v <- 0.9 v - 0.0005 eps w - eps g; w <- w + v, in float64 with PyTorch's gradients (section 5)."""
     weights = draw_weights(SMALL)
     config = without_randomness("paper", **{"model.width": 0.125, "model.num_classes": 10, "batch_size": 4})
-    mesh, rule = parallel.make_mesh(config), optimizer.make(config)
+    mesh, rule = make_mesh(config), optimizer.make(config)
     params = to_ours(weights, 2)
-    state = parallel.new_state(params, rule)
-    shapes = parallel.abstract_state(config, mesh, rule)
+    state = new_state(params, rule)
+    shapes = abstract_state(config, mesh, rule)
     state = jax.tree.map(lambda x, shape: jax.device_put(x, shape.sharding), state, shapes)
-    step = parallel.train_step(config, mesh, rule)
+    step = make_train_step(config, mesh, rule)
 
     w = {name: array.astype(np.float64) for name, array in weights.items()}
     v = dict.fromkeys(w, 0.0)

@@ -15,23 +15,18 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from absl import flags as absl_flags
+from alexnet_jax.datasets.labels import with_labels_of
+from alexnet_jax.runtime.mesh import make_mesh
+from alexnet_jax.step import abstract_state, init_state, make_activations
+from alexnet_jax.workdirs.workdir import read_config
 
-from alexnet_jax import (
-    command_line,
-    evaluate,
-    images,
-    main,
-    optimizer,
-    parallel,
-    train,
-    weight_files,
-    weights,
-)
-from alexnet_jax import config as configuration
-from alexnet_jax.checkpoint import Checkpoints
-from alexnet_jax.datasets import fashion_mnist, statistics
-from alexnet_jax.errors import InputError
+from alexnet_jax import evaluate, main, optimizer, parallel, train, weights
+from alexnet_jax.datasets import fashion_mnist, images, statistics
+from alexnet_jax.pretrained import formats
+from alexnet_jax.runtime import command_line
+from alexnet_jax.runtime.errors import InputError
 from alexnet_jax.shapes import layer_shapes
+from alexnet_jax.workdirs.checkpoint import Checkpoints
 from configs import caffe, no_communication, paper, quickstart, torchvision
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -66,8 +61,8 @@ def same(one, other):
 
 def params_of(workdir):
     """(config, parameters) of a workdir, as evaluation opens them."""
-    config = configuration.load(workdir)
-    abstract = parallel.abstract_state(config, parallel.make_mesh(config), optimizer.make(config))
+    config = read_config(workdir)
+    abstract = abstract_state(config, make_mesh(config), optimizer.make(config))
     with Checkpoints(workdir) as checkpoints:
         step, params = checkpoints.restore_params(abstract.params)
     assert step == 0
@@ -86,7 +81,7 @@ def test_every_number_is_where_pytorch_has_it():
     config = narrow(paper)
     tensors = random_tensors(config)
     params = weights.from_torch(config, tensors)
-    abstract = parallel.abstract_state(config, parallel.make_mesh(config), optimizer.make(config))
+    abstract = abstract_state(config, make_mesh(config), optimizer.make(config))
     assert jax.tree.map(np.shape, params) == jax.tree.map(lambda x: x.shape, abstract.params)
     for column, (row, place, inputs, output) in [(0, (1, 2, 3, 1)), (1, (0, 2, 1, 5))]:
         # conv2 has 8 maps a column, and sees 3 of conv1's 6.
@@ -157,7 +152,7 @@ def test_safetensors_in_and_out_keep_every_bit(tmp_path):
 
 def test_an_own_run_goes_out_and_in_again(tmp_path):
     config = quickstart.get_config()
-    state = parallel.init_state(config, parallel.make_mesh(config), optimizer.make(config))
+    state = init_state(config, make_mesh(config), optimizer.make(config))
     draw = np.random.default_rng(0)
     shapes = dict(zip(statistics.ARRAYS, [(28, 28, 1), (1,), (1,), (1, 1), (1, 1), (1,)], strict=True))
     arrays = {name: draw.uniform(1, 2, shape).astype(np.float32) for name, shape in shapes.items()}
@@ -334,7 +329,7 @@ def small_files(folder):
 
 
 def read_all(path):
-    with weight_files.opened(str(path), caffe="caffe" in path.name) as opened:
+    with formats.opened(str(path), caffe="caffe" in path.name) as opened:
         return {name: tensor.read() for name, tensor in opened.tensors.items() if tensor.dtype == "float32"}
 
 
@@ -597,14 +592,14 @@ IMAGENET = [
     ],
 )
 def test_labels_are_found_by_wordnet_id_where_both_have_them(network, data, labels):
-    source = evaluate.with_labels_of(network, Source(data))
+    source = with_labels_of(network, Source(data))
     assert len(source) == len(data)
     assert source.read(range(len(data)))[1].tolist() == labels
 
 
 def test_a_class_that_the_network_has_not_is_told():
     with pytest.raises(InputError, match="lacks 1 classes.*n99999999"):
-        evaluate.with_labels_of(IMAGENET, Source(["n02099601", "n99999999"]))
+        with_labels_of(IMAGENET, Source(["n02099601", "n99999999"]))
 
 
 def test_training_on_and_validation_take_the_labels_of_imported_weights(tmp_path):
@@ -748,14 +743,14 @@ def test_imported_weights_give_torchs_outputs_and_errors(config, tmp_path):
     assert (result["top1_error"], result["top5_error"]) == (8 / 12, 4 / 12)
 
     stored, params = params_of(workdir)
-    mesh = parallel.make_mesh(stored)
+    mesh = make_mesh(stored)
     views = jax.jit(
         lambda pixels: parallel.augment.test_view(
             pixels, np.array(parallel.augment.test_views(stored, 1)[0]), arrays, stored
         )
     )
     arrays = evaluate.on_devices(statistics.load(workdir / "statistics.npz"), mesh)
-    ours = np.asarray(parallel.forward(stored, mesh)(params, views(pixels))[0])
+    ours = np.asarray(make_activations(stored, mesh)(params, views(pixels))[0])
     assert theirs.std() > 0.3
     np.testing.assert_allclose(ours, theirs, atol=1e-4, rtol=0)
 

@@ -12,7 +12,7 @@ import zlib
 import numpy as np
 import tensorflow_datasets as tfds
 
-from alexnet_jax.errors import InputError
+from alexnet_jax.runtime.errors import InputError
 
 FILES = pathlib.Path(__file__).parent / "fashion_mnist_data"
 LABELS = (

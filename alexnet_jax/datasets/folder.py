@@ -9,8 +9,8 @@ import zlib
 import numpy as np
 import tensorflow_datasets as tfds
 
-from alexnet_jax import images
-from alexnet_jax.errors import InputError
+from alexnet_jax.datasets import images
+from alexnet_jax.runtime.errors import InputError
 
 
 class FolderSource:

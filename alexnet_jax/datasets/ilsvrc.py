@@ -18,9 +18,9 @@ import shutil
 
 import tensorflow_datasets as tfds
 
-from alexnet_jax import images
-from alexnet_jax.datasets import ilsvrc_archives, streams
-from alexnet_jax.errors import InputError
+from alexnet_jax.datasets import ilsvrc_archives, images
+from alexnet_jax.runtime import progress
+from alexnet_jax.runtime.errors import InputError
 
 log = logging.getLogger("alexnet_jax")
 
@@ -86,7 +86,7 @@ class Ilsvrc(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(self, split: str):
         pictures = self._archives.images(split)
-        for name, label, jpeg in streams.in_order(_prepared, pictures, streams.cores()):
+        for name, label, jpeg in progress.in_order(_prepared, pictures, progress.cores()):
             yield f"{label}/{name}", {"image": jpeg, "label": label, "file_name": name}
 
 

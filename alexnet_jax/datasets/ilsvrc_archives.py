@@ -20,7 +20,7 @@ from collections.abc import Iterator
 import numpy as np
 import scipy.io
 
-from alexnet_jax.errors import InputError
+from alexnet_jax.runtime.errors import InputError
 
 FILES = {
     "2010": {

@@ -16,10 +16,11 @@ from google.protobuf.message import DecodeError
 from tensorflow_datasets.proto import tf_example_pb2
 
 import alexnet_jax.datasets  # noqa: F401  (registers the builders)
-from alexnet_jax import images, quiet_tensorflow
 from alexnet_jax.config import nearest
-from alexnet_jax.datasets import streams
-from alexnet_jax.errors import InputError, first_line
+from alexnet_jax.datasets import images
+from alexnet_jax.runtime import quiet_tensorflow
+from alexnet_jax.runtime.errors import InputError, first_line
+from alexnet_jax.runtime.files import file_lock
 
 # TFDS keeps 1 GiB of examples in memory before it shuffles them on disk; a quarter of that serves as well.
 _SHUFFLE_BUFFER = 256 << 20
@@ -79,7 +80,7 @@ def _prepare(builder, name: str, manual_dir: str) -> None:
     with contextlib.ExitStack() as stack:
         try:
             final.parent.mkdir(parents=True, exist_ok=True)
-            alone = stack.enter_context(streams.alone(final.parent / f".{final.name}.lock"))
+            alone = stack.enter_context(file_lock(final.parent / f".{final.name}.lock"))
         except OSError as error:
             reason = error.strerror or error
             raise InputError(f"data.dir: {final.parent} cannot be written ({reason}); give another") from None

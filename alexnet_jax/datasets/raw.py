@@ -15,10 +15,11 @@ import shutil
 import numpy as np
 
 from alexnet_jax.config import written_whole
-from alexnet_jax.datasets import streams
+from alexnet_jax.datasets.images import empty_batch
 from alexnet_jax.datasets.prepared import TfdsSource
-from alexnet_jax.errors import InputError
-from alexnet_jax.images import empty_batch
+from alexnet_jax.runtime import progress
+from alexnet_jax.runtime.errors import InputError
+from alexnet_jax.runtime.files import file_lock
 
 _BATCH = 16
 
@@ -86,7 +87,7 @@ def _opened(source: TfdsSource, split: str) -> tuple[np.ndarray, np.ndarray]:
 
 def _make(source: TfdsSource, split: str, images, labels, shape: tuple[int, ...]) -> None:
     """Writes both files, whole or not at all: the images, by which they are found, come last."""
-    with streams.alone(source.folder / ".raw.lock") as alone:
+    with file_lock(source.folder / ".raw.lock") as alone:
         if images.exists():  # another process has made it while we waited
             return
         if alone:  # otherwise another process may be writing one of these
@@ -100,7 +101,7 @@ def _make(source: TfdsSource, split: str, images, labels, shape: tuple[int, ...]
             )
         with written_whole(images) as image_file, written_whole(labels) as label_file:
             whole = TfdsSource(source.builder, split, source.size, source.channels, "data.store")
-            for image_batch, label_batch in streams.over(whole, whole.read, f"raw copy of {split}", _BATCH):
+            for image_batch, label_batch in progress.over(whole, whole.read, f"raw copy of {split}", _BATCH):
                 image_file.write(image_batch)
                 label_file.write(label_batch.astype("<i4"))
             image_file.flush()

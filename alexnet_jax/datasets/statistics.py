@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 
 from alexnet_jax.config import written_whole
-from alexnet_jax.datasets import streams
+from alexnet_jax.runtime import progress
 
 log = logging.getLogger("alexnet_jax")
 
@@ -27,7 +27,7 @@ def compute(source, what: str = "statistics", batch: int = 32) -> dict[str, np.n
     `what` is how the progress is logged.
     """
     total, squares, pixels = 0, 0.0, 0
-    for sums in streams.over(source, partial(_sums, source), what, batch):
+    for sums in progress.over(source, partial(_sums, source), what, batch):
         total, squares, pixels = total + sums[0], squares + sums[1], pixels + sums[2]
     mean_image = total / len(source)
     channel_mean = mean_image.mean(axis=(0, 1))

@@ -23,7 +23,7 @@ from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from alexnet_jax import config as configuration
-from alexnet_jax.errors import InputError, first_line
+from alexnet_jax.runtime.errors import InputError, first_line
 
 log = logging.getLogger("alexnet_jax")
 

@@ -16,25 +16,6 @@ import grain
 import jax
 import numpy as np
 
-from alexnet_jax.datasets.folder import FolderSource
-from alexnet_jax.datasets.prepared import TfdsSource, prepared_builder
-from alexnet_jax.datasets.raw import RawSource
-
-
-def open_source(config, split_field: str):
-    """A split of the data set of `config.data`; `split_field` is train_split, val_split or test_split.
-
-    A source has `len`, `read(indices)` -> (uint8 [n, image_size, image_size, channels], int32 [n]),
-    `label_names`, `folder`, where its statistics are kept, and `split`. It is prepared first where it is not
-    yet. Raises InputError if it cannot be, or cannot be read.
-    """
-    data, field = config.data, f"data.{split_field}"
-    what = data[split_field], data.image_size, data.channels, field
-    if data.name == "folder":
-        return FolderSource(data.dir, *what)
-    source = TfdsSource(prepared_builder(config), *what)
-    return RawSource(source) if data.store == "raw" else source
-
 
 @functools.lru_cache(maxsize=4)
 def _epoch_order(seed: int, epoch: int, examples: int) -> np.ndarray:
@@ -81,7 +62,7 @@ def _read_ahead(read, first: int, last: int, threads: int):
     return iter(grain.MapDataset.range(first, last).map(read).to_iter_dataset(options))
 
 
-def batches(source, config, sharding, first_step: int, last_step: int) -> Iterator[tuple]:
+def training_batches(source, config, sharding, first_step: int, last_step: int) -> Iterator[tuple]:
     """(images, labels) of each step from first_step up to last_step, as global arrays."""
     rows = _local_rows(sharding, config.batch_size)
 
@@ -95,7 +76,7 @@ def batches(source, config, sharding, first_step: int, last_step: int) -> Iterat
         yield _to_devices(sharding, config.batch_size, rows, local)
 
 
-def padded(source, batch_size: int, sharding, threads: int) -> Iterator[tuple]:
+def evaluation_batches(source, batch_size: int, sharding, threads: int) -> Iterator[tuple]:
     """(images, labels, real) over the whole source once, as global arrays; `real` is False for padding."""
     rows = _local_rows(sharding, batch_size)
 

@@ -18,9 +18,7 @@ classifier's bias is shared by all columns. Collectives: over `column`, all_gath
 psum of the logits (model.py); over `data`, one mean of the gradients (here).
 """
 
-import contextlib
 import functools
-import math
 
 import flax.struct
 import jax
@@ -33,9 +31,9 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
-from alexnet_jax import augment, machine, optimizer, processes
-from alexnet_jax.errors import InputError
+from alexnet_jax import augment, optimizer
 from alexnet_jax.model import AXIS, Column
+from alexnet_jax.runtime.mesh import block_on_cpu, replicated
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -47,61 +45,6 @@ class TrainState(flax.struct.PyTreeNode):
     loss_sum: Float[Array, ""]  # of the batches since the last validation
     error_sum: Float[Array, ""]  # of their top-1 errors
     loss_count: Int[Array, ""]  # their number
-
-
-def mesh_shape(config, devices: int | None, batches: tuple[str, ...], processes: int = 1) -> tuple[int, int]:
-    """(data, column) for a number of devices; None is CPU hosts, which have as many as are asked for.
-
-    Each of several processes has its share of the devices, and all are used.
-
-    `batches` are the fields whose batches it must divide: batch_size, eval.batch_size. Raises InputError for
-    a mesh that does not fit the devices, the network or these.
-    """
-    column, data, columns = config.mesh.column, config.mesh.data, config.model.columns
-    if column not in (-1, 1, columns):
-        raise InputError(f"mesh.column: {column}, but the network has model.columns={columns}; give -1 or 1")
-    if column == -1:
-        column = columns if devices is None or columns * max(data, 1) <= devices else 1
-    if data == -1:
-        # On CPUs as few as give every process as many devices as the others.
-        data = processes // math.gcd(processes, column) if devices is None else max(devices // column, 1)
-    if devices is not None and data * column > devices:
-        raise InputError(
-            f"mesh: data x column is {data} x {column}, which is more than the {devices} devices found;"
-            " lower mesh.data or mesh.column"
-        )
-    if processes > 1 and (data * column % processes if devices is None else data * column != devices):
-        there = "" if devices is None else f" with {devices} devices"
-        raise InputError(
-            f"mesh: data x column is {data} x {column}, which leaves some of the {processes} processes{there}"
-            " without an equal share; change mesh.data, mesh.column or the number of processes"
-        )
-    for field in batches:
-        batch = config.batch_size if field == "batch_size" else config.eval.batch_size
-        if batch % data:
-            raise InputError(
-                f"{field}: {batch} is not a multiple of the {data} devices of mesh.data; change one of them"
-            )
-    return data, column
-
-
-def make_mesh(config, batches: tuple[str, ...] = ()) -> Mesh:
-    """Axes ("data", "column"), or ("data",) where each device runs all columns.
-
-    A host without accelerators is split into as many CPU devices as the mesh asks for, of several processes
-    each into its share. Devices are in the order of their processes, so that a pair is close together.
-    """
-    machine.keep_programs()
-    hosts = processes.count()
-    data, column = mesh_shape(config, None, batches, hosts)
-    with contextlib.suppress(RuntimeError):  # jax has started already, with the devices it was given then
-        jax.config.update("jax_num_cpu_devices", data * column // hosts)
-    if jax.default_backend() != "cpu" or len(jax.devices()) < data * column:
-        data, column = mesh_shape(config, len(jax.devices()), batches, hosts)
-    shape, names = ((data, column), ("data", AXIS)) if column > 1 else ((data,), ("data",))
-    # Not jax.make_mesh, which finds no pairs in some slices of TPUs, and takes the devices in its own order.
-    devices = np.array(jax.devices()[: data * column]).reshape(shape)
-    return Mesh(devices, names, axis_types=(jax.sharding.AxisType.Auto,) * len(names))
 
 
 def column_axes(params):
@@ -197,15 +140,6 @@ def _shard_map(mesh: Mesh, function, in_specs, out_specs):
     return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=_split(mesh))
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
-    return NamedSharding(mesh, P())
-
-
-def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Split over `data`; both columns of a pair have the same images."""
-    return NamedSharding(mesh, P("data"))
-
-
 def _init_params(config):
     """Stacked parameters; a column's are drawn from (seed, layer, column) (section 5)."""
     image = jnp.zeros((1, config.data.crop_size, config.data.crop_size, config.data.channels))
@@ -295,7 +229,7 @@ def loss_and_gradients(config, mesh: Mesh):
     return whole
 
 
-def train_step(config, mesh: Mesh, rule: optax.GradientTransformation):
+def make_train_step(config, mesh: Mesh, rule: optax.GradientTransformation):
     """Compiled (state, images, labels, statistics) -> (the state after it, loss). The state is donated."""
     differentiate = loss_and_gradients(config, mesh)
 
@@ -312,33 +246,24 @@ def train_step(config, mesh: Mesh, rule: optax.GradientTransformation):
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
 
 
-def settled(mesh: Mesh, results):
-    """`results` of a compiled program; on CPUs once they are computed.
-
-    A CPU has nothing to gain from a program that is queued behind another: they compete for its cores, and
-    several on two devices lock up, each waiting for the other column of another.
-    """
-    return jax.block_until_ready(results) if mesh.devices.flat[0].platform == "cpu" else results
-
-
 @jax.jit
 def all_finite(params) -> Bool[Array, ""]:
     return jnp.array([jnp.isfinite(x).all() for x in jax.tree.leaves(params)]).all()
 
 
-def eval_step(config, mesh: Mesh, views: int):
+def make_eval_step(config, mesh: Mesh, views: int):
     """(params, images, labels, real, statistics) -> sums over the examples that are `real`.
 
     `loss`, `top1_errors`, `top5_errors`, `examples`. The softmax outputs of 1 or 10 views are averaged
     (section 4.1); the loss is of that average.
     """
-    outputs, sums = view_outputs(config, mesh, views), score(mesh)
+    outputs, sums = make_view_outputs(config, mesh, views), make_top_k_sums(mesh)
     return lambda params, images, labels, real, statistics: sums(
         outputs(params, images, statistics), labels, real
     )
 
 
-def view_outputs(config, mesh: Mesh, views: int):
+def make_view_outputs(config, mesh: Mesh, views: int):
     """(params, images, statistics) -> the logarithm of the softmax output of each of 1 or 10 views, a list.
 
     One view is compiled, and run for each: in a loop of the compiled program XLA's convolutions would run on
@@ -359,7 +284,7 @@ def view_outputs(config, mesh: Mesh, views: int):
         return _shard_map(mesh, local, in_specs, P("data"))(params, images, view, statistics)
 
     return lambda params, images, statistics: [
-        settled(mesh, log_softmax(params, images, view, statistics)) for view in places
+        block_on_cpu(mesh, log_softmax(params, images, view, statistics)) for view in places
     ]
 
 
@@ -368,7 +293,7 @@ def mean_output(log_probs: list) -> Float[Array, "batch classes"]:
     return jax.nn.logsumexp(jnp.stack(log_probs), axis=0) - np.log(len(log_probs))
 
 
-def score(mesh: Mesh):
+def make_top_k_sums(mesh: Mesh):
     """Compiled (outputs, labels, real) -> eval_step's sums, of the mean of the outputs."""
 
     @functools.partial(jax.jit, out_shardings=replicated(mesh))
@@ -387,7 +312,7 @@ def score(mesh: Mesh):
     return sums
 
 
-def forward(config, mesh: Mesh):
+def make_activations(config, mesh: Mesh):
     """Compiled (params, views) -> logits and the activations of every layer by name, of all columns.
 
     views: float [batch, crop, crop, channels], normalized. `conv2/pool` is [batch, 13, 13, 256] of the

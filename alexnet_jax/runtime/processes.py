@@ -8,7 +8,7 @@
     agree, same   whether it is fine in every process; whether all were given the same
     fate          a lost process ends the others, with one line each
 
-`python -m alexnet_jax.processes` is the filter of `join`'s stderr.
+`python -m alexnet_jax.runtime.processes` is the filter of `join`'s stderr.
 """
 
 import atexit
@@ -24,7 +24,7 @@ import threading
 import traceback
 import warnings
 
-from alexnet_jax.errors import Diverged, InputError, first_line
+from alexnet_jax.runtime.errors import Diverged, InputError, first_line
 
 HEARTBEAT_SECONDS = 30  # after which a silent process counts as lost
 SHUTDOWN_SECONDS = 10  # after which one that ends alone, for bad input, ends the others
@@ -246,7 +246,7 @@ def _filter_stderr() -> None:
     global _filter_child
     # In a session of its own it outlives this process where a whole process group is killed.
     _filter_child = subprocess.Popen(
-        [sys.executable, "-m", "alexnet_jax.processes"],
+        [sys.executable, "-m", "alexnet_jax.runtime.processes"],
         stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
     os.dup2(_filter_child.stdin.fileno(), 2)

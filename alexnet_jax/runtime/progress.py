@@ -1,8 +1,6 @@
 """Long passes over many examples: on all cores, in order, in bounded memory, with the time left."""
 
 import collections
-import contextlib
-import fcntl
 import logging
 import os
 import time
@@ -59,22 +57,3 @@ def over(source, function: Callable, what: str, batch: int) -> Iterator:
     for indices, result in zip(batches, in_order(function, batches, cores()), strict=True):
         yield result
         progress(indices.stop)
-
-
-@contextlib.contextmanager
-def alone(path) -> Iterator[bool]:
-    """Within the block no other process is in an `alone` block of the same file `path`; waits for it.
-
-    Yields True, or False on a file system that has no locks. Where True, what lies half written beside
-    `path` is nobody's: its writer was killed. Raises OSError if `path` cannot be written.
-    """
-    with open(path, "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            log.info(f"waiting for another process, which is preparing the same data ({path})")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError:
-            yield False
-            return
-        yield True

@@ -8,7 +8,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
-from alexnet_jax.errors import first_line
+from alexnet_jax.runtime.errors import first_line
 
 JPEG_QUALITY = 95  # of what `encode` writes; colour is not subsampled
 # Pillow hands some formats to other programs (EPS to Ghostscript): a file of unknown origin may not.

@@ -16,9 +16,9 @@ import sys
 
 import orbax.checkpoint as ocp
 
-from alexnet_jax import processes
-from alexnet_jax.errors import InputError
 from alexnet_jax.parallel import TrainState
+from alexnet_jax.runtime import processes
+from alexnet_jax.runtime.errors import InputError
 
 log = logging.getLogger("alexnet_jax")
 
@@ -36,7 +36,7 @@ class Checkpoints:
         if keep is None:
             options = ocp.CheckpointManagerOptions(read_only=True, lightweight_initialize=True)
         else:
-            processes.on_first(self._put_aside_unrated)
+            processes.on_process_0(self._put_aside_unrated)
             policies = ocp.checkpoint_managers
             error = operator.itemgetter(METRIC)
             best = policies.BestN(
@@ -74,7 +74,7 @@ class Checkpoints:
         for number, step in enumerate(steps):
             restored = self._try_restore(step, _items(abstract_state))
             if restored is not None:
-                processes.on_first(lambda steps=steps[:number]: [self._put_aside(step) for step in steps])
+                processes.on_process_0(lambda steps=steps[:number]: [self._put_aside(step) for step in steps])
                 self._manager.reload()
                 return TrainState(params=restored["params"], **restored["rest"])
         if steps or any(name.startswith(_ASIDE) for name in os.listdir(self._folder)):
@@ -103,7 +103,7 @@ class Checkpoints:
     def wait(self) -> None:
         """Until what is being written is complete."""
         self._manager.wait_until_finished()
-        processes.agree(True)
+        processes.barrier(True)
 
     def best_step(self) -> int | None:
         return next(iter(self._best_first()), None)
@@ -154,7 +154,7 @@ class Checkpoints:
         else:
             sys.unraisablehook = hook
         try:
-            return restored if processes.agree(restored is not None, _PATIENCE) else None
+            return restored if processes.barrier(restored is not None, _PATIENCE) else None
         except TimeoutError:
             raise InputError(
                 f"{self._folder}/{step}: not every process can read it; see that all can, or rename it to"

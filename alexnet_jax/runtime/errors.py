@@ -1,5 +1,7 @@
 """What stops the program with one line instead of a traceback."""
 
+import difflib
+
 
 class InputError(Exception):
     """Something the user gave cannot work. The message is one line: what, where, what to do. Exit code 2."""
@@ -12,3 +14,11 @@ class Diverged(Exception):
 def first_line(error: Exception) -> str:
     """What another's exception says, for one line of ours; its kind where it says nothing."""
     return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def nearest(field: str, known) -> str:
+    """'; did you mean X?', or nothing."""
+    last = field.split(".")[-1]
+    same_name = [name for name in known if name.split(".")[-1] == last]
+    close = same_name or difflib.get_close_matches(field, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {close[0]}?" if close else ""

@@ -26,7 +26,7 @@ import safetensors.numpy
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
 from alexnet_jax.config import written_whole
-from alexnet_jax.errors import InputError, first_line
+from alexnet_jax.runtime.errors import InputError, first_line
 
 
 class Tensor(NamedTuple):

@@ -40,7 +40,7 @@ def keep_programs() -> None:
     """
     import jax  # here, so that a mistake in the flags is told at once
 
-    from alexnet_jax import processes
+    from alexnet_jax.runtime import processes
 
     if jax.config.jax_compilation_cache_dir is None and processes.count() == 1:
         cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")

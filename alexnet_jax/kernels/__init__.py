@@ -1,0 +1,1 @@
+"""Faster equivalents of operations on one platform; layers.py has the definitions."""

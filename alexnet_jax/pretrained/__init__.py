@@ -1,0 +1,1 @@
+"""Weights of other programs: their files, and their names and layouts."""

@@ -1,0 +1,1 @@
+"""What a run is on: processes, devices, files, signals, the command line."""

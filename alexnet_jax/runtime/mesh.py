@@ -1,0 +1,87 @@
+"""The mesh `data x column` of devices: `data` splits the batch, `column` the network."""
+
+import contextlib
+import math
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from alexnet_jax.runtime import machine, processes
+from alexnet_jax.runtime.errors import InputError
+
+AXIS = "column"
+
+
+def mesh_shape(config, devices: int | None, batches: tuple[str, ...], processes: int = 1) -> tuple[int, int]:
+    """(data, column) for a number of devices; None is CPU hosts, which have as many as are asked for.
+
+    Each of several processes has its share of the devices, and all are used.
+
+    `batches` are the fields whose batches it must divide: batch_size, eval.batch_size. Raises InputError for
+    a mesh that does not fit the devices, the network or these.
+    """
+    column, data, columns = config.mesh.column, config.mesh.data, config.model.columns
+    if column not in (-1, 1, columns):
+        raise InputError(f"mesh.column: {column}, but the network has model.columns={columns}; give -1 or 1")
+    if column == -1:
+        column = columns if devices is None or columns * max(data, 1) <= devices else 1
+    if data == -1:
+        # On CPUs as few as give every process as many devices as the others.
+        data = processes // math.gcd(processes, column) if devices is None else max(devices // column, 1)
+    if devices is not None and data * column > devices:
+        raise InputError(
+            f"mesh: data x column is {data} x {column}, which is more than the {devices} devices found;"
+            " lower mesh.data or mesh.column"
+        )
+    if processes > 1 and (data * column % processes if devices is None else data * column != devices):
+        there = "" if devices is None else f" with {devices} devices"
+        raise InputError(
+            f"mesh: data x column is {data} x {column}, which leaves some of the {processes} processes{there}"
+            " without an equal share; change mesh.data, mesh.column or the number of processes"
+        )
+    for field in batches:
+        batch = config.batch_size if field == "batch_size" else config.eval.batch_size
+        if batch % data:
+            raise InputError(
+                f"{field}: {batch} is not a multiple of the {data} devices of mesh.data; change one of them"
+            )
+    return data, column
+
+
+def make_mesh(config, batches: tuple[str, ...] = ()) -> Mesh:
+    """Axes ("data", "column"), or ("data",) where each device runs all columns.
+
+    A host without accelerators is split into as many CPU devices as the mesh asks for, of several processes
+    each into its share. Devices are in the order of their processes, so that a pair is close together.
+    """
+    machine.keep_programs()
+    hosts = processes.count()
+    data, column = mesh_shape(config, None, batches, hosts)
+    with contextlib.suppress(RuntimeError):  # jax has started already, with the devices it was given then
+        jax.config.update("jax_num_cpu_devices", data * column // hosts)
+    if jax.default_backend() != "cpu" or len(jax.devices()) < data * column:
+        data, column = mesh_shape(config, len(jax.devices()), batches, hosts)
+    shape, names = ((data, column), ("data", AXIS)) if column > 1 else ((data,), ("data",))
+    # Not jax.make_mesh, which finds no pairs in some slices of TPUs, and takes the devices in its own order.
+    devices = np.array(jax.devices()[: data * column]).reshape(shape)
+    return Mesh(devices, names, axis_types=(jax.sharding.AxisType.Auto,) * len(names))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, P())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Split over `data`; both columns of a pair have the same images."""
+    return NamedSharding(mesh, P("data"))
+
+
+def block_on_cpu(mesh: Mesh, results):
+    """`results` of a compiled program; on CPUs once they are computed.
+
+    A CPU has nothing to gain from a program that is queued behind another: they compete for its cores, and
+    several on two devices lock up, each waiting for the other column of another.
+    """
+    return jax.block_until_ready(results) if mesh.devices.flat[0].platform == "cpu" else results
