@@ -21,7 +21,7 @@ from alexnet_jax.workdirs.checkpoint import Checkpoints
 log = logging.getLogger("alexnet_jax")
 
 
-def errors(step, params, source, config, mesh, arrays) -> dict[str, float]:
+def error_rates(step, params, source, config, mesh, arrays) -> dict[str, float]:
     """Means over all examples of `source`: examples, loss, top1_error, top5_error (fractions in [0, 1]).
 
     `step` is make_eval_step's, `arrays` the statistics on the devices.

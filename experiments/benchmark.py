@@ -24,12 +24,12 @@ import os
 import re
 
 from absl import app, flags
-from alexnet_jax.runtime.files import write_text
-from alexnet_jax.runtime.mesh import mesh_shape
 
 from alexnet_jax import config as configuration
 from alexnet_jax.runtime import command_line
 from alexnet_jax.runtime.errors import InputError
+from alexnet_jax.runtime.files import write_text
+from alexnet_jax.runtime.mesh import mesh_shape
 
 WHAT = {"train": ("torch",), "infer": ("torch", "onnxruntime"), "input": ()}  # and its peers
 

@@ -13,11 +13,11 @@ with at least the absolute difference that was found (of several workdirs, the m
 """
 
 import numpy as np
-from alexnet_jax.runtime.mesh import make_mesh
 
 from alexnet_jax import config as configuration
 from alexnet_jax.runtime import command_line
 from alexnet_jax.runtime.errors import InputError
+from alexnet_jax.runtime.mesh import make_mesh
 
 DEALS = 10_000
 

@@ -16,10 +16,9 @@ import resource
 import sys
 import time
 
+from alexnet_jax.runtime.errors import InputError, first_line
 from alexnet_jax.runtime.mesh import batch_sharding, make_mesh, replicated
 from alexnet_jax.step import abstract_state, init_state, make_train_step, make_view_outputs
-
-from alexnet_jax.runtime.errors import InputError, first_line
 
 PRODUCT = 2048  # rows and columns of the matrices whose product says what this machine can do
 

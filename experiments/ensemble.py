@@ -8,14 +8,13 @@ given is of the first workdir's config.json. Networks may differ, data and class
 import json
 import logging
 
-from alexnet_jax.runtime.files import write_text
-from alexnet_jax.runtime.mesh import make_mesh
-from alexnet_jax.step import make_top_k_sums, make_view_outputs
-
 from alexnet_jax import config as configuration
 from alexnet_jax import evaluate
 from alexnet_jax.runtime import command_line
 from alexnet_jax.runtime.errors import InputError
+from alexnet_jax.runtime.files import write_text
+from alexnet_jax.runtime.mesh import make_mesh
+from alexnet_jax.step import make_top_k_sums, make_view_outputs
 
 log = logging.getLogger("alexnet_jax")
 

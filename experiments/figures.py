@@ -22,16 +22,16 @@ import pathlib
 import sys
 
 import numpy as np
-from alexnet_jax.datasets.labels import with_labels_of
-from alexnet_jax.datasets.source import open_source
-from alexnet_jax.runtime.mesh import batch_sharding
-from alexnet_jax.step import make_activations
 from matplotlib.figure import Figure
 
 from alexnet_jax import config as configuration
 from alexnet_jax.datasets.batches import evaluation_batches
+from alexnet_jax.datasets.labels import with_labels_of
+from alexnet_jax.datasets.source import open_source
 from alexnet_jax.runtime import command_line
 from alexnet_jax.runtime.errors import InputError
+from alexnet_jax.runtime.mesh import batch_sharding
+from alexnet_jax.step import make_activations
 from experiments import columns
 
 # Okabe and Ito's, which are told apart without colour vision; line styles do it in print.

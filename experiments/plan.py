@@ -13,12 +13,11 @@ import runpy
 import shlex
 import sys
 
-from alexnet_jax.runtime.files import write_text
-from alexnet_jax.runtime.mesh import mesh_shape
-
 from alexnet_jax import config as configuration
 from alexnet_jax import shapes
 from alexnet_jax.runtime.errors import InputError, first_line
+from alexnet_jax.runtime.files import write_text
+from alexnet_jax.runtime.mesh import mesh_shape
 from experiments.variants import Ensemble, Variant
 
 

@@ -11,12 +11,11 @@ import json
 import os
 import statistics
 
-from alexnet_jax.runtime.files import write_text
-
 from alexnet_jax import config as configuration
 from alexnet_jax import evaluate, shapes
 from alexnet_jax.runtime import command_line
 from alexnet_jax.runtime.errors import InputError
+from alexnet_jax.runtime.files import write_text
 from configs import paper
 from experiments import figures
 

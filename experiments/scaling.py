@@ -23,14 +23,14 @@ import re
 import time
 
 import numpy as np
-from alexnet_jax.runtime.mesh import batch_sharding, replicated
-from alexnet_jax.step import abstract_state, make_train_step
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
-from alexnet_jax.config import write_atomically
 from alexnet_jax.runtime import command_line
 from alexnet_jax.runtime.errors import InputError, first_line
+from alexnet_jax.runtime.files import write_text
+from alexnet_jax.runtime.mesh import batch_sharding, replicated
+from alexnet_jax.step import abstract_state, make_train_step
 from experiments import figures
 
 IMAGES, EPOCHS, BATCH = 1_281_167, 90, 128
@@ -270,8 +270,8 @@ def main(arguments: list[str]) -> None:
     for number, case in enumerate(todo, 1):
         rows.append(row(*case))
         try:
-            write_atomically(f"{given.out}.json", json.dumps(rows, indent=1) + "\n")
-            write_atomically(f"{given.out}.md", markdown(rows))
+            write_text(f"{given.out}.json", json.dumps(rows, indent=1) + "\n")
+            write_text(f"{given.out}.md", markdown(rows))
         except OSError as error:
             raise InputError(f"--out={given.out}: cannot be written ({error.strerror})") from None
         left = (time.monotonic() - start) / number * (len(todo) - number)

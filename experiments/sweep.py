@@ -28,12 +28,12 @@ import sys
 import time
 
 from absl import app, flags
-from alexnet_jax.runtime.files import write_text
 from ml_collections import config_flags
 
 from alexnet_jax import config as configuration
 from alexnet_jax.runtime import command_line
 from alexnet_jax.runtime.errors import InputError, first_line
+from alexnet_jax.runtime.files import write_text
 from experiments import launchers
 from experiments.plan import Plan, Run, as_flags, variants_of
 

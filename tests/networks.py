@@ -11,6 +11,7 @@ import math
 
 import ml_collections
 import numpy as np
+
 from alexnet_jax.runtime.mesh import make_mesh
 from alexnet_jax.step import make_activations
 

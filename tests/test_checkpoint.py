@@ -7,12 +7,12 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from alexnet_jax.runtime.mesh import make_mesh
-from alexnet_jax.step import abstract_state, init_state
 
 from alexnet_jax import optimizer
 from alexnet_jax.runtime import processes
 from alexnet_jax.runtime.errors import InputError
+from alexnet_jax.runtime.mesh import make_mesh
+from alexnet_jax.step import abstract_state, init_state
 from alexnet_jax.workdirs.checkpoint import METRIC, Checkpoints
 from configs import quickstart
 

@@ -4,10 +4,10 @@ import json
 
 import ml_collections
 import pytest
-from alexnet_jax.workdirs.workdir import read_config, write_config
 
 from alexnet_jax import config as configuration
 from alexnet_jax.runtime.errors import InputError
+from alexnet_jax.workdirs.workdir import read_config, write_config
 from configs import paper, quickstart
 
 

@@ -7,12 +7,12 @@ import math
 import jax
 import numpy as np
 import pytest
-from alexnet_jax.runtime.mesh import make_mesh
-from alexnet_jax.step import abstract_state
 
 from alexnet_jax import config as configuration
 from alexnet_jax import optimizer
+from alexnet_jax.runtime.mesh import make_mesh
 from alexnet_jax.shapes import describe, layer_shapes
+from alexnet_jax.step import abstract_state
 from configs import paper
 from experiments import plan
 

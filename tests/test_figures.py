@@ -4,14 +4,14 @@ import json
 
 import numpy as np
 import pytest
-from alexnet_jax.datasets.source import open_source
-from alexnet_jax.workdirs.workdir import write_config
 from matplotlib.figure import Figure
 
 from alexnet_jax import config as configuration
 from alexnet_jax import predict
 from alexnet_jax.datasets import images
+from alexnet_jax.datasets.source import open_source
 from alexnet_jax.runtime.errors import InputError
+from alexnet_jax.workdirs.workdir import write_config
 from configs import quickstart
 from experiments import columns, figures
 

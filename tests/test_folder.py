@@ -6,11 +6,11 @@ import zlib
 import numpy as np
 import pytest
 import small_archives as small
-from alexnet_jax.datasets.source import open_source
 
 from alexnet_jax import config as configuration
 from alexnet_jax.datasets import statistics
 from alexnet_jax.datasets.folder import FolderSource
+from alexnet_jax.datasets.source import open_source
 from alexnet_jax.runtime.errors import InputError
 from configs import paper
 

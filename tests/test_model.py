@@ -7,14 +7,14 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import pytest
-from alexnet_jax.runtime.mesh import make_mesh
-from alexnet_jax.step import abstract_state, column_axes, init_state, loss_and_gradients, make_activations
 
 from alexnet_jax import optimizer
 from alexnet_jax.config import check
 from alexnet_jax.model import Column
 from alexnet_jax.runtime.errors import InputError
+from alexnet_jax.runtime.mesh import make_mesh
 from alexnet_jax.shapes import describe, layer_shapes
+from alexnet_jax.step import abstract_state, column_axes, init_state, loss_and_gradients, make_activations
 from configs import paper, quickstart
 
 PAPER = {  # FACTS A.1: output, inputs of one kernel, parameters, multiply-adds, after pooling

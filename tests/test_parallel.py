@@ -9,7 +9,12 @@ import ml_collections
 import numpy as np
 import optax
 import pytest
+
+from alexnet_jax import layers, optimizer
+from alexnet_jax.kernels import winograd
+from alexnet_jax.runtime.errors import InputError
 from alexnet_jax.runtime.mesh import batch_sharding, make_mesh, mesh_shape, replicated
+from alexnet_jax.shapes import layer_shapes
 from alexnet_jax.step import (
     abstract_state,
     init_state,
@@ -19,11 +24,6 @@ from alexnet_jax.step import (
     make_train_step,
     new_state,
 )
-
-from alexnet_jax import layers, optimizer
-from alexnet_jax.kernels import winograd
-from alexnet_jax.runtime.errors import InputError
-from alexnet_jax.shapes import layer_shapes
 from configs import paper, quickstart
 
 

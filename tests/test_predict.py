@@ -5,11 +5,11 @@ import shutil
 import numpy as np
 import pytest
 import small_archives
-from alexnet_jax.datasets.source import open_source
 
 from alexnet_jax import config as configuration
 from alexnet_jax import predict
 from alexnet_jax.datasets import images
+from alexnet_jax.datasets.source import open_source
 from alexnet_jax.runtime.errors import InputError
 
 

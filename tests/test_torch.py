@@ -12,8 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from alexnet_jax.runtime.mesh import make_mesh
-from alexnet_jax.step import abstract_state, loss_and_gradients, make_train_step, new_state
 from networks import (
     NETWORKS,
     assert_close,
@@ -27,6 +25,8 @@ from networks import (
 )
 
 from alexnet_jax import layers, optimizer
+from alexnet_jax.runtime.mesh import make_mesh
+from alexnet_jax.step import abstract_state, loss_and_gradients, make_train_step, new_state
 
 torch = pytest.importorskip("torch")
 F = torch.nn.functional

@@ -15,18 +15,18 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from absl import flags as absl_flags
-from alexnet_jax.datasets.labels import with_labels_of
-from alexnet_jax.runtime.mesh import make_mesh
-from alexnet_jax.step import abstract_state, init_state, make_activations
-from alexnet_jax.workdirs.workdir import read_config
 
 from alexnet_jax import evaluate, main, optimizer, parallel, train, weights
 from alexnet_jax.datasets import fashion_mnist, images, statistics
+from alexnet_jax.datasets.labels import with_labels_of
 from alexnet_jax.pretrained import formats
 from alexnet_jax.runtime import command_line
 from alexnet_jax.runtime.errors import InputError
+from alexnet_jax.runtime.mesh import make_mesh
 from alexnet_jax.shapes import layer_shapes
+from alexnet_jax.step import abstract_state, init_state, make_activations
 from alexnet_jax.workdirs.checkpoint import Checkpoints
+from alexnet_jax.workdirs.workdir import read_config
 from configs import caffe, no_communication, paper, quickstart, torchvision
 
 ROOT = pathlib.Path(__file__).parent.parent

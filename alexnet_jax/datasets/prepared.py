@@ -16,10 +16,9 @@ from google.protobuf.message import DecodeError
 from tensorflow_datasets.proto import tf_example_pb2
 
 import alexnet_jax.datasets  # noqa: F401  (registers the builders)
-from alexnet_jax.config import nearest
 from alexnet_jax.datasets import images
 from alexnet_jax.runtime import quiet_tensorflow
-from alexnet_jax.runtime.errors import InputError, first_line
+from alexnet_jax.runtime.errors import InputError, first_line, nearest
 from alexnet_jax.runtime.files import file_lock
 
 # TFDS keeps 1 GiB of examples in memory before it shuffles them on disk; a quarter of that serves as well.

@@ -14,12 +14,11 @@ import shutil
 
 import numpy as np
 
-from alexnet_jax.config import written_whole
 from alexnet_jax.datasets.images import empty_batch
 from alexnet_jax.datasets.prepared import TfdsSource
 from alexnet_jax.runtime import progress
 from alexnet_jax.runtime.errors import InputError
-from alexnet_jax.runtime.files import file_lock
+from alexnet_jax.runtime.files import atomic_write, file_lock
 
 _BATCH = 16
 
@@ -99,7 +98,7 @@ def _make(source: TfdsSource, split: str, images, labels, shape: tuple[int, ...]
                 f"data.store: the raw copy of {split} takes {math.prod(shape) / 1e9:,.1f} GB, and"
                 f" {source.folder} has {free / 1e9:,.1f} GB left; make room, or give data.store=jpeg"
             )
-        with written_whole(images) as image_file, written_whole(labels) as label_file:
+        with atomic_write(images) as image_file, atomic_write(labels) as label_file:
             whole = TfdsSource(source.builder, split, source.size, source.channels, "data.store")
             for image_batch, label_batch in progress.over(whole, whole.read, f"raw copy of {split}", _BATCH):
                 image_file.write(image_batch)

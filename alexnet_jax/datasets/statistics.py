@@ -8,8 +8,8 @@ from functools import partial
 
 import numpy as np
 
-from alexnet_jax.config import written_whole
 from alexnet_jax.runtime import progress
+from alexnet_jax.runtime.files import atomic_write
 
 log = logging.getLogger("alexnet_jax")
 
@@ -68,7 +68,7 @@ def of_source(source) -> dict[str, np.ndarray]:
 
 def save(path, arrays: dict[str, np.ndarray]) -> None:
     """Whole or not at all."""
-    with written_whole(path) as file:
+    with atomic_write(path) as file:
         np.savez(file, **arrays)
 
 

@@ -25,8 +25,8 @@ import safetensors
 import safetensors.numpy
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
-from alexnet_jax.config import written_whole
 from alexnet_jax.runtime.errors import InputError, first_line
+from alexnet_jax.runtime.files import atomic_write
 
 
 class Tensor(NamedTuple):
@@ -91,7 +91,7 @@ def _errors_of(path: str):
 def write(path: str, arrays: dict[str, np.ndarray], exported_from: str) -> None:
     """A .safetensors file, whole or not at all. Raises OSError."""
     metadata = {"format": "pt", "alexnet_jax.config": exported_from}
-    with written_whole(path) as file:
+    with atomic_write(path) as file:
         file.write(safetensors.numpy.save({k: np.ascontiguousarray(v) for k, v in arrays.items()}, metadata))
 
 

@@ -2,11 +2,11 @@
 
     join          starts it where it is asked for or a cluster is detected; otherwise there is one process
     index, count  of this process; process 0 alone writes what is not a checkpoint
-    everyone      a function in every process: what is wrong in one is told by all
-    in_turn       the same, process 0 first: it prepares what the others find
-    on_first      in process 0 alone
-    agree, same   whether it is fine in every process; whether all were given the same
-    fate          a lost process ends the others, with one line each
+    all_processes      a function in every process: what is wrong in one is told by all
+    process_0_first       the same, process 0 first: it prepares what the others find
+    on_process_0      in process 0 alone
+    barrier, check_same   whether it is fine in every process; whether all were given the same
+    exit_on_error          a lost process ends the others, with one line each
 
 `python -m alexnet_jax.runtime.processes` is the filter of `join`'s stderr.
 """
@@ -146,7 +146,7 @@ def _exchange(value, seconds: int = _LONG) -> list:
     return [json.loads(text) for _, text in sorted(client.key_value_dir_get(folder))]
 
 
-def agree(fine: bool, seconds: int = _LONG) -> bool:
+def barrier(fine: bool, seconds: int = _LONG) -> bool:
     """Whether it is fine in every process. Raises TimeoutError where not all of them ask in time."""
     import jax
 
@@ -158,7 +158,7 @@ def agree(fine: bool, seconds: int = _LONG) -> bool:
         raise TimeoutError from None
 
 
-def everyone(function, *args):
+def all_processes(function, *args):
     """function(*args) in every process. Raises InputError in all where it does in one."""
     result = message = None
     try:
@@ -171,19 +171,19 @@ def everyone(function, *args):
     return result
 
 
-def on_first(function, *args):
-    """function(*args) in process 0; the others wait, and get None. Raises InputError as `everyone`."""
-    return everyone(lambda: function(*args) if index() == 0 else None)
+def on_process_0(function, *args):
+    """function(*args) in process 0; the others wait, and get None. Raises InputError as `all_processes`."""
+    return all_processes(lambda: function(*args) if index() == 0 else None)
 
 
-def in_turn(function, *args):
-    """function(*args) in process 0, and then in the others. Raises InputError as `everyone`."""
-    first = on_first(function, *args)
-    others = everyone(lambda: function(*args) if index() > 0 else None)
+def process_0_first(function, *args):
+    """function(*args) in process 0, and then in the others. Raises InputError as `all_processes`."""
+    first = on_process_0(function, *args)
+    others = all_processes(lambda: function(*args) if index() > 0 else None)
     return first if index() == 0 else others
 
 
-def same(what: dict) -> None:
+def check_same(what: dict) -> None:
     """Raises InputError where the processes differ in `what`, naming the first that does."""
     first, *others = _exchange(what)
     for process, other in enumerate(others, 1):
@@ -215,7 +215,7 @@ def preempted(step: int) -> bool:
 
 
 @contextlib.contextmanager
-def fate():
+def exit_on_error():
     """Within the block an exception ends this process at once: the usual end waits for the others.
 
     These may be waiting for it, and notice only that it is gone.

@@ -16,9 +16,9 @@ import sys
 
 import orbax.checkpoint as ocp
 
-from alexnet_jax.parallel import TrainState
 from alexnet_jax.runtime import processes
 from alexnet_jax.runtime.errors import InputError
+from alexnet_jax.step import TrainState
 
 log = logging.getLogger("alexnet_jax")
 
