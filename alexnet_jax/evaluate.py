@@ -55,7 +55,7 @@ def evaluate(config, workdir: str) -> None:
     images = f"{len(source):,} images of {config.data.test_split}, views of each: {config.eval.views}"
     log.info(f"evaluating step {step} on {images}")
     eval_step = make_eval_step(config, mesh, config.eval.views)
-    result = errors(eval_step, params, source, config, mesh, on_devices(stored, mesh))
+    result = error_rates(eval_step, params, source, config, mesh, on_devices(stored, mesh))
     where = {"data": config.data.name, "split": config.data.test_split}
     result = {**where, "views": config.eval.views, "step": step, **result}
     if processes.index() == 0:
