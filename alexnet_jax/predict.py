@@ -20,6 +20,7 @@ from alexnet_jax.runtime import command_line
 from alexnet_jax.runtime.errors import InputError
 from alexnet_jax.runtime.mesh import make_mesh
 from alexnet_jax.step import make_view_outputs, mean_output
+from alexnet_jax.workdirs.workdir import read_statistics
 
 BATCH = 32
 CORRECT, OTHER = "#D55E00", "#0072B2"  # vermilion and blue, which are told apart without colour vision
@@ -32,7 +33,7 @@ class Network:
         """Raises InputError if it cannot be opened."""
         config.mesh.data = 1  # any number of pictures
         self.config, self.mesh = config, make_mesh(config)
-        stored = evaluate.stored_statistics(workdir)
+        stored = read_statistics(workdir)
         self.step, self.params = evaluate.stored_params(config, workdir, self.mesh)
         self.statistics = evaluate.on_devices(stored, self.mesh)
         self.label_names = [str(name) for name in stored.get("label_names", ())]

@@ -32,6 +32,13 @@ _ASIDE = "damaged-"
 _PATIENCE = 20  # seconds; those that could read a checkpoint stay in Orbax, waiting for one that could not
 
 
+def has_checkpoints(workdir: str) -> bool:
+    """Return whether the workdir has a checkpoint, readable or not."""
+    folder = os.path.join(workdir, "checkpoints")
+    names = os.listdir(folder) if os.path.isdir(folder) else []
+    return any(name.isdigit() or name.startswith(_ASIDE) for name in names)
+
+
 class Checkpoints:
     """The checkpoints of one workdir. Leaving the `with` block waits for what is being written."""
 

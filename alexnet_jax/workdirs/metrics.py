@@ -4,7 +4,9 @@ metrics.jsonl has one JSON object per validation. A resumed run drops the rows a
 validations are made again.
 """
 
+import datetime
 import json
+import logging
 import os
 import time
 from collections.abc import Iterable, Iterator
@@ -14,6 +16,8 @@ import jax
 from alexnet_jax.runtime import processes, quiet_tensorflow
 from alexnet_jax.runtime.errors import InputError
 from alexnet_jax.runtime.files import write_text
+
+log = logging.getLogger("alexnet_jax")
 
 FIELDS = frozenset({
     "step", "epoch", "learning_rate", "train_loss", "val_loss", "val_top1_error", "val_top5_error",
@@ -65,11 +69,14 @@ def _parse(line: str) -> dict | None:
 
 
 class Writer:
-    """Write rows and event files into a workdir, from process 0. Leaving the `with` block writes them out."""
+    """Tell of a run in metrics.jsonl, in event files and in the log; process 0 alone writes.
+
+    Leaving the `with` block waits for the event files.
+    """
 
     def __init__(self, workdir: str, step: int, fields: dict):
-        """Go on after `step`; `fields` is the configuration, as TensorBoard's hyperparameters."""
-        self._workdir, self._events = workdir, None
+        """Go on after `step`; `fields` of the configuration are TensorBoard's hyperparameters."""
+        self._workdir, self._fields, self._events = workdir, fields, None
         if processes.index() == 0:
             drop_rows_after(workdir, step)
             self._events = _event_files(workdir)
@@ -83,13 +90,29 @@ class Writer:
             self._events.close()
 
     def write_row(self, row: dict) -> None:
-        """Write a validation into both."""
+        """Write the row of a validation."""
         if self._events:
             append_row(self._workdir, row)
-        self.write_scalars(row["step"], {name: value for name, value in row.items() if name != "step"})
+        self._write_event(row["step"], {name: value for name, value in row.items() if name != "step"})
+        log.info(
+            f"epoch {row['epoch']}/{self._fields['num_epochs']}: validation top-1 error"
+            f" {row['val_top1_error']:.4f}, top-5 error {row['val_top5_error']:.4f},"
+            f" loss {row['val_loss']:.4f} (training loss {row['train_loss']:.4f})"
+        )
 
-    def write_scalars(self, step: int, scalars: dict[str, float]) -> None:
-        """Write scalars into the event file alone."""
+    def write_progress(self, step: int, last_step: int, epochs: int, loss: float, clock: "Clock") -> None:
+        """Write how far the run is: `epochs` are complete, `loss` is the mean since then."""
+        rate = clock.images_per_second()
+        if not rate:
+            return
+        seconds = round((last_step - step) * self._fields["batch_size"] / rate)
+        log.info(
+            f"epoch {epochs + 1}/{self._fields['num_epochs']}  step {step}/{last_step}  loss {loss:.4f}"
+            f"  {rate:,.0f} images/s  {datetime.timedelta(seconds=seconds)} left"
+        )
+        self._write_event(step, {"images_per_second": rate})
+
+    def _write_event(self, step: int, scalars: dict[str, float]) -> None:
         if self._events:
             self._events.write_scalars(step, scalars)
 
