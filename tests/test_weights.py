@@ -16,7 +16,7 @@ import pytest
 import safetensors.numpy
 from absl import flags as absl_flags
 
-from alexnet_jax import evaluate, main, optimizer, parallel, train, weights
+from alexnet_jax import augment, evaluate, main, optimizer, train, weights
 from alexnet_jax.datasets import fashion_mnist, images, statistics
 from alexnet_jax.datasets.labels import with_labels_of
 from alexnet_jax.network import layer_table
@@ -583,7 +583,7 @@ class Source:
 
 IMAGENET = [
     line
-    for line in (ROOT / "alexnet_jax/imagenet_classes.txt").read_text().splitlines()
+    for line in (ROOT / "alexnet_jax/datasets/imagenet_classes.txt").read_text().splitlines()
     if not line.startswith("#")
 ]
 
@@ -753,8 +753,8 @@ def test_imported_weights_give_torchs_outputs_and_errors(config, tmp_path):
     stored, params = params_of(workdir)
     mesh = make_mesh(stored)
     views = jax.jit(
-        lambda pixels: parallel.augment.test_view(
-            pixels, np.array(parallel.augment.test_views(stored, 1)[0]), arrays, stored
+        lambda pixels: augment.test_view(
+            pixels, np.array(augment.test_views(stored, 1)[0]), arrays, stored
         )
     )
     arrays = evaluate.on_devices(statistics.load(workdir / "statistics.npz"), mesh)
