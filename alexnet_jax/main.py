@@ -44,9 +44,9 @@ def run(mode: str, config, overrides: dict, workdir: str) -> None:
     """One mode of the program. Raises InputError, and Diverged in training."""
     # Imported here, so that a mistake in the flags is told at once.
     if mode == "describe":
-        from alexnet_jax import shapes
+        from alexnet_jax import network
 
-        print(shapes.describe(config))
+        print(network.describe(config))
     elif mode == "eval":
         from alexnet_jax import evaluate
 
@@ -104,9 +104,9 @@ def main(argv) -> None:
         if config is not None:
             overrides = config_flags.get_override_values(flags.FLAGS["config"])
             configuration.check(config)
-            from alexnet_jax import shapes
+            from alexnet_jax import network
 
-            shapes.layer_shapes(config)
+            network.layer_table(config)
             mesh_shape(config, None, () if _MODE.value == "eval" else ("batch_size",))
         workdir = os.path.expanduser(WORKDIR.value or _default_workdir())
         with processes.exit_on_error():

@@ -23,7 +23,7 @@ import numpy as np
 import optax
 
 from alexnet_jax import config as configuration
-from alexnet_jax import evaluate, optimizer, shapes
+from alexnet_jax import evaluate, network, optimizer
 from alexnet_jax.datasets.batches import training_batches
 from alexnet_jax.datasets.labels import check_labels, with_labels_of
 from alexnet_jax.datasets.source import open_source
@@ -177,7 +177,7 @@ class Run:
         self.checkpoints.save(state, scores)
 
     def check_finite(self, step: int, loss, what: str = "the loss") -> None:
-        """Raises Diverged."""
+        """Raise Diverged if a loss is not a finite number."""
         if not np.isfinite(loss):
             self._diverged(step, f"{what} is {float(loss)}")
 
@@ -236,7 +236,7 @@ def _learning_rate(config, state: TrainState) -> float:
 
 def _announce(run: Run, state: TrainState) -> None:
     config, step = run.config, int(state.step)
-    log.info(f"{shapes.describe(config)}\n")
+    log.info(f"{network.describe(config)}\n")
     log.debug(f"parameters\n{metrics.parameter_table(state.params)}")  # to train.log only
     shape = " x ".join(f"{size} ({name})" for name, size in run.mesh.shape.items())
     log.info(
