@@ -19,35 +19,23 @@ layers have height * width * inputs as one axis. In PyTorch and Caffe it is [out
 outputs and inputs of column 0 first, which is a convolution with columns as groups where columns do not meet.
 """
 
-import importlib
 import logging
 import os
 import pathlib
 import shutil
 
 import numpy as np
-from absl import app, flags
 
 from alexnet_jax import config as configuration
-from alexnet_jax import evaluate, optimizer
-from alexnet_jax.datasets import statistics
-from alexnet_jax.datasets.labels import imagenet_classes
 from alexnet_jax.pretrained import formats
 from alexnet_jax.runtime import command_line
-from alexnet_jax.runtime.command_line import CONFIG, WORKDIR
 from alexnet_jax.runtime.errors import InputError
-from alexnet_jax.runtime.mesh import make_mesh
 from alexnet_jax.shapes import CLASSIFIER, layer_shapes
-from alexnet_jax.step import new_state
-from alexnet_jax.workdirs.checkpoint import Checkpoints
 from alexnet_jax.workdirs.workdir import write_config
 
 log = logging.getLogger("alexnet_jax")
 
 SOURCES = ("torchvision", "caffe")
-_FROM = flags.DEFINE_string("from", None, ", ".join(SOURCES))
-_LABELS = flags.DEFINE_string("labels", None, "a text file, the name of a class on each line")
-_MEAN_FILE = flags.DEFINE_string("mean", None, "a .binaryproto, or statistics.npz of another workdir")
 
 _MODULES = {
     "conv1": "features.0", "conv2": "features.3", "conv3": "features.6", "conv4": "features.8",
@@ -135,7 +123,7 @@ def import_weights(
     leaves nothing behind then.
     """
     _check_new(workdir)
-    config = config or _default_config(source)
+    config = config or configuration.load(f"configs/{source}.py")
     configuration.check(config)
     names = module_names(config)
     if (names is _MODULES) != (source == "torchvision"):
@@ -158,13 +146,6 @@ def import_weights(
         f"imported {file} into {workdir}: {count:,} parameters, {config.model.num_classes:,} classes;"
         f" evaluate it with --mode=eval --workdir={workdir}"
     )
-
-
-def _default_config(source: str):
-    try:
-        return importlib.import_module(f"configs.{source}").get_config()
-    except ModuleNotFoundError:
-        raise InputError(f"configs/{source}.py: there is no such file here; run from the clone") from None
 
 
 def _check_new(workdir: str) -> None:
@@ -206,6 +187,8 @@ def _check_network(file: str, weights: formats.Weights, config, classifier: str)
 
 def _statistics(source: str, config, mean: str | None) -> dict[str, np.ndarray]:
     """What statistics.npz of the workdir holds, for the normalisation that the weights were trained with."""
+    from alexnet_jax.datasets import statistics
+
     size, channels = config.data.image_size, config.data.channels
     if mean is not None and mean.endswith(".npz"):
         arrays = statistics.load(mean)
@@ -236,6 +219,8 @@ def _statistics(source: str, config, mean: str | None) -> dict[str, np.ndarray]:
 def _label_names(classes: int, labels: str | None, arrays: dict) -> list[str]:
     """A name for each class: of --labels, of --mean's run, ImageNet's where there are 1000, or numbers."""
     if labels is None:
+        from alexnet_jax.datasets.labels import imagenet_classes
+
         known = list(arrays.get("label_names", ()))
         if not known and classes == 1000:
             known = imagenet_classes()
@@ -250,6 +235,12 @@ def _label_names(classes: int, labels: str | None, arrays: dict) -> list[str]:
 
 
 def _make_workdir(workdir: str, config, arrays: dict, params: dict) -> None:
+    # Imported here, as above and below, so that a mistake in the flags is reported at once.
+    from alexnet_jax import optimizer
+    from alexnet_jax.datasets import statistics
+    from alexnet_jax.step import new_state
+    from alexnet_jax.workdirs.checkpoint import Checkpoints
+
     there = os.path.isdir(workdir)
     try:
         os.makedirs(workdir, exist_ok=True)
@@ -273,6 +264,9 @@ def export_weights(file: str, workdir: str) -> None:
     if os.path.lexists(file):
         raise InputError(f"{file}: exists already; remove it, or give another name")
     config = configuration.of_run(workdir)
+    from alexnet_jax import evaluate
+    from alexnet_jax.runtime.mesh import make_mesh
+
     config.mesh.update(data=1, column=1)  # the run's devices need not be here
     step, params = evaluate.stored_params(config, workdir, make_mesh(config))
     tensors = to_torch(config, params)
@@ -284,30 +278,33 @@ def export_weights(file: str, workdir: str) -> None:
     log.info(f"exported step {step} of {workdir} to {file}: {names[0]} to {names[-1]}")
 
 
-def main(argv) -> None:
-    """The command line."""
-    try:
-        command, file = [*argv[1:], "", ""][:2]
-        if command not in ("import", "export"):
-            raise InputError(f"{command!r}: give import or export, and a file; see --help")
-        for name, given in (("FILE", file), ("--workdir", WORKDIR.value)):
-            if not given:
-                raise InputError(f"{name}: missing; see --help")
-        file, workdir = os.path.expanduser(file), os.path.expanduser(WORKDIR.value)
-        if command == "import":
-            if _FROM.value not in SOURCES:
-                raise InputError(f"--from={_FROM.value or ''}: give one of {', '.join(SOURCES)}")
-            labels, mean = (flag.value and os.path.expanduser(flag.value) for flag in (_LABELS, _MEAN_FILE))
-            import_weights(_FROM.value, file, workdir, CONFIG.value, labels, mean)
-        else:
-            for name in ("config", "from", "labels", "mean"):
-                if flags.FLAGS[name].present:
-                    raise InputError(f"--{name}: is not for export, which takes all from --workdir")
-            export_weights(file, workdir)
-    except InputError as error:
-        command_line.fail(str(error), 2)
+def main(arguments: list[str]) -> None:
+    """Import or export. Raises InputError."""
+    parser = command_line.Parser(__doc__, config=True)
+    command = command_line.one_of("import", "export")
+    parser.add_argument("command", metavar="COMMAND", type=command, help="import or export")
+    parser.add_argument("file", metavar="FILE", help="the weights")
+    parser.add_argument("--workdir", metavar="DIR", required=True, help="the folder of a run")
+    parser.add_argument(
+        "--from", dest="source", metavar="NAME", type=command_line.one_of(*SOURCES), help=", ".join(SOURCES)
+    )
+    parser.add_argument("--labels", metavar="FILE", help="a text file, the name of a class on each line")
+    parser.add_argument("--mean", metavar="FILE", help="a .binaryproto, or statistics.npz of another workdir")
+    given = parser.parse(arguments)
+    file, workdir = os.path.expanduser(given.file), os.path.expanduser(given.workdir)
+    if given.command == "export":
+        options = {"config": given.config, "from": given.source, "labels": given.labels, "mean": given.mean}
+        options |= {f"config.{field}": text for field, text in given.overrides.items()}
+        for name in (name for name, value in options.items() if value is not None):
+            raise InputError(f"--{name}: is not for export, which takes all from --workdir")
+        export_weights(file, workdir)
+        return
+    if given.source is None:
+        raise InputError(f"--from: missing; give one of {', '.join(SOURCES)}")
+    config = configuration.load(given.config, given.overrides) if given.config or given.overrides else None
+    labels, mean = (path and os.path.expanduser(path) for path in (given.labels, given.mean))
+    import_weights(given.source, file, workdir, config, labels, mean)
 
 
 if __name__ == "__main__":
-    command_line.start_log()
-    app.run(main, flags_parser=command_line.parser(__doc__, arguments=2))
+    command_line.run(main)

@@ -70,7 +70,7 @@ def test_predictions_are_those_that_evaluation_counts(workdir):
     assert (probabilities.argmax(axis=1) != labels).mean() == pytest.approx(
         evaluate.read(workdir)["top1_error"]
     )
-    ten = predict.Network(configuration.of_run(workdir, ["eval.views=10"]), workdir)
+    ten = predict.Network(configuration.of_run(workdir, {"eval.views": 10}), workdir)
     assert abs(ten.probabilities(pictures[:3]) - probabilities[:3]).max() > 1e-6
 
 
