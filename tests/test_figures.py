@@ -210,7 +210,7 @@ def test_nearest_images_are_those_of_all_distances(swept):
         (("figure1", "--workdir={run}", "--workdir={run}"), "another run with relu and seed 0"),
         (
             ("figure4", "--workdir={run}", "--images=one"),
-            "--images: expected numbers, as in 0,1,2, got 'one'",
+            "--images: expected numbers, as in 0,1,2, got",
         ),
         (("figure3", "--workdir={run}", "--out=/nowhere/x"), "--out=/nowhere/x.png"),
         (("figure3", "--workdir={run}"), "statistics.npz|checkpoint"),

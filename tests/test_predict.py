@@ -90,7 +90,7 @@ def test_classes_are_shown_by_their_first_name(name, short):
 @pytest.mark.parametrize(
     "flags, words",
     [
-        ((), "--workdir"),
+        ((), "--workdir: missing"),
         (("--workdir=nowhere", "x.jpg"), "nowhere: has no config.json"),
         (("--workdir={workdir}",), "IMAGE"),
         (("--workdir={workdir}", "{picture}", "--figure=/nowhere/x.png"), "--figure=/nowhere/x.png"),
