@@ -3,7 +3,7 @@
 Pure functions; which example gets which crop is decided by its key alone, not by where it is computed.
 Pixels are on the scale 0 to 255.
 
-    train_views   a random crop, a random flip, colour noise
+    train_views   a random crop, a random flip, color noise
     test_views    the central crop; or four corners and the centre, and their reflections
 """
 
@@ -24,29 +24,29 @@ def train_views(
     statistics: dict[str, Array],
     config,
     crop_keys: Key[Array, " batch"] | None = None,
-    coloured: bool | Bool[Array, ""] = True,
+    colored: bool | Bool[Array, ""] = True,
 ) -> Views:
     """A view of each image for training, drawn from its key (section 4.1).
 
-    Images with the same one of `crop_keys` share crop and flip. Without `coloured` there is no noise.
+    Images with the same one of `crop_keys` share crop and flip. Without `colored` there is no noise.
     """
-    view = functools.partial(_train_view, coloured=coloured, statistics=statistics, config=config)
+    view = functools.partial(_train_view, colored=colored, statistics=statistics, config=config)
     return jax.vmap(view)(images, keys, keys if crop_keys is None else crop_keys)
 
 
-def _train_view(image, key, crop_key, coloured, statistics, config):
+def _train_view(image, key, crop_key, colored, statistics, config):
     augment, last = config.augment, config.data.image_size - config.data.crop_size
     offset_key, flip_key, _ = jax.random.split(crop_key, 3)
-    colour_key = jax.random.split(key, 3)[2]
+    color_key = jax.random.split(key, 3)[2]
     # All offsets: 33 on each axis for 224 in 256.
     top, left = jax.random.randint(offset_key, (2,), 0, last + 1) if augment.crop else (last // 2, last // 2)
     flip = jax.random.bernoulli(flip_key) if augment.flip else False
     view = _crop_normalize_flip(image, top, left, flip, statistics, config)
     if not augment.pca_std:
         return view
-    noise = colour_noise(colour_key, augment.pca_std, statistics)
+    noise = color_noise(color_key, augment.pca_std, statistics)
     noisy = view + (noise / statistics["channel_std"] if _by_channel(config) else noise)
-    return jnp.where(coloured, noisy / augment.pca_divisor, view)
+    return jnp.where(colored, noisy / augment.pca_divisor, view)
 
 
 def _crop_normalize_flip(image, top, left, flip, statistics, config):
@@ -71,10 +71,10 @@ def _by_channel(config) -> bool:
     return config.data.normalization == "channel_mean_std"
 
 
-def colour_noise(key: Key[Array, ""], std: float, statistics: dict[str, Array]) -> Float[Array, " channel"]:
+def color_noise(key: Key[Array, ""], std: float, statistics: dict[str, Array]) -> Float[Array, " channel"]:
     """[p1 p2 p3] [a1 s1, a2 s2, a3 s3]^T with a_i ~ N(0, std), once an image (section 4.1).
 
-    p_i are the eigenvectors of the training set's colour covariance. s_i are its standard deviations along
+    p_i are the eigenvectors of the training set's color covariance. s_i are its standard deviations along
     them, as in the released code (convdata_jpeg.py:65), where the paper prints the eigenvalues s_i^2.
     """
     deviations = statistics["standard_deviations"]

@@ -55,9 +55,9 @@ def main(arguments: list[str]) -> None:
 # JAX and what needs it are imported inside functions, so that a mistake in the flags is reported at once.
 def _run(given, config, workdir: str) -> None:
     if given.mode == "describe":
-        from alexnet_jax import shapes
+        from alexnet_jax import network
 
-        print(shapes.describe(config))
+        print(network.describe(config))
     elif given.mode == "prepare":
         processes.process_0_first(_prepare, config)
     elif given.mode == "eval":
@@ -73,10 +73,10 @@ def _run(given, config, workdir: str) -> None:
 
 def _check_network(config, batches: tuple[str, ...]) -> None:
     """Raise InputError if layers do not fit each other, or the mesh does not fit the network or `batches`."""
-    from alexnet_jax import shapes
+    from alexnet_jax import network
     from alexnet_jax.runtime.mesh import mesh_shape
 
-    shapes.layer_shapes(config)
+    network.layer_table(config)
     mesh_shape(config, None, batches)
 
 

@@ -28,7 +28,7 @@ import jax
 import numpy as np
 
 from alexnet_jax import config as configuration
-from alexnet_jax import evaluate, optimizer, shapes
+from alexnet_jax import evaluate, network, optimizer
 from alexnet_jax.datasets import statistics
 from alexnet_jax.datasets.batches import training_batches
 from alexnet_jax.datasets.labels import check_labels, with_labels_of
@@ -311,7 +311,7 @@ class Run:
         )
 
     def _announce(self) -> None:
-        log.info(f"{shapes.describe(self.config)}\n")
+        log.info(f"{network.describe(self.config)}\n")
         overview = parameter_overview.get_parameter_overview(self.state.params, include_stats="global")
         log.debug(f"parameters\n{overview}")  # to train.log only
         shape = " x ".join(f"{size} ({name})" for name, size in self.mesh.shape.items())

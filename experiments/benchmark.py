@@ -76,9 +76,9 @@ def _peers(given) -> list[str]:
 
 def _check(config) -> None:
     configuration.check(config)
-    from alexnet_jax import shapes  # here, so that a mistake in the flags is told at once
+    from alexnet_jax import network  # here, so that a mistake in the flags is told at once
 
-    shapes.layer_shapes(config)
+    network.layer_table(config)
     mesh_shape(config, None, ("batch_size",))
 
 

@@ -331,10 +331,10 @@ def features(network):
     """Images -> float [n, features], the activations of the last hidden layer for the central view."""
     import jax
 
-    from alexnet_jax import augment, shapes
+    from alexnet_jax import augment, network
 
     config = network.config
-    layer = shapes.layer_shapes(config)[-2]
+    layer = network.layer_table(config)[-2]
     name = f"{layer.name}/activation" if "activation" in layer.then else layer.name
     forward = make_activations(config, network.mesh)
     place = np.array(augment.test_views(config, 1)[0], np.int32)

@@ -14,7 +14,7 @@ import shlex
 import sys
 
 from alexnet_jax import config as configuration
-from alexnet_jax import shapes
+from alexnet_jax import network
 from alexnet_jax.runtime.errors import InputError, first_line
 from alexnet_jax.runtime.files import write_text
 from alexnet_jax.runtime.mesh import mesh_shape
@@ -217,7 +217,7 @@ def _update(config, fields: dict, name: str) -> None:
     try:
         config.update_from_flattened_dict(fields)
         configuration.check(config)
-        shapes.layer_shapes(config)
+        network.layer_table(config)
         mesh_shape(config, None, ("batch_size", "eval.batch_size"))
     except Exception as error:  # ml_collections raises many kinds
         raise InputError(f"variant {name!r}: {' '.join(str(error).split())}") from None

@@ -12,7 +12,7 @@ import os
 import statistics
 
 from alexnet_jax import config as configuration
-from alexnet_jax import evaluate, shapes
+from alexnet_jax import evaluate, network
 from alexnet_jax.runtime import command_line
 from alexnet_jax.runtime.errors import InputError
 from alexnet_jax.runtime.files import write_text
@@ -97,7 +97,7 @@ def _workdir(workdir: str) -> list[str]:
         "<h3>Differences to configs/paper.py</h3>",
         _table(("field", "paper", "here"), different) if different else "<p>none</p>",
         "<details><summary>network</summary>",
-        f"<pre>{html.escape(shapes.describe(config))}</pre></details>",
+        f"<pre>{html.escape(network.describe(config))}</pre></details>",
         "<details><summary>whole configuration</summary>",
         f"<pre>{html.escape(json.dumps(config.to_dict(), indent=2))}</pre></details>",
     ]

@@ -28,9 +28,9 @@ import tempfile
 import time
 
 from alexnet_jax import config as configuration
+from alexnet_jax.network import layer_table
 from alexnet_jax.runtime import machine, progress
 from alexnet_jax.runtime.errors import InputError
-from alexnet_jax.shapes import layer_shapes
 from configs import paper
 from experiments.contender import PRODUCT
 
@@ -58,7 +58,7 @@ def flop_per_image(config, what: str) -> int:
     Backward is twice forward, for the gradients to the weights and to the inputs; the images have none.
     Normalisation, pooling and the update are not counted. `what` is "train" or "infer".
     """
-    work = [layer.multiply_adds for layer in layer_shapes(config)]
+    work = [layer.multiply_adds for layer in layer_table(config)]
     return 2 * sum(work) if what == "infer" else 2 * (3 * sum(work) - work[0])
 
 

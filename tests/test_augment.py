@@ -140,7 +140,7 @@ def test_a_view_depends_on_its_own_image_and_key_only():
 def test_colour_noise_has_the_papers_covariance():
     number, statistics = 40_000, statistics_of()
     noise = np.asarray(
-        jax.jit(jax.vmap(lambda key: augment.colour_noise(key, 0.1, statistics)))(keys(number)), np.float64
+        jax.jit(jax.vmap(lambda key: augment.color_noise(key, 0.1, statistics)))(keys(number)), np.float64
     )
     vectors, deviations = statistics["eigenvectors"], statistics["standard_deviations"]
     want = 0.1**2 * vectors @ np.diag(deviations**2) @ vectors.T
@@ -232,5 +232,5 @@ def test_noise_comes_with_its_divisor_and_ends_with_it():
     noisy = augment.train_views(images, keys(5), statistics, plain)
     got = augment.train_views(images, keys(5), statistics, divided)
     np.testing.assert_allclose(got, np.asarray(noisy) / 1.1, rtol=1e-5)
-    quiet = augment.train_views(images, keys(5), statistics, divided, coloured=jnp.asarray(False))
+    quiet = augment.train_views(images, keys(5), statistics, divided, colored=jnp.asarray(False))
     np.testing.assert_array_equal(quiet, augment.train_views(images, keys(5), statistics, config_of()))

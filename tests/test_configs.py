@@ -10,8 +10,8 @@ import pytest
 
 from alexnet_jax import config as configuration
 from alexnet_jax import optimizer
+from alexnet_jax.network import describe, init_stds, layer_table
 from alexnet_jax.runtime.mesh import make_mesh
-from alexnet_jax.shapes import describe, layer_shapes
 from alexnet_jax.step import abstract_state
 from configs import paper
 from experiments import plan
@@ -67,7 +67,7 @@ def test_network_has_its_size(name):
 
 def test_finetune_takes_all_layers_of_pretrain22k_but_the_classifier():
     ours, theirs = (
-        {layer.name: layer for layer in layer_shapes(config_of(name))} for name in ("finetune", "pretrain22k")
+        {layer.name: layer for layer in layer_table(config_of(name))} for name in ("finetune", "pretrain22k")
     )
     taken = set(config_of("finetune").init_layers)
     assert {name for name in ours if ours[name] == theirs.get(name)} == taken == set(ours) - {"fc8"}
@@ -76,10 +76,8 @@ def test_finetune_takes_all_layers_of_pretrain22k_but_the_classifier():
 @pytest.mark.parametrize("name", ["imagenette", "quickstart"])
 def test_small_network_keeps_the_gain_of_the_papers_layers(name):
     def gains(config):
-        return [
-            layer.init_std * math.sqrt(math.prod(layer.kernel) * layer.inputs)
-            for layer in layer_shapes(config)
-        ]
+        stds = init_stds(config.model)
+        return [stds[row.name] * math.sqrt(math.prod(row.kernel[1:-1])) for row in layer_table(config)]
 
     np.testing.assert_allclose(gains(config_of(name)), gains(paper.get_config()), rtol=0.01)
 
@@ -88,9 +86,9 @@ def test_every_ablation_works_on_imagenette():
     config = config_of("imagenette")
     variants = plan.variants_of("experiments/ablations.py", config)
     plan.Plan(variants, config, "configs/imagenette.py", {}, "nowhere", 1)  # checks every one
-    maps = [layer.pooled[0] for layer in layer_shapes(config) if "pool" in layer.then]
+    maps = [layer.after[0] for layer in layer_table(config) if "pool" in layer.then]
     config.model.pool.size = 2
-    assert maps == [layer.pooled[0] for layer in layer_shapes(config) if "pool" in layer.then] == [11, 5, 2]
+    assert maps == [layer.after[0] for layer in layer_table(config) if "pool" in layer.then] == [11, 5, 2]
 
 
 def test_figure1_gives_each_activation_its_rate():
@@ -133,7 +131,7 @@ def test_ablation_is_one_override(name):
     config = paper.get_config()
     config.update_from_flattened_dict(override)
     configuration.check(config)
-    layers = layer_shapes(config)
+    layers = layer_table(config)
     assert sum(layer.parameters for layer in layers) == parameters
-    assert [layer.pooled[0] for layer in layers if "pool" in layer.then] == [27, 13, 6]
+    assert [layer.after[0] for layer in layers if "pool" in layer.then] == [27, 13, 6]
     assert ("lrn" in layers[0].then) == config.model.lrn.enabled

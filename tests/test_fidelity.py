@@ -6,7 +6,7 @@ import pathlib
 import re
 
 from alexnet_jax.config import flatten
-from alexnet_jax.shapes import layer_shapes
+from alexnet_jax.network import layer_table
 from configs import paper
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -49,6 +49,6 @@ def test_neurons_of_the_paper():
     """Section 1 and figure 2: 150,528 values of an image, and 650,000 neurons."""
     config = paper.get_config()
     assert config.data.crop_size**2 * config.data.channels == 150_528
-    outputs = [math.prod(layer.output) for layer in layer_shapes(config)]
+    outputs = [math.prod(layer.output) for layer in layer_table(config)]
     assert outputs == [290_400, 186_624, 64_896, 64_896, 43_264, 4096, 4096, 1000]
     assert sum(outputs) == 659_272

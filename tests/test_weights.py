@@ -15,19 +15,24 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from alexnet_jax import evaluate, main, optimizer, parallel, train, weights
+from alexnet_jax import augment, evaluate, main, optimizer, train, weights
 from alexnet_jax.datasets import fashion_mnist, images, statistics
 from alexnet_jax.datasets.labels import with_labels_of
-from alexnet_jax.pretrained import formats
+from alexnet_jax.network import layer_table
+from alexnet_jax.pretrained import conversion, formats
+from alexnet_jax.pretrained.normalization import published_statistics
 from alexnet_jax.runtime.errors import InputError
 from alexnet_jax.runtime.mesh import make_mesh
-from alexnet_jax.shapes import layer_shapes
 from alexnet_jax.step import abstract_state, init_state, make_activations
 from alexnet_jax.workdirs.checkpoint import Checkpoints
 from alexnet_jax.workdirs.workdir import read_config
 from configs import caffe, no_communication, paper, quickstart, torchvision
 
 ROOT = pathlib.Path(__file__).parent.parent
+
+
+def shapes_of(config):
+    return conversion.torch_shapes(layer_table(config))
 
 
 def narrow(module, classes=10, **changes):
@@ -43,7 +48,7 @@ def random_tensors(config, seed=0):
     draw = np.random.default_rng(seed)
     return {
         name: draw.standard_normal(shape, np.float32) * np.float32(np.prod(shape[1:] or (200,)) / 2) ** -0.5
-        for name, shape in weights.torch_shapes(config).items()
+        for name, shape in shapes_of(config).items()
     }
 
 
@@ -78,7 +83,7 @@ def exported(workdir, path):
 def test_every_number_is_where_pytorch_has_it():
     config = narrow(paper)
     tensors = random_tensors(config)
-    params = weights.from_torch(config, tensors)
+    params = conversion.from_torch(layer_table(config), tensors)
     abstract = abstract_state(config, make_mesh(config), optimizer.make(config))
     assert jax.tree.map(np.shape, params) == jax.tree.map(lambda x: x.shape, abstract.params)
     for column, (row, place, inputs, output) in [(0, (1, 2, 3, 1)), (1, (0, 2, 1, 5))]:
@@ -108,18 +113,21 @@ def test_every_number_is_where_pytorch_has_it():
     ids=["torchvision", "caffe", "no gather", "no hidden layer", "one column", "quickstart"],
 )
 def test_layouts_are_the_reverse_of_each_other(config):
-    tensors = random_tensors(config)
-    assert same(weights.to_torch(config, weights.from_torch(config, tensors)), tensors)
-    assert sum(t.size for t in tensors.values()) == sum(s.parameters for s in layer_shapes(config))
+    tensors, table = random_tensors(config), layer_table(config)
+    assert same(conversion.to_torch(table, conversion.from_torch(table, tensors)), tensors)
+    assert sum(t.size for t in tensors.values()) == sum(s.parameters for s in layer_table(config))
 
 
 def test_names_are_torchvisions_for_its_structure_only():
-    assert list(weights.torch_shapes(torchvision.get_config()))[::15] == [
+    assert list(shapes_of(torchvision.get_config()))[::15] == [
         "features.0.weight",
         "classifier.6.bias",
     ]
-    assert weights.torch_shapes(torchvision.get_config())["classifier.1.weight"] == (4096, 9216)
-    assert list(weights.torch_shapes(narrow(paper, **{"model.columns": 1})))[::15] == [
+    assert shapes_of(torchvision.get_config())["classifier.1.weight"] == (
+        4096,
+        9216,
+    )
+    assert list(shapes_of(narrow(paper, **{"model.columns": 1})))[::15] == [
         "conv1.weight",
         "fc8.bias",
     ]
@@ -265,11 +273,11 @@ def test_caffes_files_with_their_mean_image(old, tmp_path):
         weights.import_weights("caffe", str(tmp_path / "order"), str(tmp_path / "caffenet"), config)
     with pytest.raises(InputError, match="mean image of 3x256x256"):
         (tmp_path / "small").write_bytes(blob(mean[:, :200], old=False))
-        weights._statistics("caffe", config, str(tmp_path / "small"))
+        published_statistics("caffe", config.data, str(tmp_path / "small"))
 
 
 def test_caffes_mean_without_a_file_is_in_rgb():
-    pixel = weights._statistics("caffe", caffe.get_config(), None)["mean_image"][7, 200]
+    pixel = published_statistics("caffe", caffe.get_config().data, None)["mean_image"][7, 200]
     np.testing.assert_allclose(pixel, [122.67891434, 116.66876762, 104.00698793], rtol=1e-6)
 
 
@@ -574,7 +582,7 @@ class Source:
 
 IMAGENET = [
     line
-    for line in (ROOT / "alexnet_jax/imagenet_classes.txt").read_text().splitlines()
+    for line in (ROOT / "alexnet_jax/datasets/imagenet_classes.txt").read_text().splitlines()
     if not line.startswith("#")
 ]
 
@@ -640,7 +648,7 @@ def torch_network(config):
     """(model, tensors): the network of `config` in torch.nn alone, in PyTorch's way, with random weights."""
     torch = pytest.importorskip("torch")
     nn = torch.nn
-    wide = {name: value for name, value in weights.torch_shapes(config).items() if name.endswith("weight")}
+    wide = {name: value for name, value in shapes_of(config).items() if name.endswith("weight")}
     size = {name.removesuffix(".weight"): shape for name, shape in wide.items()}
 
     def conv(name, *stride_padding, groups=1):
@@ -744,9 +752,7 @@ def test_imported_weights_give_torchs_outputs_and_errors(config, tmp_path):
     stored, params = params_of(workdir)
     mesh = make_mesh(stored)
     views = jax.jit(
-        lambda pixels: parallel.augment.test_view(
-            pixels, np.array(parallel.augment.test_views(stored, 1)[0]), arrays, stored
-        )
+        lambda pixels: augment.test_view(pixels, np.array(augment.test_views(stored, 1)[0]), arrays, stored)
     )
     arrays = evaluate.on_devices(statistics.load(workdir / "statistics.npz"), mesh)
     ours = np.asarray(make_activations(stored, mesh)(params, views(pixels))[0])

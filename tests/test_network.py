@@ -1,4 +1,4 @@
-"""alexnet_jax/model.py: parameter counts, shapes, initial weights, and a whole forward pass against NumPy."""
+"""alexnet_jax/network.py: sizes, initial weights, and a whole forward pass against NumPy."""
 
 import math
 
@@ -10,11 +10,10 @@ import pytest
 
 from alexnet_jax import optimizer
 from alexnet_jax.config import check
-from alexnet_jax.model import Column
+from alexnet_jax.network import Network, describe, init_stds, layer_table
 from alexnet_jax.runtime.errors import InputError
 from alexnet_jax.runtime.mesh import make_mesh
-from alexnet_jax.shapes import describe, layer_shapes
-from alexnet_jax.step import abstract_state, column_axes, init_state, loss_and_gradients, make_activations
+from alexnet_jax.step import abstract_state, init_state, loss_and_gradients, make_activations
 from configs import paper, quickstart
 
 PAPER = {  # FACTS A.1: output, inputs of one kernel, parameters, multiply-adds, after pooling
@@ -55,7 +54,7 @@ def state_shapes(config):
 
 def draw_params(config):
     """Kernels as wide as the configuration's, biases that differ from map to map."""
-    draw, stds = np.random.default_rng(0), {layer.name: layer.init_std for layer in layer_shapes(config)}
+    draw, stds = np.random.default_rng(0), init_stds(config.model)
 
     def array(path, shape):
         name, kind = (key.key for key in path)
@@ -80,18 +79,18 @@ def parameter_count(config):
 def test_paper_network_has_the_papers_size(columns, parameters, multiply_adds):
     config = paper_config(columns)
     assert parameter_count(config) == parameters
-    assert sum(layer.parameters for layer in layer_shapes(config)) == parameters
-    assert sum(layer.multiply_adds for layer in layer_shapes(config)) == multiply_adds
+    assert sum(layer.parameters for layer in layer_table(config)) == parameters
+    assert sum(layer.multiply_adds for layer in layer_table(config)) == multiply_adds
     total = f"total: {parameters:,} parameters, {multiply_adds:,} multiply-adds"
     assert describe(config).splitlines()[-1] == total
 
 
 def test_each_layer_of_the_paper_is_as_in_its_table():
-    shapes = layer_shapes(paper_config())
+    shapes = layer_table(paper_config())
     assert [shape.name for shape in shapes] == list(PAPER)
     for s in shapes:
-        assert (s.output, s.inputs, s.parameters, s.multiply_adds, s.pooled) == PAPER[s.name], s.name
-    single = {s.name: s.parameters for s in layer_shapes(paper_config(1))}
+        assert (s.output, s.kernel[-2], s.parameters, s.multiply_adds, s.after) == PAPER[s.name], s.name
+    single = {s.name: s.parameters for s in layer_table(paper_config(1))}
     assert single == {name: ONE_COLUMN.get(name, row[2]) for name, row in PAPER.items()}
 
 
@@ -278,20 +277,20 @@ def initial():
 
 def test_initial_weights_are_normal_with_the_layers_deviation(initial):
     config, params = initial
-    for layer in layer_shapes(config):
-        kernel = params[layer.name]["kernel"] / layer.init_std
+    for name, std in init_stds(config.model).items():
+        kernel = params[name]["kernel"] / std
         # Five standard errors of the mean, and of the deviation, of as many draws.
-        assert abs(kernel.mean()) < 5 / np.sqrt(kernel.size), layer.name
-        assert abs(kernel.std() - 1) < 5 / np.sqrt(2 * kernel.size), layer.name
+        assert abs(kernel.mean()) < 5 / np.sqrt(kernel.size), name
+        assert abs(kernel.std() - 1) < 5 / np.sqrt(2 * kernel.size), name
         # Not truncated at two deviations, as flax's default is: 1.2 % of a normal's draws are beyond 2.5.
         if kernel.size > 2000:
-            assert 0.5 < (np.abs(kernel) > 2.5).mean() / 0.01242 < 1.5, layer.name
+            assert 0.5 < (np.abs(kernel) > 2.5).mean() / 0.01242 < 1.5, name
 
 
 def test_initial_biases_are_the_papers(initial):
     for name, layer in initial[1].items():
         np.testing.assert_array_equal(layer["bias"], BIASES[name])
-    assert {layer.name: layer.bias for layer in layer_shapes(paper_config())} == BIASES
+    assert {name: layer.bias for name, layer in paper_config().model.layers.items()} == BIASES
 
 
 def test_columns_are_drawn_apart(initial):
@@ -310,24 +309,26 @@ def test_initial_weights_depend_on_neither_the_mesh_nor_the_other_layers(initial
 
 
 def test_paper_draws_all_weights_with_its_deviation_at_full_width():
-    assert {layer.init_std for layer in layer_shapes(paper_config())} == {0.01}
+    assert set(init_stds(paper_config().model).values()) == {0.01}
 
 
 @pytest.mark.parametrize("of", [paper_config, small_config])
 @pytest.mark.parametrize("columns", [1, 2])
 def test_width_keeps_the_gain_of_each_layer(of, columns):
     def gains(width):
-        shapes = layer_shapes(of(columns, **{"model.width": width}))
-        return {s.name: s.init_std * math.sqrt(math.prod(s.kernel) * s.inputs) for s in shapes}
+        config = of(columns, **{"model.width": width})
+        stds = init_stds(config.model)
+        return {s.name: stds[s.name] * math.sqrt(math.prod(s.kernel[1:-1])) for s in layer_table(config)}
 
     for width in (0.25, 0.5, 2.0):
         assert gains(width) == pytest.approx(gains(1.0), rel=1e-12)
-    quarter = {layer.name: layer for layer in layer_shapes(of(columns, **{"model.width": 0.25}))}
-    full = {layer.name: layer for layer in layer_shapes(of(columns, **{"model.width": 1.0}))}
-    assert quarter["conv1"].init_std == full["conv1"].init_std
-    assert quarter["fc7"].init_std == pytest.approx(2 * full["fc7"].init_std)
-    assert quarter["fc7"].features * 4 == full["fc7"].features
-    assert quarter["fc8"].features == full["fc8"].features
+    quarter, full = (of(columns, **{"model.width": width}) for width in (0.25, 1.0))
+    stds, full_stds = (init_stds(config.model) for config in (quarter, full))
+    assert stds["conv1"] == full_stds["conv1"]
+    assert stds["fc7"] == pytest.approx(2 * full_stds["fc7"])
+    units, full_units = ({s.name: s.output[-1] for s in layer_table(config)} for config in (quarter, full))
+    assert units["fc7"] * 4 == full_units["fc7"]
+    assert units["fc8"] == full_units["fc8"]
 
 
 @pytest.mark.parametrize(
@@ -344,7 +345,7 @@ def test_width_keeps_the_gain_of_each_layer(of, columns):
 )
 def test_network_that_does_not_fit_names_the_field(fields, named):
     with pytest.raises(InputError, match=f"^{named}") as raised:
-        layer_shapes(paper_config(**fields))
+        layer_table(paper_config(**fields))
     assert "\n" not in str(raised.value)
 
 
@@ -358,7 +359,7 @@ def test_layers_run_in_the_order_of_their_numbers():
     config = with_layer("conv10", "conv4")
     check(config)
     want = ["conv1", "conv2", "conv3", "conv4", "conv5", "conv10", "fc6", "fc7", "fc8"]
-    assert [layer.name for layer in layer_shapes(config)] == want
+    assert [layer.name for layer in layer_table(config)] == want
 
 
 def test_a_layer_after_the_classifier_is_refused():
@@ -398,11 +399,7 @@ def test_dropout_masks_differ_between_layers_columns_and_examples():
         params[name]["bias"] += 1
     views, keys = draw_views(config, 2), jax.random.split(jax.random.key(0), 2)
 
-    def column(params):
-        return Column(config).apply({"params": params}, views, keys)[1]
-
-    run = jax.vmap(column, (column_axes(params),), axis_name="column")
-    activations = jax.jit(run)(params)
+    _, activations = jax.jit(Network(config, here=2).apply)({"params": params}, views, keys)
     masks = np.stack([activations["fc6/dropout"], activations["fc7/dropout"]]).reshape(8, -1)
     assert set(np.unique(masks)) == {0, 1}
     assert len(np.unique(masks, axis=0)) == 8

@@ -1,0 +1,342 @@
+"""The network, top to bottom (sections 3.1 to 3.5, figure 2).
+
+`maps` is a list with one array for each column that this device holds. The columns touch in two places only:
+
+    gather          before conv3, fc6 and fc7 each column gets the maps of both
+    sum_columns     the logits are the sum of the columns' shares
+
+With a device for each column the list has one entry, and these are collectives over the mesh axis `column`;
+on one device it has both, and they are a concatenation and a sum. A device does the same for a column either
+way, so that on CPUs one device and two give the same bits. Plain convolutions of one column after the other
+are also 5 to 9 times faster on a CPU than the grouped ones that `vmap` over the columns would make.
+
+The formulas of the layers are in layers.py, all numbers in configs/paper.py.
+"""
+
+import math
+import zlib
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import ml_collections
+from jax import lax
+from jaxtyping import Array, Float, Key
+
+from alexnet_jax import layers
+from alexnet_jax.runtime.errors import InputError
+from alexnet_jax.runtime.mesh import AXIS
+
+CLASSIFIER = "fc8"
+ACTIVATIONS = {"relu": jax.nn.relu, "tanh": jnp.tanh}
+POOLING = ("pool", "average_pool")
+
+Columns = list[Float[Array, "batch ..."]]
+
+
+class Hidden(NamedTuple):
+    """A hidden layer of a configuration."""
+
+    name: str
+    spec: Any  # its part of model.layers
+    then: tuple[str, ...]  # the operations after it
+
+
+def hidden_layers(model) -> list[Hidden]:
+    """Return the enabled hidden layers in order: conv1, conv2, …, conv10, …, fc6, fc7.
+
+    Disabling a layer removes its weights and the operations after it, except pooling, which moves to the
+    previous layer: without conv5, fc6 still sees 6x6 maps.
+    """
+    found: list[Hidden] = []
+    for name in sorted(model.layers, key=lambda name: (name.rstrip("0123456789"), int(name.lstrip("convf")))):
+        spec = model.layers[name]
+        if name == CLASSIFIER:
+            continue
+        then = tuple(op for op in spec.then if op != "lrn" or model.lrn.enabled)
+        if spec.enabled:
+            found.append(Hidden(name, spec, then))
+        elif found:
+            last = found.pop()
+            found.append(last._replace(then=last.then + tuple(op for op in then if op in POOLING)))
+    return found
+
+
+def init_stds(model) -> dict[str, float]:
+    """Return the standard deviation of every layer's initial weights (section 5).
+
+    A scaled-down network keeps each layer's gain: `init_std` is multiplied by the square root of the fan-in
+    at width 1 over the fan-in at `model.width`.
+    """
+    stds, gain = {}, 1.0
+    for name, spec, _ in hidden_layers(model):
+        stds[name] = spec.init_std * gain
+        gain = math.sqrt(spec.features / max(1, round(spec.features * model.width)))
+    return stds | {CLASSIFIER: model.layers[CLASSIFIER].init_std * gain}
+
+
+class Network(nn.Module):
+    """The columns that one device holds: all of `model.columns`, or one of them, inside `shard_map`.
+
+    Parameters carry a leading axis of the columns here: conv2/kernel is [2, 5, 5, 48, 128] on one device and
+    [1, 5, 5, 48, 128] on each of two. The classifier's bias, [classes], is shared.
+    """
+
+    config: ml_collections.FrozenConfigDict
+    here: int
+
+    @nn.compact
+    def __call__(
+        self,
+        images: Float[Array, "batch height width channel"],
+        dropout_keys: Key[Array, " batch"] | None = None,
+    ) -> tuple[Float[Array, "batch classes"], dict[str, Columns]]:
+        """Return the logits, float32, and the activations of the columns here by name.
+
+        `conv1` is the layer's linear output; `conv1/activation`, `conv1/lrn`, `conv1/pool` what follows it.
+        `dropout_keys`, one per example, selects training; None selects test (section 4.2). Raises InputError
+        for a layer that does not fit its input.
+        """
+        model = self.config.model
+        maps = [images.astype(model.dtype)] * self.here
+        activations, stds = {}, init_stds(model)
+        for number, (name, spec, then) in enumerate(hidden_layers(model)):
+            if spec.gather and model.gather:
+                maps = self.gather(maps, name, is_first=number == 0)
+            layer = Linear(name, spec, self.features(name, spec), stds[name], name=name)
+            maps = activations[name] = layer(maps)
+            for op in then:
+                with jax.named_scope(f"{name}/{op}"):
+                    maps = activations[f"{name}/{op}"] = self.after(op, name, maps, dropout_keys)
+        spec = model.layers[CLASSIFIER]
+        classifier = Classifier(spec, model.num_classes, stds[CLASSIFIER], name=CLASSIFIER)
+        return classifier(maps, self.sum_columns), activations
+
+    @property
+    def split(self) -> bool:
+        """Whether other columns are on other devices."""
+        return self.here < self.config.model.columns
+
+    def gather(self, maps: Columns, name: str, is_first: bool = False) -> Columns:
+        """Give each column the maps of all, those of column 0 first (section 3.5)."""
+        if is_first:
+            raise InputError(
+                f"model.layers.{name}.gather: expected False, got True; every column sees the whole image"
+            )
+        joined = jnp.concatenate(maps, axis=-1)
+        return [lax.all_gather(joined, AXIS, axis=-1, tiled=True) if self.split else joined] * self.here
+
+    def sum_columns(self, parts: Columns) -> Array:
+        """Return the sum over all columns."""
+        return lax.psum(sum(parts), AXIS) if self.split else sum(parts)
+
+    def column(self, place: int) -> Array | int:
+        """Return the number of the column at a place of the list."""
+        return lax.axis_index(AXIS) if self.split else place
+
+    def features(self, name: str, spec) -> int:
+        """Return the features of one column of a hidden layer."""
+        model = self.config.model
+        features = round(spec.features * model.width)
+        if features == 0 or features % model.columns:
+            raise InputError(
+                f"model.layers.{name}.features: {spec.features} times model.width {model.width:g} is"
+                f" {features} features, which {model.columns} columns do not divide; choose a multiple of"
+                f" {model.columns}"
+            )
+        return features // model.columns
+
+    def after(self, op: str, name: str, maps: Columns, dropout_keys) -> Columns:
+        """Apply one operation that follows the layer `name`."""
+        model = self.config.model
+        pool, lrn, norm = model.pool, model.lrn, model.spatial_norm
+        if op not in ("activation", "dropout") and maps[0].ndim != 4:
+            raise InputError(
+                f"model.layers.{name}.then: {op!r} works on maps, not after a fully connected layer"
+            )
+        if op in POOLING and pool.size > maps[0].shape[1]:
+            side = maps[0].shape[1]
+            raise InputError(
+                f"model.pool.size: {pool.size} does not fit the {side}x{side} maps of {name}; choose a larger"
+                " data.crop_size"
+            )
+        match op:
+            case "activation":
+                return [ACTIVATIONS[model.activation](x) for x in maps]
+            case "lrn" if lrn.across_columns:
+                return self.norm_across_columns(maps, name)
+            case "lrn":
+                return [layers.local_response_norm(x, lrn.size, lrn.k, lrn.alpha, lrn.beta) for x in maps]
+            case "spatial_norm":
+                return [layers.spatial_norm(x, norm.size, norm.k, norm.alpha, norm.beta) for x in maps]
+            case "pool":
+                return [layers.max_pool(x, pool.size, pool.stride, pool.ceil) for x in maps]
+            case "average_pool":
+                return [layers.average_pool(x, pool.size, pool.stride, pool.ceil) for x in maps]
+            case "dropout":
+                keys = [self.layer_keys(name, place, dropout_keys) for place in range(self.here)]
+                rate, scale = model.dropout_rate, model.dropout_scale
+                return [layers.dropout(x, rate, key, scale) for x, key in zip(maps, keys, strict=True)]
+        raise ValueError(op)
+
+    def norm_across_columns(self, maps: Columns, name: str) -> Columns:
+        """Normalize over the maps of all columns, and keep each column's own."""
+        lrn, own = self.config.model.lrn, maps[0].shape[-1]
+
+        def of_column(column_and_maps):
+            column, x = column_and_maps
+            x = layers.local_response_norm(x, lrn.size, lrn.k, lrn.alpha, lrn.beta)
+            return lax.dynamic_slice_in_dim(x, column * own, own, axis=-1)
+
+        joined = self.gather(maps, name)
+        if self.split:
+            return [of_column((lax.axis_index(AXIS), joined[0]))]
+        # In a loop: outside of one, XLA adds the columns' gradients in the kernel that computes them, which
+        # rounds otherwise than two devices do.
+        return list(lax.map(of_column, (jnp.arange(self.here), jnp.stack(joined))))
+
+    def layer_keys(self, name: str, place: int, keys):
+        """Return the keys of a layer's masks in one column, which do not depend on the other layers."""
+        if keys is None:
+            return None
+        stream, column = zlib.crc32(name.encode()), self.column(place)
+        return jax.vmap(lambda key: jax.random.fold_in(jax.random.fold_in(key, stream), column))(keys)
+
+
+def normal(std: float):
+    """N(0, std^2), drawn flat, which XLA compiles 20 times faster for a CPU than a kernel's shape."""
+    return lambda key, shape: std * jax.random.normal(key, (math.prod(shape),)).reshape(shape)
+
+
+class Linear(nn.Module):
+    """A convolution, or a fully connected layer over flattened maps, of every column here."""
+
+    layer: str
+    spec: Any
+    features: int  # of one column
+    std: float
+
+    @nn.compact
+    def __call__(self, maps: Columns) -> Columns:
+        """Return each column's share of the outputs."""
+        spec, window = self.spec, ()
+        if "kernel" in spec:
+            window = (spec.kernel, spec.kernel)
+            self.check_fits(maps[0].shape)
+        else:
+            maps = [x.reshape(len(x), -1) for x in maps]
+        shape = (len(maps), *window, maps[0].shape[-1], self.features)
+        kernels = self.param("kernel", normal(self.std), shape)
+        biases = self.param("bias", nn.initializers.constant(spec.bias), (len(maps), self.features))
+
+        def of_column(x, kernel, bias):
+            kernel = kernel.astype(x.dtype)
+            x = layers.conv(x, kernel, spec.stride, tuple(spec.padding)) if window else x @ kernel
+            return x + bias.astype(x.dtype)
+
+        return [of_column(*column) for column in zip(maps, kernels, biases, strict=True)]
+
+    def check_fits(self, shape: tuple[int, ...]) -> None:
+        """Raise InputError if the layer's kernel does not fit maps of this shape."""
+        field, kernel = f"model.layers.{self.layer}", self.spec.kernel
+        if len(shape) != 4:
+            raise InputError(f"{field}: a convolution cannot follow a fully connected layer")
+        if kernel > shape[1] + sum(self.spec.padding):
+            raise InputError(
+                f"{field}.kernel: {kernel} does not fit its {shape[1]}x{shape[2]} input; choose a larger"
+                " data.crop_size or a smaller kernel"
+            )
+
+
+class Classifier(nn.Module):
+    """The last layer, split over its inputs: the columns' partial logits are summed, one bias is shared."""
+
+    spec: Any
+    classes: int
+    std: float
+
+    @nn.compact
+    def __call__(self, maps: Columns, sum_columns) -> Float[Array, "batch classes"]:
+        """Return the logits, which are the same in all columns, in float32."""
+        maps = [x.reshape(len(x), -1) for x in maps]
+        kernels = self.param("kernel", normal(self.std), (len(maps), maps[0].shape[-1], self.classes))
+        bias = self.param("bias", nn.initializers.constant(self.spec.bias), (self.classes,))
+        parts = [(x @ k.astype(x.dtype)).astype(jnp.float32) for x, k in zip(maps, kernels, strict=True)]
+        return sum_columns(parts) + bias
+
+
+class Row(NamedTuple):
+    """A layer's sizes, of all columns together."""
+
+    name: str
+    kernel: tuple[int, ...]  # the parameter: [columns, (height, width,) inputs, outputs of one column]
+    bias: tuple[int, ...]  # [columns, outputs of one column]; the classifier's, shared, is [classes]
+    stride: int
+    gathers: bool
+    then: tuple[str, ...]
+    input: tuple[int, ...]  # (height, width, channels) or (units,)
+    output: tuple[int, ...]  # of the linear layer
+    after: tuple[int, ...]  # of the operations after it
+    parameters: int
+    multiply_adds: int  # for one image
+
+
+def layer_table(config) -> list[Row]:
+    """Return the sizes of every layer, the classifier's last, from the network's own shapes.
+
+    Raises InputError for a layer that does not fit its input or that `model.columns` does not divide.
+    """
+    model, data, columns = config.model, config.data, config.model.columns
+    network = Network(ml_collections.FrozenConfigDict(config), columns)
+    image = jax.ShapeDtypeStruct((1, data.crop_size, data.crop_size, data.channels), jnp.float32)
+    (logits, activations), variables = jax.eval_shape(
+        lambda image: network.init_with_output(jax.random.key(0), image), image
+    )
+
+    def joined(maps) -> tuple[int, ...]:
+        return (*maps[0].shape[1:-1], maps[0].shape[-1] * columns)
+
+    rows: list[Row] = []
+    shape = image.shape[1:]
+    for name, spec, then in [*hidden_layers(model), Hidden(CLASSIFIER, model.layers[CLASSIFIER], ())]:
+        kernel, bias = (variables["params"][name][part].shape for part in ("kernel", "bias"))
+        output = joined(activations[name]) if name != CLASSIFIER else logits.shape[1:]
+        after = joined(activations[f"{name}/{then[-1]}"]) if then else output
+        gathers = columns > 1 and model.gather and spec.get("gather", False)
+        weights = math.prod(kernel)
+        work = weights * math.prod(output[:-1])
+        total = weights + math.prod(bias)
+        rows.append(
+            Row(name, kernel, bias, spec.get("stride", 1), gathers, then, shape, output, after, total, work)
+        )
+        shape = after
+    return rows
+
+
+def describe(config) -> str:
+    """Return the network as a table; the last line is `total: N parameters, M multiply-adds`."""
+    table = layer_table(config)
+    lines = [("layer", "kernel", "inputs", "output", "then", "after", "parameters", "multiply-adds")]
+    for row in table:
+        columns, *window, inputs, _ = row.kernel
+        then = [config.model.activation if op == "activation" else op for op in row.then]
+        lines.append(
+            (
+                row.name,
+                f"{window[0]}x{window[1]} / {row.stride}" if window else "full",
+                f"{inputs * columns if row.name == CLASSIFIER else inputs}{' (both columns)' * row.gathers}",
+                "x".join(map(str, row.output)),
+                ", ".join(then) or "softmax",
+                "x".join(map(str, row.after)),
+                f"{row.parameters:,}",
+                f"{row.multiply_adds:,}",
+            )
+        )
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    text = [
+        "  ".join(f"{cell:{side}{width}}" for cell, side, width in zip(line, "<<<<<<>>", widths, strict=True))
+        for line in lines
+    ]
+    parameters, work = sum(row.parameters for row in table), sum(row.multiply_adds for row in table)
+    return "\n".join([*text, f"total: {parameters:,} parameters, {work:,} multiply-adds"])

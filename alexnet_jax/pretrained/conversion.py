@@ -1,0 +1,80 @@
+"""Names and layouts of weights in PyTorch and Caffe, from and to this project's.
+
+A kernel of this project is [columns, height, width, inputs, outputs of one column]; fully connected layers
+have height * width * inputs as one axis. In PyTorch and Caffe it is [outputs, inputs, height, width], outputs
+and inputs of column 0 first, which is a convolution with columns as groups if columns do not meet.
+
+`table` is network.layer_table of the configuration.
+"""
+
+import numpy as np
+
+TORCHVISION = {
+    "conv1": "features.0", "conv2": "features.3", "conv3": "features.6", "conv4": "features.8",
+    "conv5": "features.10", "fc6": "classifier.1", "fc7": "classifier.4", "fc8": "classifier.6",
+}  # fmt: skip
+
+
+def module_names(table) -> dict[str, str]:
+    """Return what each layer is called in PyTorch: as in torchvision if the network is like torchvision's.
+
+    That is one column of its eight layers without normalization; other networks keep the names used here.
+    """
+    names, columns = [row.name for row in table], table[0].kernel[0]
+    plain = not any("norm" in op or op == "lrn" for row in table for op in row.then)
+    return (
+        TORCHVISION
+        if columns == 1 and plain and names == list(TORCHVISION)
+        else {name: name for name in names}
+    )
+
+
+def torch_shapes(table) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each tensor in PyTorch's layout, by its name there."""
+    shapes, names = {}, module_names(table)
+    for row in table:
+        columns, *window, inputs, outputs = row.kernel
+        split = _is_split_over_inputs(row)
+        shapes[f"{names[row.name]}.weight"] = (row.output[-1], inputs * (columns if split else 1), *window)
+        shapes[f"{names[row.name]}.bias"] = (row.output[-1],)
+    return shapes
+
+
+def to_torch(table, params: dict) -> dict[str, np.ndarray]:
+    """Return the parameters of this project in PyTorch's names and layout."""
+    tensors, names, shapes = {}, module_names(table), torch_shapes(table)
+    for row in table:
+        kernel, bias = (np.asarray(params[row.name][part]) for part in ("kernel", "bias"))
+        columns, outputs = row.kernel[0], row.kernel[-1]
+        kernel = kernel.reshape(columns, *_sides(row), -1, outputs)
+        axes = (4, 0, 3, 1, 2) if _is_split_over_inputs(row) else (0, 4, 3, 1, 2)
+        weight = f"{names[row.name]}.weight"
+        tensors[weight] = kernel.transpose(axes).reshape(shapes[weight])
+        tensors[f"{names[row.name]}.bias"] = bias.reshape(-1)
+    return tensors
+
+
+def from_torch(table, tensors: dict[str, np.ndarray]) -> dict:
+    """Return the reverse of `to_torch`."""
+    params, names = {}, module_names(table)
+    for row in table:
+        weight, bias = (tensors[f"{names[row.name]}.{part}"] for part in ("weight", "bias"))
+        columns, outputs = row.kernel[0], row.kernel[-1]
+        if _is_split_over_inputs(row):
+            kernel = weight.reshape(outputs, columns, -1, *_sides(row)).transpose(1, 3, 4, 2, 0)
+        else:
+            kernel = weight.reshape(columns, outputs, -1, *_sides(row)).transpose(0, 3, 4, 2, 1)
+        kernel = np.ascontiguousarray(kernel).reshape(row.kernel)
+        params[row.name] = {"kernel": kernel, "bias": bias.reshape(row.bias)}
+    return params
+
+
+def _is_split_over_inputs(row) -> bool:
+    """Whether it is the classifier, whose columns share its outputs and have inputs of their own."""
+    return len(row.bias) == 1
+
+
+def _sides(row) -> tuple[int, ...]:
+    """Return the height and width of a layer's kernel, or of the maps that it is flattened from."""
+    window = row.kernel[1:-2]
+    return window or (row.input[:2] if len(row.input) == 3 else (1, 1))

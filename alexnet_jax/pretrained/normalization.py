@@ -1,0 +1,52 @@
+"""The statistics that published weights were trained with, as a run's statistics.npz has them."""
+
+import numpy as np
+
+from alexnet_jax.datasets import statistics
+from alexnet_jax.pretrained import formats
+from alexnet_jax.runtime.errors import InputError
+
+# torchvision's (ImageClassification in transforms/_presets.py), on the scale of 0 to 255.
+_MEAN = 255 * np.array([0.485, 0.456, 0.406])
+_STD = 255 * np.array([0.229, 0.224, 0.225])
+# Means of Caffe's ilsvrc12 mean image, RGB (its examples give them as blue 104.00698793, ...).
+_CAFFE_MEAN = np.array([122.67891434, 116.66876762, 104.00698793])
+# ImageNet's colors: eigenvectors of their covariance and the deviations along them, as cuda-convnet2 ships
+# them (make-data/input_meta). Evaluation does not need them; training on with color noise does.
+_EIGENVECTORS = np.array(
+    [[0.41796, -0.71258, -0.56351], [-0.81698, -0.02354, -0.57618], [0.39731, 0.70120, -0.59200]]
+)
+_DEVIATIONS = np.array([19.7208, 37.0939, 121.7801])
+
+
+def published_statistics(source: str, data, mean: str | None) -> dict[str, np.ndarray]:
+    """Return the statistics for the normalization that weights of `source` were trained with.
+
+    `source` is torchvision or caffe, `data` the configuration's; `mean` names a .binaryproto with a mean
+    image, or the statistics.npz of another workdir. Raises InputError if it does not fit.
+    """
+    size, channels = data.image_size, data.channels
+    if mean is not None and mean.endswith(".npz"):
+        stored = statistics.load(mean)
+        if stored is None or stored["mean_image"].shape != (size, size, channels):
+            raise InputError(
+                f"--mean={mean}: has no statistics of {size}x{size}x{channels} images; give another"
+            )
+        return stored
+    if channels != 3:
+        raise InputError(
+            f"--mean: missing, and data.channels is {channels}; give the statistics.npz of the run"
+        )
+    covariance = _EIGENVECTORS * _DEVIATIONS**2 @ _EIGENVECTORS.T
+    channel_mean, channel_std = _CAFFE_MEAN, np.sqrt(np.diag(covariance))
+    if source == "torchvision":
+        channel_mean, channel_std = _MEAN, _STD
+    mean_image = np.broadcast_to(channel_mean, (size, size, 3))
+    if mean is not None:
+        blob = formats.caffe_blob(mean)
+        if blob.shape[-3:] != (3, size, size) or blob.size != 3 * size * size or not np.isfinite(blob).all():
+            raise InputError(f"--mean={mean}: is no mean image of 3x{size}x{size}; give another")
+        mean_image = blob.reshape(3, size, size)[::-1].transpose(1, 2, 0)
+        channel_mean = mean_image.mean(axis=(0, 1))
+    arrays = mean_image, channel_mean, channel_std, covariance, _EIGENVECTORS, _DEVIATIONS
+    return {k: np.array(array, np.float32) for k, array in zip(statistics.ARRAYS, arrays, strict=True)}

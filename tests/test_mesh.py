@@ -1,0 +1,86 @@
+"""alexnet_jax/runtime/mesh.py: which mesh is made of which devices."""
+
+import ml_collections
+import pytest
+
+from alexnet_jax.runtime.errors import InputError
+from alexnet_jax.runtime.mesh import mesh_shape
+from configs import paper
+
+BOTH = ("batch_size", "eval.batch_size")
+
+
+def mesh_config(columns=2, data=-1, column=-1, batch_size=128, eval_batch_size=128):
+    config = paper.get_config()
+    config.model.columns, config.batch_size, config.eval.batch_size = columns, batch_size, eval_batch_size
+    config.mesh.update(data=data, column=column)
+    return ml_collections.FrozenConfigDict(config)
+
+
+@pytest.mark.parametrize(
+    "columns, devices, asked, given",
+    [
+        (2, None, (-1, -1), (1, 2)),
+        (1, None, (-1, -1), (1, 1)),
+        (2, None, (4, -1), (4, 2)),
+        (2, None, (-1, 1), (1, 1)),
+        (2, 1, (-1, -1), (1, 1)),
+        (2, 2, (-1, -1), (1, 2)),
+        (2, 3, (-1, -1), (1, 2)),
+        (2, 8, (-1, -1), (4, 2)),
+        (1, 8, (-1, -1), (8, 1)),
+        (2, 8, (-1, 1), (8, 1)),
+        (2, 8, (2, -1), (2, 2)),
+        (2, 4, (4, -1), (4, 1)),
+        (2, 2, (2, 1), (2, 1)),
+    ],
+)
+def test_mesh_is_chosen_from_the_devices(columns, devices, asked, given):
+    data, column = asked
+    assert mesh_shape(mesh_config(columns, data, column), devices, BOTH) == given
+
+
+@pytest.mark.parametrize(
+    "columns, devices, processes, asked, given",
+    [
+        (2, None, 2, (-1, -1), (1, 2)),
+        (2, None, 3, (-1, -1), (3, 2)),
+        (2, None, 4, (-1, -1), (2, 2)),
+        (2, None, 2, (-1, 1), (2, 1)),
+        (1, None, 4, (-1, -1), (4, 1)),
+        (2, None, 2, (4, -1), (4, 2)),
+        (2, 6, 2, (-1, -1), (3, 2)),
+        (2, 3, 3, (-1, 1), (3, 1)),
+        (2, 16, 2, (-1, -1), (8, 2)),
+    ],
+)
+def test_mesh_is_shared_by_the_processes(columns, devices, processes, asked, given):
+    data, column = asked
+    config = mesh_config(columns, data, column, batch_size=24, eval_batch_size=48)
+    assert mesh_shape(config, devices, BOTH, processes) == given
+
+
+@pytest.mark.parametrize("config, devices", [(mesh_config(data=1, column=1), None), (mesh_config(data=1), 4)])
+def test_mesh_that_leaves_a_process_without_devices_is_refused(config, devices):
+    with pytest.raises(InputError, match="mesh: data x column is 1 x .* 2 processes"):
+        mesh_shape(config, devices, BOTH, 2)
+
+
+@pytest.mark.parametrize(
+    "config, devices, named",
+    [
+        (mesh_config(columns=1, column=2), 8, "mesh.column: 2"),
+        (mesh_config(data=4, column=2), 4, "mesh.data"),
+        (mesh_config(data=3), 2, "mesh.data"),
+        (mesh_config(column=2), 1, "mesh.column"),
+        (mesh_config(data=3, batch_size=100, eval_batch_size=99), 8, "batch_size: 100"),
+        (mesh_config(data=3, batch_size=99, eval_batch_size=100), 8, "eval.batch_size: 100"),
+        (mesh_config(batch_size=127), 4, "batch_size: 127"),
+        (mesh_config(data=5), None, "batch_size: 128"),
+    ],
+)
+def test_mesh_that_does_not_fit_names_the_field(config, devices, named):
+    with pytest.raises(InputError) as raised:
+        mesh_shape(config, devices, BOTH)
+    assert named in str(raised.value)
+    assert "\n" not in str(raised.value)
