@@ -29,10 +29,11 @@ class Network:
         from alexnet_jax.datasets.labels import imagenet_classes
         from alexnet_jax.runtime.mesh import make_mesh
         from alexnet_jax.step import make_view_outputs
+        from alexnet_jax.workdirs.workdir import read_statistics
 
         config.mesh.data = 1  # any number of pictures
         self.config, self.mesh = config, make_mesh(config)
-        stored = evaluate.stored_statistics(workdir)
+        stored = read_statistics(workdir)
         self.step, self.params = evaluate.stored_params(config, workdir, self.mesh)
         self.statistics = evaluate.on_devices(stored, self.mesh)
         self.label_names = [str(name) for name in stored.get("label_names", ())]

@@ -15,6 +15,7 @@ from alexnet_jax.runtime.errors import InputError
 from alexnet_jax.runtime.files import write_text
 from alexnet_jax.runtime.mesh import make_mesh
 from alexnet_jax.step import make_top_k_sums, make_view_outputs
+from alexnet_jax.workdirs.workdir import read_statistics
 
 log = logging.getLogger("alexnet_jax")
 
@@ -24,7 +25,7 @@ SAME = ("data.name", "data.test_split", "data.image_size", "data.channels", "mod
 def ensemble(workdirs: list[str], overrides: dict) -> dict:
     """What eval.json has, of the mean of the networks' softmax outputs. Raises InputError."""
     configs = [configuration.of_run(workdir, overrides) for workdir in workdirs]
-    stored = [evaluate.stored_statistics(workdir) for workdir in workdirs]
+    stored = [read_statistics(workdir) for workdir in workdirs]
     names = [[str(name) for name in arrays.get("label_names", ())] for arrays in stored]
     config = configs[0]
     for workdir, other, other_names in zip(workdirs, configs, names, strict=True):

@@ -12,10 +12,11 @@ import os
 import statistics
 
 from alexnet_jax import config as configuration
-from alexnet_jax import evaluate, network
+from alexnet_jax import network
 from alexnet_jax.runtime import command_line
 from alexnet_jax.runtime.errors import InputError
 from alexnet_jax.runtime.files import write_text
+from alexnet_jax.workdirs.workdir import read_result
 from configs import paper
 from experiments import figures
 
@@ -70,7 +71,7 @@ def _workdir(workdir: str) -> list[str]:
         if ours.get(field) != papers.get(field)
     ]
     facts = [("configuration", config.name), ("data", f"{config.data.name}, {config.data.train_split}")]
-    result = evaluate.read(workdir)
+    result = read_result(workdir)
     if result:
         what = f"{result['examples']:,} images of {result['split']}, {result['views']} views,"
         what += f" step {result['step']}"

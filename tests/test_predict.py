@@ -11,6 +11,7 @@ from alexnet_jax import predict
 from alexnet_jax.datasets import images
 from alexnet_jax.datasets.source import open_source
 from alexnet_jax.runtime.errors import InputError
+from alexnet_jax.workdirs.workdir import read_result
 
 
 @pytest.fixture(scope="module")
@@ -65,10 +66,8 @@ def test_predictions_are_those_that_evaluation_counts(workdir):
     parts = [network.probabilities(pictures[start : start + 40]) for start in (0, 40, 80)]
     probabilities = np.concatenate(parts)
     assert np.allclose(probabilities.sum(axis=1), 1, atol=1e-5)
-    from alexnet_jax import evaluate
-
     assert (probabilities.argmax(axis=1) != labels).mean() == pytest.approx(
-        evaluate.read(workdir)["top1_error"]
+        read_result(workdir)["top1_error"]
     )
     ten = predict.Network(configuration.of_run(workdir, {"eval.views": 10}), workdir)
     assert abs(ten.probabilities(pictures[:3]) - probabilities[:3]).max() > 1e-6

@@ -7,24 +7,36 @@ are the latest `checkpoint.keep` and the best: lowest validation top-1 error, th
 Of several processes all save and restore, each what its devices hold; the workdir is a folder they share.
 """
 
+import asyncio
+import contextlib
 import json
 import logging
 import math
 import operator
 import os
-import sys
+from collections.abc import Iterator
+from typing import TypeVar
 
+import flax.struct
 import orbax.checkpoint as ocp
 
 from alexnet_jax.runtime import processes
 from alexnet_jax.runtime.errors import InputError
-from alexnet_jax.step import TrainState
 
 log = logging.getLogger("alexnet_jax")
+
+State = TypeVar("State", bound=flax.struct.PyTreeNode)  # with fields `step` and `params`
 
 METRIC = "val_top1_error"
 _ASIDE = "damaged-"
 _PATIENCE = 20  # seconds; those that could read a checkpoint stay in Orbax, waiting for one that could not
+
+
+def has_checkpoints(workdir: str) -> bool:
+    """Return whether the workdir has a checkpoint, readable or not."""
+    folder = os.path.join(workdir, "checkpoints")
+    names = os.listdir(folder) if os.path.isdir(folder) else []
+    return any(name.isdigit() or name.startswith(_ASIDE) for name in names)
 
 
 class Checkpoints:
@@ -55,7 +67,7 @@ class Checkpoints:
     def __exit__(self, *_):
         self._manager.close()
 
-    def save(self, state: TrainState, metrics: dict[str, float] | None = None) -> None:
+    def save(self, state: State, metrics: dict[str, float] | None = None) -> None:
         """Returns as soon as the state is copied. A step that is saved already is left alone."""
         step = int(state.step)
         if step in self._manager.all_steps():
@@ -63,7 +75,7 @@ class Checkpoints:
         items = {name: ocp.args.StandardSave(item) for name, item in _items(state).items()}
         self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics)
 
-    def restore_latest(self, abstract_state: TrainState) -> TrainState | None:
+    def restore_latest(self, abstract_state: State) -> State | None:
         """The latest state that can be read, placed as `abstract_state` says; None where there is none.
 
         Later ones that cannot be read are reported and put aside, so that their steps can be saved again.
@@ -76,7 +88,7 @@ class Checkpoints:
             if restored is not None:
                 processes.on_process_0(lambda steps=steps[:number]: [self._put_aside(step) for step in steps])
                 self._manager.reload()
-                return TrainState(params=restored["params"], **restored["rest"])
+                return abstract_state.replace(params=restored["params"], **restored["rest"])
         if steps or any(name.startswith(_ASIDE) for name in os.listdir(self._folder)):
             raise InputError(f"{self._folder}: none of its checkpoints can be read; give another --workdir")
         return None
@@ -141,18 +153,14 @@ class Checkpoints:
         os.rename(os.path.join(self._folder, str(step)), target)
 
     def _try_restore(self, step: int, items: dict) -> dict | None:
+        """Restore items of a checkpoint; None, with a warning, if any process cannot read them."""
         arguments = {name: ocp.args.StandardRestore(item) for name, item in items.items()}
-        # When one array cannot be read, Orbax abandons the reads of all others, and each prints a page, now
-        # or at any later time.
-        hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
         restored = None
         try:
-            restored = dict(self._manager.restore(step, args=ocp.args.Composite(**arguments)))
+            with _reads_are_awaited():
+                restored = dict(self._manager.restore(step, args=ocp.args.Composite(**arguments)))
         except Exception as error:  # Orbax, tensorstore and the file system have no common one
-            logging.getLogger("asyncio").setLevel(logging.CRITICAL)
             self._warn(step, error)
-        else:
-            sys.unraisablehook = hook
         try:
             return restored if processes.barrier(restored is not None, _PATIENCE) else None
         except TimeoutError:
@@ -169,6 +177,35 @@ class Checkpoints:
         )
 
 
-def _items(state: TrainState) -> dict:
+class _AwaitingLoop(asyncio.SelectorEventLoop):
+    """An event loop that waits for all its tasks before it is closed."""
+
+    def close(self) -> None:
+        while not self.is_closed() and (tasks := asyncio.all_tasks(self)):
+            self.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+        super().close()
+
+
+class _AwaitingLoops(asyncio.DefaultEventLoopPolicy):
+    def new_event_loop(self) -> asyncio.AbstractEventLoop:
+        return _AwaitingLoop()
+
+
+@contextlib.contextmanager
+def _reads_are_awaited() -> Iterator[None]:
+    """Let Orbax, within the block, end every read that it has begun.
+
+    When one array cannot be read, Orbax closes its event loop under the reads of all others. Each would then
+    print a page, at any later time.
+    """
+    former = asyncio.get_event_loop_policy()
+    asyncio.set_event_loop_policy(_AwaitingLoops())
+    try:
+        yield
+    finally:
+        asyncio.set_event_loop_policy(former)
+
+
+def _items(state) -> dict:
     rest = {name: value for name, value in vars(state).items() if name != "params"}
     return {"params": state.params, "rest": rest}

@@ -1,12 +1,27 @@
-"""The files of a run's folder that are neither checkpoints nor rows of metrics."""
+"""The folder of a run: config.json, eval.json, statistics.npz, the lock and the log.
 
+Its checkpoints are in checkpoint.py, its rows of metrics in metrics.py.
+"""
+
+import contextlib
+import fcntl
 import json
+import logging
 import os
+from collections.abc import Iterator
 
 import ml_collections
+import numpy as np
 
+from alexnet_jax.datasets import statistics
+from alexnet_jax.runtime import processes
 from alexnet_jax.runtime.errors import InputError
 from alexnet_jax.runtime.files import write_text
+
+log = logging.getLogger("alexnet_jax")
+
+# Of an evaluation, besides `data`, which files of earlier versions may lack.
+RESULT_FIELDS = frozenset({"split", "views", "step", "examples", "loss", "top1_error", "top5_error"})
 
 
 def _tuples(value):
@@ -17,7 +32,7 @@ def _tuples(value):
 
 
 def read_config(workdir: str) -> ml_collections.ConfigDict | None:
-    """The configuration of a workdir, or None where it has none. Raises InputError if it cannot be read."""
+    """Read config.json, or return None if there is none. Raises InputError if it cannot be read."""
     path = os.path.join(workdir, "config.json")
     try:
         with open(path) as file:
@@ -29,8 +44,79 @@ def read_config(workdir: str) -> ml_collections.ConfigDict | None:
 
 
 def write_config(config, workdir: str) -> None:
-    """Writes config.json, whole or not at all; one that is the same already is left alone."""
+    """Write config.json, whole or not at all; an equal one is left alone."""
     stored = read_config(workdir)
     if stored is None or stored.to_dict() != config.to_dict():
         text = json.dumps(config.to_dict(), indent=2) + "\n"
         write_text(os.path.join(workdir, "config.json"), text)
+
+
+def read_result(workdir: str) -> dict:
+    """Read eval.json, or return {} if there is none or it cannot be read."""
+    try:
+        with open(os.path.join(workdir, "eval.json")) as file:
+            result = json.load(file)
+    except (OSError, ValueError):
+        return {}
+    return result if isinstance(result, dict) and result.keys() >= RESULT_FIELDS else {}
+
+
+def write_result(result: dict, workdir: str) -> None:
+    """Write eval.json, whole or not at all."""
+    write_text(os.path.join(workdir, "eval.json"), json.dumps(result, indent=2) + "\n")
+
+
+def read_statistics(workdir: str) -> dict[str, np.ndarray]:
+    """Read statistics.npz. Raises InputError if it is missing or damaged."""
+    path = os.path.join(workdir, "statistics.npz")
+    stored = statistics.load(path)
+    if stored is None:
+        raise InputError(f"{path}: missing or damaged; the workdir cannot be evaluated without it")
+    return stored
+
+
+@contextlib.contextmanager
+def take(config, workdir: str, source) -> Iterator[None]:
+    """Take the workdir for training within the block: lock it, log there and write what its run needs.
+
+    Process 0 writes config.json and statistics.npz, of the training split `source`, unless they are there.
+    Raises InputError if another process trains there, or it cannot be written or is not shared by all.
+    """
+    with contextlib.ExitStack() as stack:
+        processes.on_process_0(_take, stack, config, workdir, source)
+        processes.all_processes(_find, workdir)
+        yield
+
+
+def _take(stack: contextlib.ExitStack, config, workdir: str, source) -> None:
+    path = os.path.join(workdir, "statistics.npz")
+    try:
+        os.makedirs(workdir, exist_ok=True)
+        lock = stack.enter_context(open(os.path.join(workdir, ".lock"), "a"))  # noqa: SIM115
+        handler = logging.FileHandler(os.path.join(workdir, "train.log"))
+        stack.enter_context(contextlib.closing(handler))
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # let go by the system, however the process ends
+        except BlockingIOError:
+            raise InputError(
+                f"--workdir={workdir}: another process trains there; wait, or give another"
+            ) from None
+        except OSError:
+            log.warning(f"{workdir}: this file system has no locks; see that one program trains there")
+        if read_config(workdir) is None or statistics.load(path) is None:
+            label_names = np.array(source.label_names)
+            statistics.save(path, {**statistics.of_source(source), "label_names": label_names})
+        if read_config(workdir) is None:
+            write_config(config, workdir)
+    except OSError as error:
+        raise InputError(f"--workdir={workdir}: cannot be written ({error}); give another") from None
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    log.addHandler(handler)
+    stack.callback(log.removeHandler, handler)
+
+
+def _find(workdir: str) -> None:
+    if statistics.load(os.path.join(workdir, "statistics.npz")) is None:
+        raise InputError(
+            f"--workdir={workdir}: what process 0 wrote there is not found; give a folder that all share"
+        )

@@ -1,0 +1,35 @@
+"""Layers of another run as a network's first parameters (section 7, table 2: ImageNet 2011 before 2012)."""
+
+import os
+
+import jax
+
+from alexnet_jax import config as configuration
+from alexnet_jax import evaluate, optimizer
+from alexnet_jax.runtime.errors import InputError
+from alexnet_jax.step import abstract_state
+from alexnet_jax.workdirs.workdir import read_config
+
+
+def layers_of_other_run(config, mesh) -> tuple[int, dict]:
+    """Restore `init_layers` of the best checkpoint of the workdir `init_from` (section 7, table 2).
+
+    Returns its step and {layer: parameters}. Raises InputError if it has no such layer, or of other shapes.
+    """
+    workdir = os.path.expanduser(config.init_from)
+    other = read_config(workdir)
+    if other is None:
+        raise InputError(f"init_from: {workdir} has no config.json; give the workdir of another run")
+    configuration.check(other)
+    ours, theirs = (
+        abstract_state(network, mesh, optimizer.make(network)).params for network in (config, other)
+    )
+    for layer in config.init_layers:
+        for params, whose in ((ours, "this network"), (theirs, workdir)):
+            if layer not in params:
+                raise InputError(f"init_layers: {layer!r} is not in {whose}, which has {', '.join(params)}")
+        there, here = ([x.shape for x in jax.tree.leaves(params[layer])] for params in (theirs, ours))
+        if there != here:
+            raise InputError(f"init_layers: {layer} is {there} in {workdir} and {here} here; leave it out")
+    step, params = evaluate.stored_params(other, workdir, mesh)
+    return step, {layer: params[layer] for layer in config.init_layers}

@@ -1,0 +1,172 @@
+"""A run's metrics: metrics.jsonl, the clock of its loop and TensorBoard's event files; the only user of clu.
+
+metrics.jsonl has one JSON object per validation. A resumed run drops the rows after its checkpoint, whose
+validations are made again.
+"""
+
+import datetime
+import json
+import logging
+import os
+import time
+from collections.abc import Iterable, Iterator
+
+import jax
+
+from alexnet_jax.runtime import processes, quiet_tensorflow
+from alexnet_jax.runtime.errors import InputError
+from alexnet_jax.runtime.files import write_text
+
+log = logging.getLogger("alexnet_jax")
+
+FIELDS = frozenset({
+    "step", "epoch", "learning_rate", "train_loss", "val_loss", "val_top1_error", "val_top5_error",
+    "images_per_second",
+})  # fmt: skip
+REPORT_SECONDS = 10
+
+
+def read_rows(workdir: str) -> list[dict]:
+    """Read metrics.jsonl, one dict per validation. Raises InputError if it is damaged or has no row."""
+    path = os.path.join(workdir, "metrics.jsonl")
+    try:
+        with open(path) as file:
+            rows = [json.loads(line) for line in file if line.endswith("\n")]
+    except FileNotFoundError:
+        rows = []
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); give the workdir of a run") from None
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, dict) or not row.keys() >= FIELDS:
+            raise InputError(f"{path}: line {number} is no validation; delete it, or give another workdir")
+    if not rows:
+        raise InputError(f"{path}: has no validation yet; let the run come to its first")
+    return rows
+
+
+def append_row(workdir: str, row: dict) -> None:
+    """Add a validation to metrics.jsonl."""
+    with open(os.path.join(workdir, "metrics.jsonl"), "a") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def drop_rows_after(workdir: str, step: int) -> None:
+    """Drop the rows of metrics.jsonl after `step`, and the line that a killed run was writing."""
+    path = os.path.join(workdir, "metrics.jsonl")
+    try:
+        with open(path) as file:
+            rows = [row for row in map(_parse, file) if row is not None and row["step"] <= step]
+    except FileNotFoundError:
+        return
+    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def _parse(line: str) -> dict | None:
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None
+
+
+class Writer:
+    """Tell of a run in metrics.jsonl, in event files and in the log; process 0 alone writes.
+
+    Leaving the `with` block waits for the event files.
+    """
+
+    def __init__(self, workdir: str, step: int, fields: dict):
+        """Go on after `step`; `fields` of the configuration are TensorBoard's hyperparameters."""
+        self._workdir, self._fields, self._events = workdir, fields, None
+        if processes.index() == 0:
+            drop_rows_after(workdir, step)
+            self._events = _event_files(workdir)
+            self._events.write_hparams(fields)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if self._events:
+            self._events.close()
+
+    def write_row(self, row: dict) -> None:
+        """Write the row of a validation."""
+        if self._events:
+            append_row(self._workdir, row)
+        self._write_event(row["step"], {name: value for name, value in row.items() if name != "step"})
+        log.info(
+            f"epoch {row['epoch']}/{self._fields['num_epochs']}: validation top-1 error"
+            f" {row['val_top1_error']:.4f}, top-5 error {row['val_top5_error']:.4f},"
+            f" loss {row['val_loss']:.4f} (training loss {row['train_loss']:.4f})"
+        )
+
+    def write_progress(self, step: int, last_step: int, epochs: int, loss: float, clock: "Clock") -> None:
+        """Write how far the run is: `epochs` are complete, `loss` is the mean since then."""
+        rate = clock.images_per_second()
+        if not rate:
+            return
+        seconds = round((last_step - step) * self._fields["batch_size"] / rate)
+        log.info(
+            f"epoch {epochs + 1}/{self._fields['num_epochs']}  step {step}/{last_step}  loss {loss:.4f}"
+            f"  {rate:,.0f} images/s  {datetime.timedelta(seconds=seconds)} left"
+        )
+        self._write_event(step, {"images_per_second": rate})
+
+    def _write_event(self, step: int, scalars: dict[str, float]) -> None:
+        if self._events:
+            self._events.write_scalars(step, scalars)
+
+
+def _event_files(workdir: str):
+    quiet_tensorflow.load()  # before clu does, which takes seconds: rows are read without it
+    from clu import metric_writers
+
+    return metric_writers.AsyncWriter(metric_writers.SummaryWriter(workdir))
+
+
+def parameter_table(params) -> str:
+    """Return the shape, size, mean and standard deviation of every parameter, as a table."""
+    from clu import parameter_overview
+
+    return parameter_overview.get_parameter_overview(params, include_stats="global")
+
+
+class Clock:
+    """Measure the speed since `restart`; the first step of a run, which compiles, is not counted."""
+
+    def __init__(self, batch_size: int):
+        self._batch_size, self._start, self._images, self._waited = batch_size, None, 0, 0.0
+        self._reported = time.monotonic()
+
+    def tick(self, loss) -> None:
+        """Count a step, whose loss may still be computed."""
+        if self._start is None:
+            jax.block_until_ready(loss)
+            self.restart()
+        else:
+            self._images += self._batch_size
+
+    def restart(self) -> None:
+        self._start, self._images, self._waited = time.monotonic(), 0, 0.0
+
+    def waiting_for(self, batches: Iterable) -> Iterator:
+        """Yield the batches; the time until each is there counts as waiting."""
+        asked = time.monotonic()
+        for batch in batches:
+            self._waited += time.monotonic() - asked
+            yield batch
+            asked = time.monotonic()
+
+    def images_per_second(self) -> float:
+        return self._images / (time.monotonic() - self._start)
+
+    def input_wait(self) -> float:
+        """Return the fraction of the time that was spent waiting for batches."""
+        return self._waited / (time.monotonic() - self._start)
+
+    def report_is_due(self) -> bool:
+        """Return whether REPORT_SECONDS have passed since this was last true."""
+        due = time.monotonic() - self._reported >= REPORT_SECONDS
+        if due:
+            self._reported = time.monotonic()
+        return due
