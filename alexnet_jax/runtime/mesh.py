@@ -55,8 +55,8 @@ def mesh_shape(config, devices: int | None, batches: tuple[str, ...], processes:
 def make_mesh(config, batches: tuple[str, ...] = ()) -> Mesh:
     """Return a mesh with axes ("data", "column"), or ("data",) if each device runs all columns.
 
-    A host without accelerators is split into as many CPU devices as the mesh asks for; with several processes,
-    each host into its share. Devices are in the order of their processes, so that a pair is close together.
+    A host without accelerators is split into as many CPU devices as the mesh asks for; with several
+    processes, each host into its share. Devices are in the order of their processes, so that a pair is close together.
     """
     machine.keep_programs()
     hosts = processes.count()
@@ -72,16 +72,17 @@ def make_mesh(config, batches: tuple[str, ...] = ()) -> Mesh:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
+    """Return the sharding of an array that every device has whole."""
     return NamedSharding(mesh, P())
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Split over `data`; both columns of a pair have the same images."""
+    """Return the sharding over `data`; both columns of a pair have the same images."""
     return NamedSharding(mesh, P("data"))
 
 
 def block_on_cpu(mesh: Mesh, results):
-    """`results` of a compiled program; on CPUs once they are computed.
+    """Return the results of a compiled program; on CPUs, wait until they are computed.
 
     A CPU has nothing to gain from a program that is queued behind another: they compete for its cores, and
     several on two devices lock up, each waiting for the other column of another.
