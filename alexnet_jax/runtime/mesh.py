@@ -56,7 +56,8 @@ def make_mesh(config, batches: tuple[str, ...] = ()) -> Mesh:
     """Return a mesh with axes ("data", "column"), or ("data",) if each device runs all columns.
 
     A host without accelerators is split into as many CPU devices as the mesh asks for; with several
-    processes, each host into its share. Devices are in the order of their processes, so that a pair is close together.
+    processes, each host into its share. Devices are in the order of their processes, so that a pair is close
+    together.
     """
     machine.keep_programs()
     hosts = processes.count()
