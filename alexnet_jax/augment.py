@@ -1,4 +1,4 @@
-"""What the paper does to an image on its way into the network (sections 2 and 4.1), on the device.
+"""Crops, flips, color noise and views: section 4.1, on the device; and section 2's subtraction of the mean.
 
 Pure functions; which example gets which crop is decided by its key alone, not by where it is computed.
 Pixels are on the scale 0 to 255.
@@ -26,9 +26,9 @@ def train_views(
     crop_keys: Key[Array, " batch"] | None = None,
     colored: bool | Bool[Array, ""] = True,
 ) -> Views:
-    """A view of each image for training, drawn from its key (section 4.1).
+    """Draw a view of each image for training from its key (section 4.1).
 
-    Images with the same one of `crop_keys` share crop and flip. Without `colored` there is no noise.
+    Images with equal `crop_keys` share crop and flip. Without `colored` there is no noise.
     """
     view = functools.partial(_train_view, colored=colored, statistics=statistics, config=config)
     return jax.vmap(view)(images, keys, keys if crop_keys is None else crop_keys)
@@ -50,7 +50,7 @@ def _train_view(image, key, crop_key, colored, statistics, config):
 
 
 def _crop_normalize_flip(image, top, left, flip, statistics, config):
-    """One image's float32 crop at (top, left), normalized, and reflected left to right where `flip`."""
+    """Return one image's float32 crop at (top, left), normalized, and reflected left to right if `flip`."""
     crop, last = config.data.crop_size, config.data.image_size - config.data.crop_size
 
     def window(x, top, left):
@@ -72,7 +72,7 @@ def _by_channel(config) -> bool:
 
 
 def color_noise(key: Key[Array, ""], std: float, statistics: dict[str, Array]) -> Float[Array, " channel"]:
-    """[p1 p2 p3] [a1 s1, a2 s2, a3 s3]^T with a_i ~ N(0, std), once an image (section 4.1).
+    """Draw [p1 p2 p3] [a1 s1, a2 s2, a3 s3]^T with a_i ~ N(0, std), once per image (section 4.1).
 
     p_i are the eigenvectors of the training set's color covariance. s_i are its standard deviations along
     them, as in the released code (convdata_jpeg.py:65), where the paper prints the eigenvalues s_i^2.
@@ -83,7 +83,7 @@ def color_noise(key: Key[Array, ""], std: float, statistics: dict[str, Array]) -
 
 
 def test_views(config, views: int) -> list[tuple[int, int, bool]]:
-    """(top, left, flip) of each of 1 or 10 views for evaluation (section 4.1)."""
+    """Return (top, left, flip) of each of 1 or 10 views for evaluation (section 4.1)."""
     last = config.data.image_size - config.data.crop_size
     centre = (last // 2, last // 2)
     if views == 1:
@@ -93,6 +93,6 @@ def test_views(config, views: int) -> list[tuple[int, int, bool]]:
 
 
 def test_view(images: Images, view: Int[Array, "3"], statistics: dict[str, Array], config) -> Views:
-    """One of `test_views`, given as an array (top, left, flip), of each image."""
+    """Return one of `test_views`, given as an array (top, left, flip), of each image."""
     top, left, flip = view[0], view[1], view[2] == 1
     return jax.vmap(lambda image: _crop_normalize_flip(image, top, left, flip, statistics, config))(images)

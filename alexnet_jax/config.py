@@ -1,157 +1,88 @@
-"""What a configuration may hold, and which configuration a workdir belongs to.
+"""Define what a configuration may hold, and which configuration a workdir belongs to.
 
-    check             every field: known, of its type, in its range; InputError otherwise
-    check_same_run    a workdir belongs to one configuration; InputError for another
-    load / save       config.json of a workdir
-    of_run            the same with overrides
-    override          FIELD=VALUE into a configuration
+    load              the configuration of --config=FILE[:ARG], with overrides
+    of_run            the one in config.json of a workdir, with overrides
+    override, typed   {FIELD: value}, put into a configuration; the same with texts read as values
+    check             every field: known, of its type, in its range
+    check_same_run    a workdir belongs to one configuration
 
-The values themselves are in configs/paper.py.
+configs/paper.py lists the fields and, by its values, their types; here are only ranges and choices. All raise
+InputError.
 """
 
 import ast
+import functools
 import math
 import os
+import pathlib
 import re
-from collections.abc import Iterable, Iterator
+import runpy
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import ml_collections
 
+from alexnet_jax.runtime.command_line import call_file
 from alexnet_jax.runtime.errors import InputError, nearest
 from alexnet_jax.workdirs.workdir import read_config
 
 OPS = ("activation", "lrn", "spatial_norm", "pool", "average_pool", "dropout")
 
-
-# A rule: does a value work, and what would.
-def _whole(works, text: str):
-    return lambda v: type(v) is int and works(v), f"a whole number {text}"
+Overrides = Mapping[str, Any]  # field -> its value, or the text of it from a command line
+_NONE: Overrides = {}
 
 
-def _number(works, text: str):
-    return lambda v: type(v) in (int, float) and math.isfinite(v) and works(v), f"a number {text}"
+def _one_of(*choices) -> tuple:
+    return f"one of {', '.join(map(str, choices))}", lambda v: v in choices
 
 
-def _one_of(*choices):
-    # `is` of the types too: True == 1.
-    return (
-        lambda v: any(v == c and type(v) is type(c) for c in choices),
-        "one of " + ", ".join(str(c) for c in choices),
-    )
+# What works, the test of a value that has its type already, and the fields.
+_TABLE = (
+    ("a whole number of at least 1", lambda v: v >= 1,
+     "num_epochs batch_size model.num_classes model.pool.size model.pool.stride model.layers.*.kernel"
+     " model.layers.*.stride model.layers.*.features data.image_size data.crop_size augment.crop_group"
+     " optimizer.plateau.patience checkpoint.keep eval.batch_size"),
+    ("a whole number of at least 0", lambda v: v >= 0, "optimizer.plateau.max_drops checkpoint.every_steps"),
+    ("a whole number of at least 0, or -1 for never", lambda v: v >= -1,
+     "augment.pca_epochs optimizer.conv1_drop_epoch optimizer.conv1_freeze_epoch"),
+    ("a whole number of at least 0, or -1", lambda v: v >= -1, "eval.step"),
+    ("a whole number of at least 1, or -1", lambda v: v >= 1 or v == -1, "mesh.data"),
+    ("a whole number from 0 to 2147483647", lambda v: 0 <= v < 2**31, "seed"),
+    ("a whole number from 1 to 256", lambda v: 1 <= v <= 256, "data.threads"),
+    ("an odd whole number, such as 5", lambda v: v > 0 and v % 2 == 1,
+     "model.lrn.size model.spatial_norm.size"),
+    ("a number above 0", lambda v: v > 0,
+     "model.width model.lrn.k model.spatial_norm.k model.layers.*.init_std augment.pca_divisor"
+     " optimizer.learning_rate"),
+    ("a number of at least 0", lambda v: v >= 0,
+     "model.lrn.alpha model.lrn.beta model.spatial_norm.alpha model.spatial_norm.beta augment.pca_std"
+     " optimizer.weight_decay optimizer.bias_rate"),
+    ("a number of at least 0 and below 1", lambda v: 0 <= v < 1, "model.dropout_rate optimizer.momentum"),
+    ("a number above 0 and at most 1", lambda v: 0 < v <= 1, "optimizer.plateau.factor"),
+    ("a text that is not empty", bool, "name data.name data.train_split data.val_split data.test_split"),
+    ("a tuple of layers, such as ('conv1', 'conv2')", lambda v: all(isinstance(name, str) for name in v),
+     "init_layers"),
+    ("two whole numbers of zeros (before, after), such as (2, 2)",
+     lambda v: len(v) == 2 and all(type(n) is int and n >= 0 for n in v), "model.layers.*.padding"),
+    (f"a tuple of {', '.join(OPS)}, such as ('activation', 'pool')", lambda v: all(op in OPS for op in v),
+     "model.layers.*.then"),
+    ("a tuple of rising epochs, such as (30, 60), or () for the plateau",
+     lambda v: all(type(n) is int and n >= 1 for n in v) and list(v) == sorted(set(v)),
+     "optimizer.drop_epochs"),
+    (*_one_of(1, 2), "model.columns"),
+    (*_one_of("relu", "tanh"), "model.activation"),
+    (*_one_of("test", "train"), "model.dropout_scale"),
+    (*_one_of("float32", "bfloat16"), "model.dtype"),
+    (*_one_of("raw", "jpeg"), "data.store"),
+    (*_one_of(1, 3), "data.channels"),
+    (*_one_of("mean_image", "channel_mean_std"), "data.normalization"),
+    (*_one_of("image", "centre"), "augment.mean_crop"),
+    (*_one_of(-1, 1, 2), "mesh.column"),
+    (*_one_of(1, 10), "eval.views"),
+)  # fmt: skip
+_RULES = {field: (text, test) for text, test, fields in _TABLE for field in fields.split()}
+_ANY = {bool: "True or False", int: "a whole number", float: "a number", str: "a text", tuple: "a tuple"}
 
-
-_COUNT = _whole(lambda v: v >= 1, "of at least 1")
-_POSITIVE = _number(lambda v: v > 0, "above 0")
-_NOT_NEGATIVE = _number(lambda v: v >= 0, "of at least 0")
-_BELOW_1 = _number(lambda v: 0 <= v < 1, "of at least 0 and below 1")
-_FLAG = _one_of(True, False)
-_TEXT = (lambda v: isinstance(v, str) and v != "", "a text that is not empty")
-_PATH = (lambda v: isinstance(v, str), "a path")
-_PADDING = (
-    lambda v: isinstance(v, tuple) and len(v) == 2 and all(type(n) is int and n >= 0 for n in v),
-    "two whole numbers of zeros (before, after), such as (2, 2)",
-)
-_THEN = (
-    lambda v: isinstance(v, tuple) and all(op in OPS for op in v),
-    f"a tuple of {', '.join(OPS)}, such as ('activation', 'pool')",
-)
-_LAYERS = (
-    lambda v: isinstance(v, tuple) and all(isinstance(name, str) for name in v),
-    "a tuple of layers, such as ('conv1', 'conv2')",
-)
-_EPOCHS = (
-    lambda v: (
-        isinstance(v, tuple) and all(type(n) is int and n >= 1 for n in v) and list(v) == sorted(set(v))
-    ),
-    "a tuple of rising epochs, such as (30, 60), or () for the plateau",
-)
-_EPOCH_OR_NEVER = _whole(lambda v: v >= 0 or v == -1, "of at least 0, or -1 for never")
-_ODD = (lambda v: type(v) is int and v > 0 and v % 2 == 1, "an odd whole number, such as 5")
-_LAYER = {
-    "enabled": _FLAG,
-    "kernel": _COUNT,
-    "stride": _COUNT,
-    "padding": _PADDING,
-    "features": _COUNT,
-    "gather": _FLAG,
-    "init_std": _POSITIVE,
-    "bias": (lambda v: type(v) in (int, float) and math.isfinite(v), "a number"),
-    "then": _THEN,
-}
-_LAYER_FIELDS = {
-    "conv": tuple(_LAYER),
-    "fc": ("enabled", "features", "gather", "init_std", "bias", "then"),
-    "fc8": ("init_std", "bias"),
-}
-_FIELDS = {
-    "name": _TEXT,
-    "seed": _whole(lambda v: 0 <= v < 2**31, "from 0 to 2147483647"),
-    "init_from": _PATH,
-    "init_layers": _LAYERS,
-    "num_epochs": _COUNT,
-    "batch_size": _COUNT,
-    "model.columns": _one_of(1, 2),
-    "model.width": _POSITIVE,
-    "model.num_classes": _COUNT,
-    "model.activation": _one_of("relu", "tanh"),
-    "model.gather": _FLAG,
-    "model.dropout_rate": _BELOW_1,
-    "model.dropout_scale": _one_of("test", "train"),
-    "model.dtype": _one_of("float32", "bfloat16"),
-    "model.lrn.enabled": _FLAG,
-    "model.lrn.size": _ODD,
-    "model.lrn.k": _POSITIVE,
-    "model.lrn.alpha": _NOT_NEGATIVE,
-    "model.lrn.beta": _NOT_NEGATIVE,
-    "model.lrn.across_columns": _FLAG,
-    "model.pool.size": _COUNT,
-    "model.pool.stride": _COUNT,
-    "model.pool.ceil": _FLAG,
-    "model.spatial_norm.size": _ODD,
-    "model.spatial_norm.k": _POSITIVE,
-    "model.spatial_norm.alpha": _NOT_NEGATIVE,
-    "model.spatial_norm.beta": _NOT_NEGATIVE,
-    "data.name": _TEXT,
-    "data.dir": _PATH,
-    "data.manual_dir": _PATH,
-    "data.store": _one_of("raw", "jpeg"),
-    "data.channels": _one_of(1, 3),
-    "data.image_size": _COUNT,
-    "data.crop_size": _COUNT,
-    "data.normalization": _one_of("mean_image", "channel_mean_std"),
-    "data.train_split": _TEXT,
-    "data.val_split": _TEXT,
-    "data.test_split": _TEXT,
-    "data.reshuffle": _FLAG,
-    "data.threads": _whole(lambda v: 1 <= v <= 256, "from 1 to 256"),
-    "augment.crop": _FLAG,
-    "augment.crop_group": _COUNT,
-    "augment.flip": _FLAG,
-    "augment.mean_crop": _one_of("image", "centre"),
-    "augment.pca_std": _NOT_NEGATIVE,
-    "augment.pca_divisor": _POSITIVE,
-    "augment.pca_epochs": _EPOCH_OR_NEVER,
-    "optimizer.learning_rate": _POSITIVE,
-    "optimizer.momentum": _BELOW_1,
-    "optimizer.weight_decay": _NOT_NEGATIVE,
-    "optimizer.decay_biases": _FLAG,
-    "optimizer.bias_rate": _NOT_NEGATIVE,
-    "optimizer.bias_rate_drops": _FLAG,
-    "optimizer.drop_epochs": _EPOCHS,
-    "optimizer.conv1_drop_epoch": _EPOCH_OR_NEVER,
-    "optimizer.conv1_freeze_epoch": _EPOCH_OR_NEVER,
-    "optimizer.plateau.factor": _number(lambda v: 0 < v <= 1, "above 0 and at most 1"),
-    "optimizer.plateau.patience": _COUNT,
-    "optimizer.plateau.max_drops": _whole(lambda v: v >= 0, "of at least 0"),
-    "mesh.column": _one_of(-1, 1, 2),
-    "mesh.data": _whole(lambda v: v >= 1 or v == -1, "of at least 1, or -1"),
-    "checkpoint.every_steps": _whole(lambda v: v >= 0, "of at least 0"),
-    "checkpoint.keep": _COUNT,
-    "eval.views": _one_of(1, 10),
-    "eval.batch_size": _COUNT,
-    "eval.step": _whole(lambda v: v >= -1, "of at least 0, or -1"),
-}
 # What decides a run's parameters: a workdir belongs to these values.
 _RUN_FIELDS = re.compile(
     r"seed|batch_size|init_\w+|model\..*|augment\..*|optimizer\..*"
@@ -161,7 +92,7 @@ _DATA_FIELDS = re.compile(r"data\.(name|\w+_split)")
 
 
 def flatten(config, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted name, value) of every field."""
+    """Yield (dotted name, value) of every field."""
     for key, value in config.items():
         if isinstance(value, ml_collections.ConfigDict | ml_collections.FrozenConfigDict):
             yield from flatten(value, f"{prefix}{key}.")
@@ -169,65 +100,92 @@ def flatten(config, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{key}", value
 
 
-def _rules(layers: Iterable[str]) -> dict[str, tuple]:
-    """The rules of all fields that a configuration with these layers has."""
-    rules = dict(_FIELDS)
+@functools.cache
+def _paper() -> dict[str, type]:
+    """Return the fields of configs/paper.py with their types."""
+    # A wheel carries a copy inside the package; the clone has configs/ beside it.
+    package = pathlib.Path(__file__).parent
+    path = next(path for path in (package, package.parent) if (path / "configs/paper.py").is_file())
+    config = runpy.run_path(str(path / "configs/paper.py"))["get_config"]()
+    return {field: type(value) for field, value in flatten(config)}
+
+
+def _types(layers: Iterable[str] = ()) -> dict[str, type]:
+    """Return the type of every field of a configuration with these layers; its last is fc8."""
+    types = {field: kind for field, kind in _paper().items() if not field.startswith("model.layers.")}
     for name in (*layers, "fc8"):
-        kind = name if name == "fc8" else name.rstrip("0123456789")
         if not re.fullmatch(r"conv\d+|fc[1-8]", name):
             raise InputError(f"model.layers.{name}: a layer is named conv1, conv2, … or fc1 to fc8, the last")
-        rules.update({f"model.layers.{name}.{field}": _LAYER[field] for field in _LAYER_FIELDS[kind]})
-    return rules
+        like = "fc8" if name == "fc8" else "conv1" if name.startswith("conv") else "fc6"
+        types |= {
+            f"model.layers.{name}.{field.rpartition('.')[2]}": kind
+            for field, kind in _paper().items()
+            if field.startswith(f"model.layers.{like}.")
+        }
+    return types
 
 
-def _known(field: str) -> dict[str, tuple]:
-    """The rules of the paper's fields, and of the layer that `field` names."""
+def _type(field: str) -> type:
+    """Return the type of a field of any configuration. Raises InputError if there is none of this name."""
+    layers = {name.split(".")[2] for name in _paper() if name.startswith("model.layers.")}
     named = re.match(r"model\.layers\.(conv\d+|fc[1-8])\.", field)
-    paper = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7")
-    return _rules((*paper, named[1]) if named else paper)
+    types = _types(layers | {named[1]} if named else layers)
+    if field not in types:
+        raise InputError(f"{field}: there is no such field{nearest(field, types)}")
+    return types[field]
 
 
-def unknown(field: str) -> str:
-    """One line if there is no such field, else nothing."""
-    known = _known(field)
-    return "" if field in known else f"{field}: there is no such field{nearest(field, known)}"
-
-
-def what_works(field: str) -> str:
-    known = _known(field)
-    return f"give {known[field][1]}" if field in known else unknown(field).partition(": ")[2]
+def _rule(field: str, kind: type) -> tuple:
+    """Return what works for a field, and the test of a value of its type."""
+    field = re.sub(r"^model\.layers\.\w+", "model.layers.*", field)
+    return _RULES.get(field, (_ANY[kind], lambda v: True))
 
 
 def check(config) -> None:
-    """Raises InputError for the first field that is unknown, missing, of a wrong type or out of range."""
-    rules, given = _rules(config.get("model", {}).get("layers", {})), dict(flatten(config))
+    """Raise InputError for the first field that is unknown, missing, of a wrong type or out of range."""
+    types, given = _types(config.get("model", {}).get("layers", {})), dict(flatten(config))
     for field in given:
-        if field not in rules:
-            raise InputError(unknown(field))
-    for field, (works, text) in rules.items():
+        if field not in types:
+            _type(field)
+    for field, kind in types.items():
         if field not in given:
             raise InputError(f"{field}: missing from the configuration; configs/paper.py has all fields")
-        if not works(given[field]):
-            raise InputError(f"{field}: {given[field]!r} does not work; give {text}")
+        value = given[field]
+        text, test = _rule(field, kind)
+        right = isinstance(value, kind) if kind in (str, tuple) else type(value) is kind
+        if kind is float:
+            right = type(value) in (int, float) and math.isfinite(value)
+        if not (right and test(value)):
+            raise InputError(f"{field}: expected {text}, got {value!r}")
     data = config.data
     if data.crop_size > data.image_size:
         raise InputError(
-            f"data.crop_size: {data.crop_size} is larger than data.image_size, {data.image_size};"
-            f" give at most {data.image_size}"
+            f"data.crop_size: expected at most data.image_size, {data.image_size}, got {data.crop_size}"
         )
     pool = config.model.pool
     if pool.ceil and pool.stride > pool.size:
         raise InputError(
-            f"model.pool.stride: {pool.stride} is above the size, {pool.size}, and with model.pool.ceil a"
-            " window may lie outside; give at most the size"
+            f"model.pool.stride: expected at most model.pool.size, {pool.size}, got {pool.stride}; with"
+            " model.pool.ceil a window may lie outside"
         )
 
 
-def of_run(workdir: str, overrides: Iterable[str] = ()) -> ml_collections.ConfigDict:
-    """config.json of a workdir, changed by `overrides`, texts FIELD=VALUE, in what a run may change.
+def load(file: str | None, overrides: Overrides = _NONE) -> ml_collections.ConfigDict:
+    """Return the configuration of --config, `file`, changed by `overrides` and checked."""
+    if not file:
+        for field in overrides:
+            raise InputError(f"--config.{field}: comes with --config=configs/NAME.py, which is missing")
+        raise InputError("--config: missing; give --config=configs/quickstart.py, or another of configs/")
+    config = call_file("--config", file, "get_config", folder="configs")
+    if not isinstance(config, ml_collections.ConfigDict):
+        raise InputError(f"--config={file}: its get_config returns no ConfigDict")
+    override(config, overrides, file.partition(":")[0])
+    check(config)
+    return config
 
-    Raises InputError.
-    """
+
+def of_run(workdir: str, overrides: Overrides = _NONE) -> ml_collections.ConfigDict:
+    """Return config.json of a workdir, changed by `overrides` in what a run may change."""
     config = read_config(workdir)
     if config is None:
         raise InputError(f"{workdir}: has no config.json; give the workdir of a run")
@@ -238,23 +196,42 @@ def of_run(workdir: str, overrides: Iterable[str] = ()) -> ml_collections.Config
     return config
 
 
-def override(config, overrides: Iterable[str], where: str) -> None:
-    """Puts texts FIELD=VALUE into `config`, which comes from `where`. Raises InputError; does not `check`."""
+def override(config, overrides: Overrides, where: str) -> None:
+    """Put `overrides` into `config`, which comes from `where`. Does not `check` their ranges."""
     fields = dict(flatten(config))
-    for field, _, text in (override.partition("=") for override in overrides):
+    for field, value in typed(overrides).items():
         if field not in fields:
-            raise InputError(unknown(field) or f"{field}: there is no such field in {where}")
-        try:
-            value = text if isinstance(fields[field], str) else ast.literal_eval(text)
-            config.update_from_flattened_dict({field: value})
-        except (ValueError, SyntaxError, TypeError):
-            raise InputError(f"{field}: {text!r} does not work; {what_works(field)}") from None
+            raise InputError(f"{field}: there is no such field in {where}")
+        *path, name = field.split(".")
+        parent = functools.reduce(lambda part, key: part[key], path, config)
+        with parent.ignore_type():  # `check` is stricter
+            parent[name] = value
+
+
+def typed(overrides: Overrides) -> dict[str, Any]:
+    """Return `overrides` with texts read as values of the fields' types."""
+    return {field: _read(field, value) for field, value in overrides.items()}
+
+
+def _read(field: str, text: Any) -> Any:
+    kind = _type(field)
+    if not isinstance(text, str):
+        return float(text) if kind is float and type(text) is int else text
+    try:
+        if kind is bool:
+            return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
+        if kind is not tuple:
+            return kind(text)
+        value = text if re.fullmatch(r"[A-Za-z]\w*", text) else ast.literal_eval(text)  # conv1 is ("conv1",)
+        return tuple(value) if isinstance(value, tuple | list) else (value,)
+    except (KeyError, ValueError, SyntaxError):
+        raise InputError(f"{field}: expected {_rule(field, kind)[0]}, got {text!r}") from None
 
 
 def check_same_run(config, workdir: str, data: bool = True) -> None:
-    """Raises InputError if `workdir` holds a run of another configuration, naming the fields that differ.
+    """Raise InputError, naming the fields that differ, if `workdir` holds a run of another configuration.
 
-    Without `data`, the data set and its splits may be others: a network can be evaluated on any.
+    Without `data`, the data set and its splits may differ: a network can be evaluated on any.
     """
     theirs = read_config(workdir)
     if theirs is None:

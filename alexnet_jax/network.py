@@ -101,10 +101,13 @@ class Network(nn.Module):
         model = self.config.model
         maps = [images.astype(model.dtype)] * self.here
         activations, stds = {}, init_stds(model)
-        for number, (name, spec, then) in enumerate(hidden_layers(model)):
+        for name, spec, then in hidden_layers(model):
             if spec.gather and model.gather:
-                maps = self.gather(maps, name, is_first=number == 0)
-            layer = Linear(name, spec, self.features(name, spec), stds[name], name=name)
+                if not activations:
+                    field = f"model.layers.{name}.gather"
+                    raise InputError(f"{field}: expected False, got True; every column sees the whole image")
+                maps = self.gather(maps)
+            layer = Linear(spec, self.features(name, spec), stds[name], name=name)
             maps = activations[name] = layer(maps)
             for op in then:
                 with jax.named_scope(f"{name}/{op}"):
@@ -118,12 +121,8 @@ class Network(nn.Module):
         """Whether other columns are on other devices."""
         return self.here < self.config.model.columns
 
-    def gather(self, maps: Columns, name: str, is_first: bool = False) -> Columns:
+    def gather(self, maps: Columns) -> Columns:
         """Give each column the maps of all, those of column 0 first (section 3.5)."""
-        if is_first:
-            raise InputError(
-                f"model.layers.{name}.gather: expected False, got True; every column sees the whole image"
-            )
         joined = jnp.concatenate(maps, axis=-1)
         return [lax.all_gather(joined, AXIS, axis=-1, tiled=True) if self.split else joined] * self.here
 
@@ -165,7 +164,7 @@ class Network(nn.Module):
             case "activation":
                 return [ACTIVATIONS[model.activation](x) for x in maps]
             case "lrn" if lrn.across_columns:
-                return self.norm_across_columns(maps, name)
+                return self.norm_across_columns(maps)
             case "lrn":
                 return [layers.local_response_norm(x, lrn.size, lrn.k, lrn.alpha, lrn.beta) for x in maps]
             case "spatial_norm":
@@ -180,7 +179,7 @@ class Network(nn.Module):
                 return [layers.dropout(x, rate, key, scale) for x, key in zip(maps, keys, strict=True)]
         raise ValueError(op)
 
-    def norm_across_columns(self, maps: Columns, name: str) -> Columns:
+    def norm_across_columns(self, maps: Columns) -> Columns:
         """Normalize over the maps of all columns, and keep each column's own."""
         lrn, own = self.config.model.lrn, maps[0].shape[-1]
 
@@ -189,9 +188,9 @@ class Network(nn.Module):
             x = layers.local_response_norm(x, lrn.size, lrn.k, lrn.alpha, lrn.beta)
             return lax.dynamic_slice_in_dim(x, column * own, own, axis=-1)
 
-        joined = self.gather(maps, name)
+        joined = self.gather(maps)
         if self.split:
-            return [of_column((lax.axis_index(AXIS), joined[0]))]
+            return [of_column((self.column(0), joined[0]))]
         # In a loop: outside of one, XLA adds the columns' gradients in the kernel that computes them, which
         # rounds otherwise than two devices do.
         return list(lax.map(of_column, (jnp.arange(self.here), jnp.stack(joined))))
@@ -212,7 +211,6 @@ def normal(std: float):
 class Linear(nn.Module):
     """A convolution, or a fully connected layer over flattened maps, of every column here."""
 
-    layer: str
     spec: Any
     features: int  # of one column
     std: float
@@ -239,7 +237,7 @@ class Linear(nn.Module):
 
     def check_fits(self, shape: tuple[int, ...]) -> None:
         """Raise InputError if the layer's kernel does not fit maps of this shape."""
-        field, kernel = f"model.layers.{self.layer}", self.spec.kernel
+        field, kernel = f"model.layers.{self.name}", self.spec.kernel
         if len(shape) != 4:
             raise InputError(f"{field}: a convolution cannot follow a fully connected layer")
         if kernel > shape[1] + sum(self.spec.padding):
@@ -270,16 +268,23 @@ class Row(NamedTuple):
     """A layer's sizes, of all columns together."""
 
     name: str
+    spec: Any  # its part of model.layers
+    then: tuple[str, ...]  # the operations after it
     kernel: tuple[int, ...]  # the parameter: [columns, (height, width,) inputs, outputs of one column]
     bias: tuple[int, ...]  # [columns, outputs of one column]; the classifier's, shared, is [classes]
-    stride: int
-    gathers: bool
-    then: tuple[str, ...]
     input: tuple[int, ...]  # (height, width, channels) or (units,)
     output: tuple[int, ...]  # of the linear layer
     after: tuple[int, ...]  # of the operations after it
-    parameters: int
-    multiply_adds: int  # for one image
+
+    @property
+    def parameters(self) -> int:
+        """Return the number of weights and biases."""
+        return math.prod(self.kernel) + math.prod(self.bias)
+
+    @property
+    def multiply_adds(self) -> int:
+        """Return the number of multiply-adds for one image."""
+        return math.prod(self.kernel) * math.prod(self.output[:-1])
 
 
 def layer_table(config) -> list[Row]:
@@ -287,52 +292,44 @@ def layer_table(config) -> list[Row]:
 
     Raises InputError for a layer that does not fit its input or that `model.columns` does not divide.
     """
-    model, data, columns = config.model, config.data, config.model.columns
+    data, columns = config.data, config.model.columns
     network = Network(ml_collections.FrozenConfigDict(config), columns)
     image = jax.ShapeDtypeStruct((1, data.crop_size, data.crop_size, data.channels), jnp.float32)
     (logits, activations), variables = jax.eval_shape(
         lambda image: network.init_with_output(jax.random.key(0), image), image
     )
+    activations[CLASSIFIER] = [logits]
 
-    def joined(maps) -> tuple[int, ...]:
-        return (*maps[0].shape[1:-1], maps[0].shape[-1] * columns)
+    def joined(name: str) -> tuple[int, ...]:
+        maps = activations[name]
+        return (*maps[0].shape[1:-1], maps[0].shape[-1] * len(maps))
 
     rows: list[Row] = []
-    shape = image.shape[1:]
-    for name, spec, then in [*hidden_layers(model), Hidden(CLASSIFIER, model.layers[CLASSIFIER], ())]:
+    classifier = Hidden(CLASSIFIER, config.model.layers[CLASSIFIER], ())
+    for name, spec, then in [*hidden_layers(config.model), classifier]:
         kernel, bias = (variables["params"][name][part].shape for part in ("kernel", "bias"))
-        output = joined(activations[name]) if name != CLASSIFIER else logits.shape[1:]
-        after = joined(activations[f"{name}/{then[-1]}"]) if then else output
-        gathers = columns > 1 and model.gather and spec.get("gather", False)
-        weights = math.prod(kernel)
-        work = weights * math.prod(output[:-1])
-        total = weights + math.prod(bias)
-        rows.append(
-            Row(name, kernel, bias, spec.get("stride", 1), gathers, then, shape, output, after, total, work)
-        )
-        shape = after
+        before = rows[-1].after if rows else image.shape[1:]
+        after = f"{name}/{then[-1]}" if then else name
+        rows.append(Row(name, spec, then, kernel, bias, before, joined(name), joined(after)))
     return rows
 
 
 def describe(config) -> str:
     """Return the network as a table; the last line is `total: N parameters, M multiply-adds`."""
-    table = layer_table(config)
-    lines = [("layer", "kernel", "inputs", "output", "then", "after", "parameters", "multiply-adds")]
-    for row in table:
+    model, table = config.model, layer_table(config)
+
+    def cells(row: Row) -> tuple[str, ...]:
         columns, *window, inputs, _ = row.kernel
-        then = [config.model.activation if op == "activation" else op for op in row.then]
-        lines.append(
-            (
-                row.name,
-                f"{window[0]}x{window[1]} / {row.stride}" if window else "full",
-                f"{inputs * columns if row.name == CLASSIFIER else inputs}{' (both columns)' * row.gathers}",
-                "x".join(map(str, row.output)),
-                ", ".join(then) or "softmax",
-                "x".join(map(str, row.after)),
-                f"{row.parameters:,}",
-                f"{row.multiply_adds:,}",
-            )
-        )
+        kernel = f"{window[0]}x{window[1]} / {row.spec.stride}" if window else "full"
+        seen = inputs * columns if row.name == CLASSIFIER else inputs
+        both = " (both columns)" * (columns > 1 and model.gather and row.spec.get("gather", False))
+        output, after = ("x".join(map(str, shape)) for shape in (row.output, row.after))
+        then = ", ".join(model.activation if op == "activation" else op for op in row.then) or "softmax"
+        numbers = f"{row.parameters:,}", f"{row.multiply_adds:,}"
+        return row.name, kernel, f"{seen}{both}", output, then, after, *numbers
+
+    head = ("layer", "kernel", "inputs", "output", "then", "after", "parameters", "multiply-adds")
+    lines = [head, *map(cells, table)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     text = [
         "  ".join(f"{cell:{side}{width}}" for cell, side, width in zip(line, "<<<<<<>>", widths, strict=True))

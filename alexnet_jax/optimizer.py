@@ -2,7 +2,7 @@
 
     v <- 0.9 v - 0.0005 eps w - eps <dL/dw>        w <- w + v
 
-The learning rate eps is inside the velocity: after a drop, what has gathered at the old rate goes on.
+The learning rate eps is inside the velocity: after a drop, velocity accumulated at the old rate keeps acting.
 `optax.sgd`, like PyTorch, has it outside, which differs after every drop.
 
 The paper divides eps when the validation error stops improving. `drop_epochs` divides it at given epochs
@@ -19,6 +19,8 @@ import optax
 
 
 class PlateauState(NamedTuple):
+    """The schedule's state; a checkpoint holds it."""
+
     best: jax.Array  # lowest validation error so far, float32
     stale: jax.Array  # validations since, int32
     drops: jax.Array  # times the learning rate was divided, int32
@@ -26,18 +28,18 @@ class PlateauState(NamedTuple):
 
 
 def make(config) -> optax.GradientTransformation:
-    """Weight decay, minus the learning rate, momentum; `config.optimizer` has the numbers.
+    """Chain weight decay, minus the learning rate, and momentum; `config.optimizer` has the numbers.
 
-    Decay is on kernels (released code, src/layer.cu:565), on biases too where `decay_biases` says so.
+    Decay acts on kernels (released code, src/layer.cu:565), with `decay_biases` on biases too.
     """
-    rule = config.optimizer
+    fields = config.optimizer
     return optax.named_chain(
         (
             "weight_decay",
-            optax.add_decayed_weights(rule.weight_decay, None if rule.decay_biases else _kernels),
+            optax.add_decayed_weights(fields.weight_decay, None if fields.decay_biases else _kernels),
         ),
         ("learning_rate", _scale_by_schedule(config)),
-        ("momentum", optax.trace(decay=rule.momentum)),
+        ("momentum", optax.trace(decay=fields.momentum)),
     )
 
 
@@ -46,8 +48,8 @@ def _kernels(params):
 
 
 def _scale_by_schedule(config) -> optax.GradientTransformation:
-    rule = config.optimizer
-    most = len(rule.drop_epochs) or rule.plateau.max_drops
+    fields = config.optimizer
+    most = len(fields.drop_epochs) or fields.plateau.max_drops
     rates = np.array([learning_rate(config, drops) for drops in range(most + 1)])
 
     def init(params):
@@ -61,9 +63,9 @@ def _scale_by_schedule(config) -> optax.GradientTransformation:
         def of(path):
             layer, kind = (key.key for key in path[-2:])
             if kind == "bias":
-                return (rate if rule.bias_rate_drops else rule.learning_rate) * rule.bias_rate
-            if layer == "conv1" and rule.conv1_drop_epoch != -1:
-                return jnp.where(state.epochs >= rule.conv1_drop_epoch, rate * rule.plateau.factor, rate)
+                return (rate if fields.bias_rate_drops else fields.learning_rate) * fields.bias_rate
+            if layer == "conv1" and fields.conv1_drop_epoch != -1:
+                return jnp.where(state.epochs >= fields.conv1_drop_epoch, rate * fields.plateau.factor, rate)
             return rate
 
         return jax.tree_util.tree_map_with_path(lambda path, update: -of(path) * update, updates), state
@@ -72,7 +74,7 @@ def _scale_by_schedule(config) -> optax.GradientTransformation:
 
 
 def apply_updates(config, params, updates, epochs):
-    """w + v; where the rate has become 0, w stays as it is, whatever its velocity (src/weights.cu:148)."""
+    """Return w + v; once its rate is 0, w stays as it is, whatever its velocity (src/weights.cu:148)."""
     moved = optax.apply_updates(params, updates)
     if config.optimizer.conv1_freeze_epoch != -1 and "conv1" in params:
         frozen = epochs >= config.optimizer.conv1_freeze_epoch
@@ -82,27 +84,29 @@ def apply_updates(config, params, updates, epochs):
 
 
 def learning_rate(config, drops: int) -> float:
+    """Return the learning rate after a number of drops."""
     return config.optimizer.learning_rate * config.optimizer.plateau.factor**drops
 
 
 def after_validation(config, state: PlateauState, error: float, epochs: int) -> PlateauState:
-    """The schedule's state after one more validation, at which `epochs` are completed (section 5).
+    """Return the schedule's state after one more validation, at which `epochs` are completed (section 5).
 
-    The rate drops at `drop_epochs` where these are given. Else after `patience` validations without a lower
-    error; where it would drop once more than `max_drops`, `stale` stays at `patience`, and training has
+    The rate drops at `drop_epochs` if these are given, else after `patience` validations without a lower
+    error. When it would drop once more than `max_drops`, `stale` stays at `patience`, and training has
     `ended`.
     """
-    rule, error = config.optimizer, np.float32(error)
+    fields, error = config.optimizer, np.float32(error)
     best, stale, drops = state.best, state.stale + 1, state.drops
     if error < best:
         best, stale = error, 0
-    elif stale >= rule.plateau.patience and drops < rule.plateau.max_drops and not rule.drop_epochs:
+    elif stale >= fields.plateau.patience and drops < fields.plateau.max_drops and not fields.drop_epochs:
         stale, drops = 0, drops + 1
-    if rule.drop_epochs:
-        drops = sum(epochs >= epoch for epoch in rule.drop_epochs)
+    if fields.drop_epochs:
+        drops = sum(epochs >= epoch for epoch in fields.drop_epochs)
     return PlateauState(np.float32(best), np.int32(stale), np.int32(drops), np.int32(epochs))
 
 
 def ended(config, state: PlateauState) -> bool:
-    rule = config.optimizer
-    return not rule.drop_epochs and int(state.stale) >= rule.plateau.patience
+    """Whether the schedule ends the training: no lower error at the lowest rate."""
+    fields = config.optimizer
+    return not fields.drop_epochs and int(state.stale) >= fields.plateau.patience

@@ -10,17 +10,10 @@ import sys
 from collections.abc import Iterator
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from alexnet_jax import config as configuration
-from alexnet_jax import evaluate
-from alexnet_jax.datasets import images
-from alexnet_jax.datasets.labels import imagenet_classes
 from alexnet_jax.runtime import command_line
 from alexnet_jax.runtime.errors import InputError
-from alexnet_jax.runtime.mesh import make_mesh
-from alexnet_jax.step import make_view_outputs, mean_output
-from alexnet_jax.workdirs.workdir import read_statistics
 
 BATCH = 32
 CORRECT, OTHER = "#D55E00", "#0072B2"  # vermilion and blue, which are told apart without colour vision
@@ -31,6 +24,13 @@ class Network:
 
     def __init__(self, config, workdir: str):
         """Raises InputError if it cannot be opened."""
+        # Imported here, as below, so that a mistake in the flags is reported at once.
+        from alexnet_jax import evaluate
+        from alexnet_jax.datasets.labels import imagenet_classes
+        from alexnet_jax.runtime.mesh import make_mesh
+        from alexnet_jax.step import make_view_outputs
+        from alexnet_jax.workdirs.workdir import read_statistics
+
         config.mesh.data = 1  # any number of pictures
         self.config, self.mesh = config, make_mesh(config)
         stored = read_statistics(workdir)
@@ -45,6 +45,8 @@ class Network:
 
     def probabilities(self, pictures: np.ndarray) -> np.ndarray:
         """Float [n, classes] for uint8 [n, image_size, image_size, channels]."""
+        from alexnet_jax.step import mean_output
+
         log_probs = self._outputs(self.params, pictures, self.statistics)
         return np.exp(np.asarray(mean_output(log_probs)))
 
@@ -78,6 +80,8 @@ def short(name: str, length: int = 22) -> str:
 
 def read(paths: list[str], config) -> Iterator[tuple[str, np.ndarray]]:
     """(path, its picture as the network takes it) of each that is one; a line on stderr for each other."""
+    from alexnet_jax.datasets import images
+
     for path in paths:
         try:
             with open(path, "rb") as file:
@@ -88,8 +92,10 @@ def read(paths: list[str], config) -> Iterator[tuple[str, np.ndarray]]:
             print(f"error: {path}: cannot be read as a picture ({reason})", file=sys.stderr)
 
 
-def figure_of(pictures: list, network: Network) -> Figure:
-    """Every picture above its five most probable labels, four in a row."""
+def figure_of(pictures: list, network: Network):
+    """Return a matplotlib figure: every picture above its five most probable labels, four in a row."""
+    from matplotlib.figure import Figure
+
     rows = -(-len(pictures) // 4)
     columns = min(len(pictures), 4)
     figure = Figure(figsize=(2.2 * columns, 3.4 * rows), layout="constrained")
@@ -107,11 +113,11 @@ def figure_of(pictures: list, network: Network) -> Figure:
 
 
 def main(arguments: list[str]) -> int:
-    """The exit code: 1 if a file was no picture. Raises InputError."""
+    """Return the exit code: 1 if a file was no picture. Raises InputError."""
     parser = command_line.Parser(__doc__, overrides=True)
-    parser.add_argument("--workdir", required=True)
-    parser.add_argument("--figure")
-    parser.add_argument("images", nargs="+", metavar="IMAGE")
+    parser.add_argument("--workdir", required=True, metavar="DIR", help="the folder of a run")
+    parser.add_argument("--figure", metavar="OUT.png", help="a file for the pictures with their labels")
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="a picture")
     given = parser.parse(arguments)
     if given.figure:
         command_line.check_writable("--figure", given.figure)

@@ -19,36 +19,22 @@ layers have height * width * inputs as one axis. In PyTorch and Caffe it is [out
 outputs and inputs of column 0 first, which is a convolution with columns as groups where columns do not meet.
 """
 
-import importlib
 import logging
 import os
 import pathlib
 import shutil
 
 import numpy as np
-from absl import app, flags
 
 from alexnet_jax import config as configuration
-from alexnet_jax import evaluate, optimizer
-from alexnet_jax.datasets import statistics
-from alexnet_jax.datasets.labels import imagenet_classes
-from alexnet_jax.network import CLASSIFIER, layer_table
 from alexnet_jax.pretrained import conversion, formats
-from alexnet_jax.pretrained.normalization import published_statistics
 from alexnet_jax.runtime import command_line
-from alexnet_jax.runtime.command_line import CONFIG, WORKDIR
 from alexnet_jax.runtime.errors import InputError
-from alexnet_jax.runtime.mesh import make_mesh
-from alexnet_jax.step import new_state
-from alexnet_jax.workdirs.checkpoint import Checkpoints
 from alexnet_jax.workdirs.workdir import write_config
 
 log = logging.getLogger("alexnet_jax")
 
 SOURCES = ("torchvision", "caffe")
-_FROM = flags.DEFINE_string("from", None, ", ".join(SOURCES))
-_LABELS = flags.DEFINE_string("labels", None, "a text file, the name of a class on each line")
-_MEAN_FILE = flags.DEFINE_string("mean", None, "a .binaryproto, or statistics.npz of another workdir")
 
 
 def import_weights(
@@ -59,8 +45,12 @@ def import_weights(
     `config` is changed to the file's number of classes; None is configs/SOURCE.py. Raises InputError, and
     leaves nothing behind then.
     """
+    # Imported here, as below, so that a mistake in the flags is reported at once.
+    from alexnet_jax.network import CLASSIFIER, layer_table
+    from alexnet_jax.pretrained.normalization import published_statistics
+
     _check_new(workdir)
-    config = config or _default_config(source)
+    config = config or configuration.load(f"configs/{source}.py")
     configuration.check(config)
     names = conversion.module_names(layer_table(config))
     right = "torchvision" if names is conversion.TORCHVISION else "caffe"
@@ -85,13 +75,6 @@ def import_weights(
     )
 
 
-def _default_config(source: str):
-    try:
-        return importlib.import_module(f"configs.{source}").get_config()
-    except ModuleNotFoundError:
-        raise InputError(f"configs/{source}.py: there is no such file here; run from the clone") from None
-
-
 def _check_new(workdir: str) -> None:
     if os.path.exists(workdir) and not os.path.isdir(workdir):
         raise InputError(f"--workdir={workdir}: is a file; give a new folder")
@@ -104,6 +87,8 @@ def _check_network(file: str, weights: formats.Weights, config, classifier: str)
 
     Raises InputError if the weights are not those of this network.
     """
+    from alexnet_jax.network import layer_table
+
     advice = f"give weights of the network {config.name}, or its --config"
     if weights.exported_from not in ("", config.name):
         raise InputError(f"{file}: is of the network {weights.exported_from!r:.60}; {advice}")
@@ -137,6 +122,8 @@ def _check_network(file: str, weights: formats.Weights, config, classifier: str)
 def _label_names(classes: int, labels: str | None, arrays: dict) -> list[str]:
     """A name for each class: of --labels, of --mean's run, ImageNet's where there are 1000, or numbers."""
     if labels is None:
+        from alexnet_jax.datasets.labels import imagenet_classes
+
         known = list(arrays.get("label_names", ()))
         if not known and classes == 1000:
             known = imagenet_classes()
@@ -151,6 +138,11 @@ def _label_names(classes: int, labels: str | None, arrays: dict) -> list[str]:
 
 
 def _make_workdir(workdir: str, config, arrays: dict, params: dict) -> None:
+    from alexnet_jax import optimizer
+    from alexnet_jax.datasets import statistics
+    from alexnet_jax.step import new_state
+    from alexnet_jax.workdirs.checkpoint import Checkpoints
+
     there = os.path.isdir(workdir)
     try:
         os.makedirs(workdir, exist_ok=True)
@@ -168,7 +160,11 @@ def _make_workdir(workdir: str, config, arrays: dict, params: dict) -> None:
 
 
 def export_weights(file: str, workdir: str) -> None:
-    """Writes the best checkpoint of a workdir to a .safetensors file. Raises InputError."""
+    """Write the best checkpoint of a workdir to a .safetensors file. Raises InputError."""
+    from alexnet_jax import evaluate
+    from alexnet_jax.network import layer_table
+    from alexnet_jax.runtime.mesh import make_mesh
+
     if not file.endswith(".safetensors"):
         raise InputError(f"{file}: is no name of a .safetensors file; give one that ends so")
     if os.path.lexists(file):
@@ -185,30 +181,33 @@ def export_weights(file: str, workdir: str) -> None:
     log.info(f"exported step {step} of {workdir} to {file}: {names[0]} to {names[-1]}")
 
 
-def main(argv) -> None:
-    """The command line."""
-    try:
-        command, file = [*argv[1:], "", ""][:2]
-        if command not in ("import", "export"):
-            raise InputError(f"{command!r}: give import or export, and a file; see --help")
-        for name, given in (("FILE", file), ("--workdir", WORKDIR.value)):
-            if not given:
-                raise InputError(f"{name}: missing; see --help")
-        file, workdir = os.path.expanduser(file), os.path.expanduser(WORKDIR.value)
-        if command == "import":
-            if _FROM.value not in SOURCES:
-                raise InputError(f"--from={_FROM.value or ''}: give one of {', '.join(SOURCES)}")
-            labels, mean = (flag.value and os.path.expanduser(flag.value) for flag in (_LABELS, _MEAN_FILE))
-            import_weights(_FROM.value, file, workdir, CONFIG.value, labels, mean)
-        else:
-            for name in ("config", "from", "labels", "mean"):
-                if flags.FLAGS[name].present:
-                    raise InputError(f"--{name}: is not for export, which takes all from --workdir")
-            export_weights(file, workdir)
-    except InputError as error:
-        command_line.fail(str(error), 2)
+def main(arguments: list[str]) -> None:
+    """Import or export. Raises InputError."""
+    parser = command_line.Parser(__doc__, config=True)
+    command = command_line.one_of("import", "export")
+    parser.add_argument("command", metavar="COMMAND", type=command, help="import or export")
+    parser.add_argument("file", metavar="FILE", help="the weights")
+    parser.add_argument("--workdir", metavar="DIR", required=True, help="the folder of a run")
+    parser.add_argument(
+        "--from", dest="source", metavar="NAME", type=command_line.one_of(*SOURCES), help=", ".join(SOURCES)
+    )
+    parser.add_argument("--labels", metavar="FILE", help="a text file, the name of a class on each line")
+    parser.add_argument("--mean", metavar="FILE", help="a .binaryproto, or statistics.npz of another workdir")
+    given = parser.parse(arguments)
+    file, workdir = os.path.expanduser(given.file), os.path.expanduser(given.workdir)
+    if given.command == "export":
+        options = {"config": given.config, "from": given.source, "labels": given.labels, "mean": given.mean}
+        options |= {f"config.{field}": text for field, text in given.overrides.items()}
+        for name in (name for name, value in options.items() if value is not None):
+            raise InputError(f"--{name}: is not for export, which takes all from --workdir")
+        export_weights(file, workdir)
+        return
+    if given.source is None:
+        raise InputError(f"--from: missing; give one of {', '.join(SOURCES)}")
+    config = configuration.load(given.config, given.overrides) if given.config or given.overrides else None
+    labels, mean = (path and os.path.expanduser(path) for path in (given.labels, given.mean))
+    import_weights(given.source, file, workdir, config, labels, mean)
 
 
 if __name__ == "__main__":
-    command_line.start_log()
-    app.run(main, flags_parser=command_line.parser(__doc__, arguments=2))
+    command_line.run(main)

@@ -23,8 +23,6 @@ import json
 import os
 import re
 
-from absl import app, flags
-
 from alexnet_jax import config as configuration
 from alexnet_jax.runtime import command_line
 from alexnet_jax.runtime.errors import InputError
@@ -33,48 +31,47 @@ from alexnet_jax.runtime.mesh import mesh_shape
 
 WHAT = {"train": ("torch",), "infer": ("torch", "onnxruntime"), "input": ()}  # and its peers
 
-_BATCH = flags.DEFINE_integer("batch", None, "images in a batch", lower_bound=1)
-_STEPS = flags.DEFINE_integer("steps", None, "steps of a turn", lower_bound=1)
-_ROUNDS = flags.DEFINE_integer("rounds", None, "how often the contenders take turns", lower_bound=1)
-_SECONDS = flags.DEFINE_float("seconds", 1.0, "how long a turn is, at least", lower_bound=0.0)
-_JSON = flags.DEFINE_string("json", None, "a file for the results")
-_PEERS = flags.DEFINE_list("peer", [], "others' programs to compare with")
-_VARIANTS = flags.DEFINE_string("variants", None, "our contenders, as overrides of the configuration")
+
+def main(arguments: list[str]) -> None:
+    whole = command_line.whole
+    parser = command_line.Parser(__doc__, config=True)
+    parser.add_argument("what", metavar="WHAT", type=command_line.one_of(*WHAT), help=", ".join(WHAT))
+    parser.add_argument("--batch", metavar="N", type=whole(1), help="images in a batch")
+    parser.add_argument("--steps", metavar="N", type=whole(1), help="steps of a turn")
+    parser.add_argument("--rounds", metavar="N", type=whole(1), help="how often the contenders take turns")
+    parser.add_argument("--seconds", metavar="X", type=float, help="how long a turn is, at least")
+    parser.add_argument("--json", metavar="FILE", help="a file for the results")
+    parser.add_argument("--peer", metavar="NAME,...", help="others' programs to compare with")
+    parser.add_argument("--variants", metavar="OVERRIDES;...", help="our contenders, as overrides")
+    given = parser.parse(arguments)
+    _check_flags(given)
+    config = configuration.load(given.config, given.overrides)
+    config.batch_size = given.batch or config.batch_size
+    _check(config)
+    json_path = os.path.expanduser(given.json or "")
+    if json_path:
+        command_line.check_writable("--json", json_path)
+    results = _input(config, given) if given.what == "input" else _steps(config, given)
+    if json_path:
+        write_text(json_path, json.dumps(results, indent=2) + "\n")
+        print(f"written to {json_path}")
 
 
-def main(argv) -> None:
-    try:
-        what = "".join(argv[1:])
-        if what not in WHAT:
-            raise InputError(f"{what!r}: give one of {', '.join(WHAT)}; see --help")
-        if command_line.WORKDIR.present:
-            raise InputError("--workdir: is not for a benchmark, which keeps no run")
-        _check_flags(what)
-        config = command_line.CONFIG.value
-        if config is None:
-            raise InputError("--config: missing; give --config=configs/paper.py, or another of configs/")
-        config.batch_size = _BATCH.value or config.batch_size
-        _check(config)
-        json_path = os.path.expanduser(_JSON.value or "")
-        if json_path:
-            command_line.check_writable("--json", json_path)
-        results = _input(config) if what == "input" else _steps(what, config)
-        if json_path:
-            write_text(json_path, json.dumps(results, indent=2) + "\n")
-            print(f"written to {json_path}")
-    except InputError as error:
-        command_line.fail(str(error), 2)
-
-
-def _check_flags(what: str) -> None:
-    if what == "input" and (_PEERS.present or _VARIANTS.present):
-        flag = "peer" if _PEERS.present else "variants"
+def _check_flags(given) -> None:
+    if given.what == "input" and (given.peer is not None or given.variants is not None):
+        flag = "peer" if given.peer is not None else "variants"
         raise InputError(f"--{flag}: is for train and infer; input has its own contenders")
-    if what != "input" and _SECONDS.present:
-        raise InputError(f"--seconds: is for input; {what} takes --steps")
-    for peer in _PEERS.value:
-        if peer not in WHAT[what]:
-            raise InputError(f"--peer={peer}: {what} has no such peer; give {' or '.join(WHAT[what])}")
+    if given.what != "input" and given.seconds is not None:
+        raise InputError(f"--seconds: is for input; {given.what} takes --steps")
+    for peer in _peers(given):
+        if peer not in WHAT[given.what]:
+            raise InputError(
+                f"--peer={peer}: {given.what} has no such peer; give {' or '.join(WHAT[given.what])}"
+            )
+
+
+def _peers(given) -> list[str]:
+    return given.peer.split(",") if given.peer else []
 
 
 def _check(config) -> None:
@@ -85,20 +82,21 @@ def _check(config) -> None:
     mesh_shape(config, None, ("batch_size",))
 
 
-def _input(config) -> list[dict]:
+def _input(config, given) -> list[dict]:
     from experiments import input_benchmark
 
-    return input_benchmark.run(config, _STEPS.value or 8, _ROUNDS.value or 7, _SECONDS.value)
+    seconds = 1.0 if given.seconds is None else given.seconds
+    return input_benchmark.run(config, given.steps or 8, given.rounds or 7, seconds)
 
 
-def _steps(what: str, config) -> dict:
+def _steps(config, given) -> dict:
     variants = [("alexnet_jax", config)]
-    if _VARIANTS.value is not None:
-        variants = [(text, _variant(config, text)) for text in _VARIANTS.value.split(";")]
+    if given.variants is not None:
+        variants = [(text, _variant(config, text)) for text in given.variants.split(";")]
     from experiments import step_benchmark
 
     try:
-        return step_benchmark.run(what, variants, _PEERS.value, _STEPS.value or 5, _ROUNDS.value or 5)
+        return step_benchmark.run(given.what, variants, _peers(given), given.steps or 5, given.rounds or 5)
     except step_benchmark.Failed as error:
         command_line.fail(str(error), 1)
 
@@ -110,7 +108,8 @@ def _variant(config, text: str):
     try:
         if not all("=" in override for override in overrides):
             raise InputError(f"{text!r} has no FIELD=VALUE; see --help")
-        configuration.override(config, overrides, "--config")
+        fields = dict(override.split("=", 1) for override in overrides)
+        configuration.override(config, fields, "--config")
         _check(config)
     except InputError as error:
         raise InputError(f"--variants: {error}") from None
@@ -118,5 +117,4 @@ def _variant(config, text: str):
 
 
 if __name__ == "__main__":
-    command_line.start_log()
-    app.run(main, flags_parser=command_line.parser(__doc__, arguments=1))
+    command_line.run(main)

@@ -22,11 +22,11 @@ from alexnet_jax.runtime.mesh import make_mesh
 DEALS = 10_000
 
 
-def conv1(workdir: str, overrides=()) -> tuple[int, np.ndarray]:
+def conv1(workdir: str, overrides=None) -> tuple[int, np.ndarray]:
     """(step, kernels [columns, size, size, channels, maps]) of the best checkpoint. Raises InputError."""
     from alexnet_jax import evaluate
 
-    config = configuration.of_run(workdir, overrides)
+    config = configuration.of_run(workdir, overrides or {})
     config.mesh.data = config.mesh.column = 1  # nothing is computed, and one device is there
     step, params = evaluate.stored_params(config, workdir, make_mesh(config))
     if "conv1" not in params:

@@ -22,7 +22,7 @@ log = logging.getLogger("alexnet_jax")
 SAME = ("data.name", "data.test_split", "data.image_size", "data.channels", "model.num_classes")
 
 
-def ensemble(workdirs: list[str], overrides: list[str]) -> dict:
+def ensemble(workdirs: list[str], overrides: dict) -> dict:
     """What eval.json has, of the mean of the networks' softmax outputs. Raises InputError."""
     configs = [configuration.of_run(workdir, overrides) for workdir in workdirs]
     stored = [read_statistics(workdir) for workdir in workdirs]

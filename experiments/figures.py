@@ -253,7 +253,7 @@ def figure3(workdir: str, given=None) -> Figure:
 
     16 a row, as the released code draws them (shownet.py:187); a line between the columns of the network.
     """
-    step, kernels = columns.conv1(workdir, given.overrides if given else ())
+    step, kernels = columns.conv1(workdir, given.overrides if given else {})
     scaled = (kernels - kernels.min()) / (kernels.max() - kernels.min())
     count, size, _, channels, maps = scaled.shape
     wide = min(maps, 16)
@@ -364,7 +364,7 @@ def _indices(text: str) -> list[int]:
     try:
         return [int(index) for index in text.split(",")]
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} does not work; give numbers, as in 0,1,2") from None
+        raise argparse.ArgumentTypeError(f"expected numbers, as in 0,1,2, got {text!r}") from None
 
 
 def validated(folder: str) -> list[str]:
@@ -396,7 +396,7 @@ def main(arguments: list[str]) -> None:
     if os.path.splitext(stem)[1][1:] in KINDS:
         stem = os.path.splitext(stem)[0]
     if given.overrides and draw not in OF_CHECKPOINT:
-        raise InputError(f"--config.{given.overrides[0]}: is for figure3 and figure4; leave it out")
+        raise InputError(f"--config.{next(iter(given.overrides))}: is for figure3 and figure4; leave it out")
     find = workdirs_of if draw in OF_CHECKPOINT else validated
     workdirs = [
         workdir

@@ -27,9 +27,6 @@ import statistics
 import sys
 import time
 
-from absl import app, flags
-from ml_collections import config_flags
-
 from alexnet_jax import config as configuration
 from alexnet_jax.runtime import command_line
 from alexnet_jax.runtime.errors import InputError, first_line
@@ -38,12 +35,6 @@ from experiments import launchers
 from experiments.plan import Plan, Run, as_flags, variants_of
 
 log = logging.getLogger("alexnet_jax")
-
-_SWEEP = flags.DEFINE_string("sweep", None, "the sweep's file")
-_SEEDS = flags.DEFINE_integer("seeds", 3, "results of each line of the table", lower_bound=1)
-_LAUNCHER = flags.DEFINE_enum("launcher", "local", ("local", "slurm"), "where to run")
-_JOBS = flags.DEFINE_integer("jobs", None, "runs at a time", lower_bound=1)
-_SLURM = flags.DEFINE_string("slurm", "", "parameters of submitit")
 
 
 class Sweep:
@@ -260,40 +251,40 @@ def _slurm_parameters(text: str) -> dict:
     return {key: int(value) if value.isdigit() else value for key, _, value in pairs}
 
 
-def main(argv) -> None:
-    del argv
-    try:
-        config = command_line.CONFIG.value
-        for flag, value in (
-            ("config", config),
-            ("sweep", _SWEEP.value),
-            ("workdir", command_line.WORKDIR.value),
-        ):
-            if not value:
-                raise InputError(f"--{flag}: missing; see --help")
-        configuration.check(config)
-        given = config_flags.get_override_values(flags.FLAGS["config"])
-        if "seed" in given:
-            raise InputError("--config.seed: every seed from 0 is run; give their number, --seeds")
-        workdir = os.path.abspath(os.path.expanduser(command_line.WORKDIR.value))
-        config_file = command_line.config_argument()
-        variants = variants_of(_SWEEP.value, config)
-        plan = Plan(variants, config, config_file, given, workdir, _SEEDS.value)
-        slurm = _LAUNCHER.value == "slurm"
-        if _SLURM.value and not slurm:
-            raise InputError(f"--slurm={_SLURM.value}: comes with --launcher=slurm, which is missing")
-        unfinished = sum(not run.result() for run in plan.runs)
-        jobs = max(1, min(_JOBS.value or (unfinished if slurm else 1), unfinished))
-        if slurm:
-            launcher = launchers.Submitit(workdir, _slurm_parameters(_SLURM.value))
-        else:
-            launcher = launchers.Local(jobs)
-        arguments = [f"--config={config_file}", f"--sweep={_SWEEP.value}", *as_flags(given)]
-        title = f"python -m experiments.sweep {shlex.join([*arguments, f'--seeds={_SEEDS.value}'])}"
-        lock = take(workdir)  # noqa: F841
-        sweep = Sweep(plan, workdir, title)
-    except InputError as error:
-        command_line.fail(str(error), 2)
+def main(arguments: list[str]) -> None:
+    whole = command_line.whole
+    parser = command_line.Parser(__doc__, config=True)
+    parser.add_argument("--sweep", metavar="FILE[:ARG]", help="the sweep's file")
+    parser.add_argument("--workdir", metavar="DIR", help="a folder for the runs")
+    parser.add_argument(
+        "--seeds", metavar="N", type=whole(1), default=3, help="results of each line of the table"
+    )
+    launcher = command_line.one_of("local", "slurm")
+    parser.add_argument("--launcher", metavar="NAME", type=launcher, default="local", help="where to run")
+    parser.add_argument("--jobs", metavar="N", type=whole(1), help="runs at a time")
+    parser.add_argument("--slurm", metavar="KEY=VALUE,...", default="", help="parameters of submitit")
+    flags = parser.parse(arguments)
+    for flag in ("config", "sweep", "workdir"):
+        if not getattr(flags, flag):
+            raise InputError(f"--{flag}: missing; see --help")
+    config = configuration.load(flags.config, flags.overrides)
+    given = configuration.typed(flags.overrides)
+    if "seed" in given:
+        raise InputError("--config.seed: every seed from 0 is run; give their number, --seeds")
+    workdir = os.path.abspath(os.path.expanduser(flags.workdir))
+    variants = variants_of(flags.sweep, config)
+    plan = Plan(variants, config, flags.config, given, workdir, flags.seeds)
+    slurm = flags.launcher == "slurm"
+    if flags.slurm and not slurm:
+        raise InputError(f"--slurm={flags.slurm}: comes with --launcher=slurm, which is missing")
+    unfinished = sum(not run.result() for run in plan.runs)
+    jobs = max(1, min(flags.jobs or (unfinished if slurm else 1), unfinished))
+    parameters = _slurm_parameters(flags.slurm)
+    launcher = launchers.Submitit(workdir, parameters) if slurm else launchers.Local(jobs)
+    arguments = [f"--config={flags.config}", f"--sweep={flags.sweep}", *as_flags(given)]
+    title = f"python -m experiments.sweep {shlex.join([*arguments, f'--seeds={flags.seeds}'])}"
+    lock = take(workdir)  # noqa: F841
+    sweep = Sweep(plan, workdir, title)
     try:
         sweep.go(launcher, jobs)
     except OSError as error:  # a full disk, say: what runs has ended by now, what was saved stays
@@ -306,5 +297,4 @@ def main(argv) -> None:
 
 
 if __name__ == "__main__":
-    command_line.start_log()
-    app.run(main, flags_parser=command_line.parser(__doc__))
+    command_line.run(main)

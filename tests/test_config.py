@@ -68,6 +68,107 @@ def test_a_value_out_of_range_is_named_with_what_was_given(field, value):
     assert message.startswith(f"{field}: ") and str(value).strip("()") in message and "\n" not in message
 
 
+@pytest.mark.parametrize(
+    "field, text, value",
+    [
+        ("model.width", "2", 2.0),
+        ("model.lrn.alpha", "1e-3", 1e-3),
+        ("batch_size", "64", 64),
+        ("eval.step", "-1", -1),
+        ("model.lrn.enabled", "false", False),
+        ("model.lrn.enabled", "FALSE", False),
+        ("augment.crop", "0", False),
+        ("model.lrn.across_columns", "True", True),
+        ("model.lrn.across_columns", "1", True),
+        ("data.name", "folder", "folder"),
+        ("data.dir", "", ""),
+        ("data.train_split", "train[:10%]", "train[:10%]"),
+        ("data.dir", "'quoted' = 1", "'quoted' = 1"),
+        ("optimizer.drop_epochs", "(30, 60)", (30, 60)),
+        ("optimizer.drop_epochs", "30,60", (30, 60)),
+        ("optimizer.drop_epochs", "[30]", (30,)),
+        ("optimizer.drop_epochs", "30", (30,)),
+        ("optimizer.drop_epochs", "()", ()),
+        ("init_layers", "conv1", ("conv1",)),
+        ("model.layers.conv1.padding", "(1, 2)", (1, 2)),
+        ("model.layers.fc6.then", "('activation',)", ("activation",)),
+        ("model.layers.conv2.bias", "-1", -1.0),
+        ("model.width", 2, 2.0),  # a value, as a sweep gives it
+        ("batch_size", 64, 64),
+    ],
+)
+def test_an_override_has_the_type_of_its_field(field, text, value):
+    config = configuration.load("configs/paper.py", {field: text})
+    got = dict(configuration.flatten(config))[field]
+    assert got == value and type(got) is type(value)
+    assert configuration.typed({field: text}) == {field: value}
+
+
+@pytest.mark.parametrize(
+    "field, text",
+    [
+        ("batch_size", "64.0"),
+        ("batch_size", ""),
+        ("batch_size", "1e3"),
+        ("batch_size", True),
+        ("model.width", "wide"),
+        ("model.width", "nan"),
+        ("model.width", None),
+        ("model.lrn.enabled", "maybe"),
+        ("model.lrn.enabled", "2"),
+        ("model.lrn.enabled", 1),
+        ("data.name", ""),
+        ("data.dir", 3),
+        ("optimizer.drop_epochs", "(30,"),
+        ("optimizer.drop_epochs", "x"),
+        ("optimizer.drop_epochs", "(60, 30)"),
+        ("optimizer.drop_epochs", "(True,)"),
+        ("init_layers", "(1,)"),
+        ("model.layers.conv1.padding", "3"),
+        ("model.layers.conv1.then", "lambda: 0"),
+        ("model.layers.conv1.then", "({},)"),
+        ("model.layers.fc8.bias", "inf"),
+    ],
+)
+def test_an_override_that_does_not_work_is_named(field, text):
+    with pytest.raises(InputError, match=f"^{field}: expected .*, got "):
+        configuration.load("configs/paper.py", {field: text})
+
+
+@pytest.mark.parametrize(
+    "field, words",
+    [
+        ("model.widht", "there is no such field; did you mean model.width?"),
+        ("model.layers.conv9.kernel", "there is no such field in configs/paper.py"),
+        ("model.layers.conv6.kernl", "did you mean model.layers.conv6.kernel?"),
+        ("model.layers.fc8.features", "there is no such field"),
+        ("model.layers.fc6.kernel", "there is no such field"),
+        ("model.layers.pool1.size", "there is no such field"),
+        ("model.layers", "there is no such field"),
+        ("FIELD", "there is no such field"),
+    ],
+)
+def test_an_override_of_no_field_is_told(field, words):
+    with pytest.raises(InputError) as raised:
+        configuration.load("configs/paper.py", {field: "1"})
+    assert str(raised.value).startswith(f"{field}: ") and words in str(raised.value)
+
+
+def test_layers_of_other_names_have_the_fields_of_their_kind():
+    config = configuration.load("configs/finetune.py", {"model.layers.conv6.features": "128"})
+    assert config.model.layers.conv6.features == 128
+    with pytest.raises(InputError, match=r"^model.layers.conv6.stride: expected .* at least 1, got 0"):
+        configuration.load("configs/finetune.py", {"model.layers.conv6.stride": "0"})
+    config.model.layers.fc5 = config.model.layers.conv6
+    with pytest.raises(InputError, match=r"^model.layers.fc5.(kernel|stride|padding): there is no such"):
+        configuration.check(config)
+
+
+def test_every_rule_is_of_a_field():
+    fields = [field.replace("layers.*", "layers.conv1") for field in configuration._RULES]
+    assert set(fields) <= dict(configuration.flatten(paper.get_config())).keys()
+
+
 def test_an_unknown_field_is_told_with_the_nearest_one():
     config = paper.get_config()
     config.model.dropout = 0.5

@@ -208,7 +208,10 @@ def test_nearest_images_are_those_of_all_distances(swept):
         (("curves", "--workdir=nowhere"), "nowhere"),
         (("figure3", "--workdir={runs}"), "is of one workdir; these are 4"),
         (("figure1", "--workdir={run}", "--workdir={run}"), "another run with relu and seed 0"),
-        (("figure4", "--workdir={run}", "--images=one"), "--images: 'one' does not work; give numbers"),
+        (
+            ("figure4", "--workdir={run}", "--images=one"),
+            "--images: expected numbers, as in 0,1,2, got",
+        ),
         (("figure3", "--workdir={run}", "--out=/nowhere/x"), "--out=/nowhere/x.png"),
         (("figure3", "--workdir={run}"), "statistics.npz|checkpoint"),
         (("curves", "--workdir={run}", "--out=/nowhere/x"), "--out=/nowhere/x.png"),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from alexnet_jax import layers
-from alexnet_jax.kernels import winograd
+from alexnet_jax.kernels import cpu, winograd
 
 
 def assert_close(got, want, tolerance=1e-5):
@@ -59,7 +59,7 @@ def platform(request, monkeypatch):
 def algorithm(request, monkeypatch):
     """Winograd's for 3x3 kernels of any number of inputs; or XLA's, which so few take."""
     if request.param == "winograd":
-        monkeypatch.setattr(layers, "WINOGRAD_INPUTS", 1)
+        monkeypatch.setattr(cpu, "WINOGRAD_INPUTS", 1)
 
 
 CONVOLUTIONS = {  # input size, kernel size, stride, padding
@@ -113,7 +113,7 @@ def test_winograds_algorithm_is_for_wide_3x3_convolutions_on_cpus(target, expect
         traced = jax.jit(functools.partial(layers.conv, stride=stride, padding=(1, 1))).trace(x, kernel)
         return traced.lower(lowering_platforms=(target,)).as_text().count("stablehlo.convolution")
 
-    many = layers.WINOGRAD_INPUTS
+    many = cpu.WINOGRAD_INPUTS
     assert convolutions(3, many) == expected
     assert convolutions(3, many - 1) == convolutions(3, many, stride=2) == convolutions(5, many) == 1
 
@@ -121,7 +121,7 @@ def test_winograds_algorithm_is_for_wide_3x3_convolutions_on_cpus(target, expect
 @pytest.mark.parametrize("group", [1, 2, 4])
 def test_conv_of_a_few_images_at_a_time_equals_loops(group, monkeypatch):
     x, kernel = draw(0, 5, 6, 6, 2), draw(1, 5, 5, 2, 3)
-    monkeypatch.setattr(layers, "CACHE_BYTES", group * 4 * (6 * 6 * 2 + 3 * 3 * 3))
+    monkeypatch.setattr(cpu, "CACHE_BYTES", group * 4 * (6 * 6 * 2 + 3 * 3 * 3))
     conv = functools.partial(layers.conv, stride=2, padding=(0, 3))
     assert_equals_loops(conv, x, kernel, 2, (0, 3))
     hlo = jax.jit(conv).lower(x, kernel).as_text()
@@ -146,7 +146,7 @@ def test_gradient_of_many_groups_in_bfloat16_is_as_good_as_of_one(algorithm, mon
         )(kernel)
 
     want = gradient(*(jnp.float32(a) for a in (x, kernel, weights)))
-    monkeypatch.setattr(layers, "CACHE_BYTES", 1)
+    monkeypatch.setattr(cpu, "CACHE_BYTES", 1)
     monkeypatch.setattr(winograd, "TILES", 16)
     assert_close(gradient(x, kernel, weights).astype(jnp.float32), want, 2**-8)
 

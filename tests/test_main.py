@@ -14,7 +14,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from alexnet_jax import train
+from alexnet_jax import main, train
+from alexnet_jax.runtime.errors import InputError
 from configs import quickstart
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -164,7 +165,7 @@ def test_evaluation_needs_only_the_workdir_and_gives_the_same_figures(finished):
     )  # fmt: skip
     other = json.loads((workdir / "eval.json").read_text())
     assert (other["views"], other["step"], other["examples"]) == (1, 60, 999)
-    run("--mode=eval", f"--workdir={workdir}", QUICKSTART, "--config.data.test_split=train[-50:]")
+    run("--mode=eval", f"--workdir={workdir}", "--config.data.test_split=train[-50:]")
     other = json.loads((workdir / "eval.json").read_text())
     assert (other["split"], other["examples"]) == ("train[-50:]", 50)
     run("--mode=eval", f"--workdir={workdir}")
@@ -330,24 +331,30 @@ QUICKSTART = "--config=configs/quickstart.py"
 @pytest.mark.parametrize(
     "flags, words",
     [
-        ((), ("--config", "missing")),
+        ((), ("--config: missing", "configs/quickstart.py")),
         (("--config=configs/nope.py",), ("configs/nope.py", "paper.py")),
         (("--config=README.md",), ("README.md",)),
         (("--config=configs/paper.py:2011",), ("2011", "2010 or 2012")),
         ((QUICKSTART + ":x",), ("quickstart.py:x",)),
-        ((QUICKSTART, "--flagfile=nowhere"), ("flagfile", "nowhere")),
-        ((QUICKSTART, "--mode=fly"), ("--mode=fly", "train, eval, prepare, describe")),
-        ((QUICKSTART, "--modee=eval"), ("modee", "mode")),
-        ((QUICKSTART, "train"), ("'train'",)),
-        ((QUICKSTART, "--config.model.widht=2"), ("model.widht", "model.width")),
-        ((QUICKSTART, "--config.model.layers.conv9.kernel=3"), ("model.layers.conv9.kernel",)),
+        ((QUICKSTART, "--flagfile=nowhere"), ("--flagfile: there is no such flag",)),
+        ((QUICKSTART, "--mode=fly"), ("--mode: expected one of train, eval, prepare, describe, got 'fly'",)),
+        ((QUICKSTART, "--modee=eval"), ("--modee", "did you mean --mode?")),
+        (
+            (QUICKSTART, "--processes=none"),
+            ("--processes: expected a whole number of at least 1, got 'none'",),
+        ),
+        ((QUICKSTART, "train"), ("unexpected argument 'train'; see --help",)),
+        ((QUICKSTART, "--config.model.widht=2"), ("model.widht", "did you mean model.width?")),
+        ((QUICKSTART, "--config.model.layers.conv9.kernel=3"), ("conv9.kernel", "in configs/quickstart.py")),
         ((QUICKSTART, "--config.model.layers.conv1=3"), ("model.layers.conv1",)),
         ((QUICKSTART, "--config.model.width=abc"), ("model.width", "'abc'", "number")),
-        ((QUICKSTART, "--config.num_epochs=2.5"), ("num_epochs", "'2.5'", "whole number")),
         ((QUICKSTART, "--config.model.lrn.enabled=maybe"), ("model.lrn.enabled", "'maybe'", "True")),
         ((QUICKSTART, "--config.model.dropout_rate=1.5"), ("model.dropout_rate", "1.5")),
-        ((QUICKSTART, "--config.optimizer.learning_rate=-1"), ("optimizer.learning_rate", "-1")),
-        ((QUICKSTART, "--config.model.activation=gelu"), ("model.activation", "gelu", "relu, tanh")),
+        (
+            (QUICKSTART, "--config.optimizer.learning_rate=-1"),
+            ("optimizer.learning_rate: expected a number above 0, got -1.0",),
+        ),
+        ((QUICKSTART, "--config.model.activation=gelu"), ("model.activation", "'gelu'", "relu, tanh")),
         (
             (QUICKSTART, "--config.model.width=0.3"),
             ("model.layers.conv1.features", "7 features", "multiple of 2"),
@@ -356,13 +363,18 @@ QUICKSTART = "--config=configs/quickstart.py"
         ((QUICKSTART, "--config.model.columns=1", "--config.mesh.column=2"), ("mesh.column", "2")),
         ((QUICKSTART, "--config.data.crop_size=6"), ("model.pool.size", "crop_size")),
         ((QUICKSTART, "--mode=eval", "--workdir=nowhere"), ("nowhere", "config.json")),
-        (("--mode=eval", "--config.eval.views=1"), ("--config",)),
+        (("--config.eval.views=1",), ("--config.eval.views: comes with --config=", "missing")),
+        (("--mode=eval", "--config.eval.views=1", "--workdir="), ("--config.eval.views: comes with",)),
+        (("--mode=eval", "--config.eval.views=1"), ("has no config.json",)),
     ],
 )
-def test_bad_flags_are_one_line_and_exit_code_2(flags, words, tmp_path):
+def test_a_mistake_in_the_flags_is_named_and_writes_nothing(flags, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
     workdir = () if any(flag.startswith("--workdir") for flag in flags) else (f"--workdir={tmp_path / 'x'}",)
-    (line,) = run(*flags, *workdir, code=2).splitlines()
-    assert line.startswith("error: ") and all(word in line for word in words)
+    with pytest.raises(InputError) as error:
+        main.main([*flags, *workdir])
+    message = str(error.value)
+    assert all(word in message for word in words) and "\n" not in message
     assert not (tmp_path / "x").exists()
 
 

@@ -69,7 +69,7 @@ def test_predictions_are_those_that_evaluation_counts(workdir):
     assert (probabilities.argmax(axis=1) != labels).mean() == pytest.approx(
         read_result(workdir)["top1_error"]
     )
-    ten = predict.Network(configuration.of_run(workdir, ["eval.views=10"]), workdir)
+    ten = predict.Network(configuration.of_run(workdir, {"eval.views": 10}), workdir)
     assert abs(ten.probabilities(pictures[:3]) - probabilities[:3]).max() > 1e-6
 
 
@@ -89,7 +89,7 @@ def test_classes_are_shown_by_their_first_name(name, short):
 @pytest.mark.parametrize(
     "flags, words",
     [
-        ((), "--workdir"),
+        ((), "--workdir: missing"),
         (("--workdir=nowhere", "x.jpg"), "nowhere: has no config.json"),
         (("--workdir={workdir}",), "IMAGE"),
         (("--workdir={workdir}", "{picture}", "--figure=/nowhere/x.png"), "--figure=/nowhere/x.png"),

@@ -10,8 +10,8 @@ import numpy as np
 import optax
 import pytest
 
-from alexnet_jax import layers, optimizer
-from alexnet_jax.kernels import winograd
+from alexnet_jax import optimizer
+from alexnet_jax.kernels import cpu, winograd
 from alexnet_jax.network import init_stds
 from alexnet_jax.runtime.mesh import batch_sharding, make_mesh, replicated
 from alexnet_jax.step import (
@@ -130,9 +130,9 @@ def velocity(state):
 @pytest.fixture(scope="module")
 def runs():
     with pytest.MonkeyPatch.context() as patch:  # a few images at a time, and by Winograd's algorithm
-        patch.setattr(layers, "CACHE_BYTES", 1)
-        patch.setattr(layers, "MOST_GROUPS", 3)
-        patch.setattr(layers, "WINOGRAD_INPUTS", 1)
+        patch.setattr(cpu, "CACHE_BYTES", 1)
+        patch.setattr(cpu, "MOST_GROUPS", 3)
+        patch.setattr(cpu, "WINOGRAD_INPUTS", 1)
         patch.setattr(winograd, "TILES", 1)
         return {mesh: three_steps(mesh) for mesh in MESHES}
 

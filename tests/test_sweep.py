@@ -191,7 +191,10 @@ def test_table2_tunes_what_was_pretrained_with_the_same_seed(tmp_path):
         ("[V('a', {}, ''), E('b', ['a'], '')]", "b: members are not"),
         ("[V('a', {}, ''), E('b', {'a': 0}, '')]", "b: members are not"),
         ("[V('a', {}, ''), E('b', {'a': '2'}, '')]", "b: members are not"),
-        ("[V('a', {}, ''), E('b', {'a': 2}, '', {'eval.views': 3})]", "'b': eval.views: 3 does not work"),
+        (
+            "[V('a', {}, ''), E('b', {'a': 2}, '', {'eval.views': 3})]",
+            "'b': eval.views: expected one of 1, 10",
+        ),
         (
             "[V('a', {}, ''), V('b', {'data.name': 'x'}, ''), E('c', {'a': 1, 'b': 1}, '')]",
             "'c': its members",
@@ -472,8 +475,8 @@ def test_bad_input_is_one_line_and_exit_code_2(flags, words, tmp_path):
     [
         ((), "--help"),
         (("nowhere",), "nowhere: has no config.json"),
-        (("{relu}", "--config.eval.views=2"), "eval.views: 2 does not work; give one of 1, 10"),
-        (("{relu}", "--config.eval.views=many"), "eval.views: 'many'"),
+        (("{relu}", "--config.eval.views=2"), "eval.views: expected one of 1, 10, got 2"),
+        (("{relu}", "--config.eval.views=many"), "eval.views: expected one of 1, 10, got 'many'"),
         (("{relu}", "--config.model.width=1.0"), "model.width"),
         (("{relu}", "--config.data.dri=x"), "data.dir"),
         (("{relu}", "{other}"), "data.image_size is 64"),

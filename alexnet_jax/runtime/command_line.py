@@ -1,12 +1,18 @@
-"""The command line of main.py and of experiments/: --config, its overrides, and mistakes in one line.
+"""The command line of every command: flags, their mistakes in one line, --help and the log.
 
-CONFIG, WORKDIR    the flags --config and --workdir
-parser             reads the flags; a mistake is one line on stderr and exit code 2
-fail               that line
-Parser             argparse's, for commands that take no --config
-check_writable     of a file that it will write
-run                such a command
-start_log          what is printed besides
+A command is written so:
+
+    def main(arguments: list[str]) -> int | None:  # the exit code
+        parser = command_line.Parser(__doc__, config=True)
+        parser.add_argument("--steps", type=command_line.whole(1), default=5, help="steps of a turn")
+        given = parser.parse(arguments)
+        config = configuration.load(given.config, given.overrides)
+
+    if __name__ == "__main__":
+        command_line.run(main)
+
+--help prints the docstring and the flags with their defaults. Import what takes long inside functions: then
+--help and mistakes in flags are answered at once.
 """
 
 import argparse
@@ -14,147 +20,161 @@ import logging
 import os
 import pathlib
 import re
+import runpy
 import sys
 import tempfile
 from collections.abc import Callable
+from typing import Any, NoReturn
 
-from absl import flags
 from absl import logging as absl_logging
-from ml_collections import config_flags
 
-from alexnet_jax import config as configuration
-from alexnet_jax.runtime.errors import InputError, first_line
+from alexnet_jax.runtime.errors import Diverged, InputError, first_line, nearest
 
 log = logging.getLogger("alexnet_jax")
 
 
-def fail(message: str, code: int) -> None:
-    print(f"error: {message}", file=sys.stderr)
-    sys.exit(code)
-
-
-try:
-    CONFIG = config_flags.DEFINE_config_file("config", None, "configs/NAME.py[:ARG]")
-except flags.Error as error:  # ml_collections reads the command line already here, --flagfile too
-    fail(str(error), 2)
-WORKDIR = flags.DEFINE_string("workdir", None, "the folder of the run; runs/NAME[-ARG] if left out")
-
-
-def parser(usage: str, arguments: int = 0) -> Callable:
-    """absl's parsing with its errors, and ml_collections', as one line and exit code 2.
-
-    --help prints `usage`. `arguments` is how many there may be without --. The parser returns what absl's
-    does: the name of the program, and these.
-    """
-
-    def parse(argv):
-        if {"-h", "--help", "-help", "--helpfull", "--helpshort"} & set(argv):
-            print(usage.strip())
-            sys.exit(0)
-        try:
-            flags.FLAGS.set_gnu_getopt(bool(arguments))  # flags may follow them
-            rest = flags.FLAGS(argv)
-            if len(rest) > 1 + arguments:
-                raise InputError(f"{rest[1 + arguments]!r}: is one argument without -- too many; see --help")
-            if CONFIG.value is not None:
-                CONFIG.value.items()  # raises here if the file could not be read
-            return rest
-        except InputError as error:
-            fail(str(error), 2)
-        except Exception as error:  # absl and ml_collections raise many kinds, and a config file any
-            fail(_explain(argv, error), 2)
-
-    return parse
-
-
-def config_argument() -> str:
-    """The value of --config as it was typed."""
-    pairs = zip(sys.argv, [*sys.argv[1:], ""], strict=True)
-    values = [
-        arg.partition("=")[2] or following
-        for arg, following in pairs
-        if arg.lstrip("-").partition("=")[0] == "config"
-    ]
-    return values[-1] if values else ""
-
-
-def _explain(argv, error: Exception) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    message = lines[-1].strip() if lines else type(error).__name__
-    path = config_argument().partition(":")[0]
-    if path and not os.path.isfile(path):
-        there = sorted(path.name for path in pathlib.Path("configs").glob("[a-z]*.py"))
-        return f"--config={config_argument()}: there is no such file; configs/ has {', '.join(there)}"
-    bad_value = re.match(r"flag --config\.(\S+?)=(.*?): ", message)
-    if bad_value:
-        field, value = bad_value.groups()
-        return f"{field}: {value!r} does not work; {configuration.what_works(field)}"
-    if message.startswith("flag --") and not message.startswith("flag --config="):
-        return f"{message}; see --help"
-    fields = [re.match(r"--?config\.([^=]+)", arg) for arg in argv]
-    for field in (match[1] for match in fields if match):
-        if not CONFIG.present and not config_argument():
-            return f"--config.{field}: comes with --config=configs/NAME.py, which is missing"
-        unknown = configuration.unknown(field)
-        if unknown:
-            return unknown
-        if isinstance(error, AttributeError | KeyError):
-            return f"{field}: there is no such field in {path}"
-    if "Unknown command line flag" in message or "Missing value for flag" in message:
-        return f"{message.rstrip(' ?')}; see --help"
-    return f"--config={config_argument()}: {re.sub(r'^[A-Za-z]+Error: ', '', message)}"
-
-
 class Parser(argparse.ArgumentParser):
-    """--help prints `usage`. Raises InputError.
+    """Parse the flags of a command, written --flag=VALUE or --flag VALUE, and its arguments.
 
-    With `overrides`, --config.FIELD=VALUE of workdirs are put into `overrides` of what it gives.
+    `config` adds --config=FILE[:ARG]; `overrides`, which `config` implies, adds --config.FIELD=VALUE. The
+    parser returns them as they were given: `config`, a text or None, and `overrides`, {FIELD: text}.
     """
 
-    def __init__(self, usage: str, overrides: bool = False):
-        super().__init__(add_help=False, allow_abbrev=False)
-        self._usage, self._overrides = usage, overrides
+    def __init__(self, doc: str, config: bool = False, overrides: bool = False):
+        self._flags: list[str] = []
+        super().__init__(
+            usage=argparse.SUPPRESS,
+            description=doc.strip(),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        self._overrides = config or overrides
+        if config:
+            self.add_argument("--config", metavar="FILE[:ARG]", help="the configuration, configs/NAME.py")
+        if self._overrides:
+            self._add_field("--config.FIELD")
+
+    def add_argument(self, *names: str, **options) -> argparse.Action:
+        """Add a flag or an argument as argparse does; its default is shown in its help."""
+        action = super().add_argument(*names, **options)
+        self._flags += action.option_strings
+        shown = str(action.default) not in ("None", "False", "", argparse.SUPPRESS)
+        if shown and action.help and action.option_strings:
+            action.help += f" (default: {str(action.default).replace('%', '%%')})"
+        return action
+
+    def _add_field(self, name: str) -> None:
+        text = "the value of a field, such as --config.batch_size=64"
+        self.add_argument(
+            name, action=_Override, dest="overrides", default=argparse.SUPPRESS, metavar="VALUE", help=text
+        )
 
     def parse(self, arguments: list[str]) -> argparse.Namespace:
-        if {"-h", "--help"} & set(arguments):
-            print(self._usage.strip())
+        """Return what was given. Print --help and exit, or raise InputError for a mistake."""
+        flags = arguments[: arguments.index("--")] if "--" in arguments else arguments
+        if {"-h", "--help"} & set(flags):
+            self.print_help()
             sys.exit(0)
-        overrides = [arg for arg in arguments if self._overrides and arg.startswith("--config.")]
-        given = self.parse_intermixed_args([arg for arg in arguments if arg not in overrides])
-        given.overrides = [arg.removeprefix("--config.") for arg in overrides]
+        for name in dict.fromkeys(arg.partition("=")[0] for arg in flags):
+            if self._overrides and name.startswith("--config.") and name not in self._flags:
+                self._add_field(name)
+            elif re.match("--?[a-zA-Z]", name) and name not in self._flags:
+                raise InputError(f"{name}: there is no such flag{nearest(name, self._flags)}; see --help")
+        given, rest = self.parse_known_intermixed_args(arguments, argparse.Namespace(overrides={}))
+        if rest:
+            raise InputError(f"unexpected argument {rest[0]!r}; see --help")
         return given
 
-    def error(self, message: str):
+    def error(self, message: str) -> NoReturn:
+        """Raise InputError with argparse's message in our form."""
+        message = re.sub("^the following arguments are required: (.*)", r"\1: missing", message)
+        message = re.sub("^argument ", "", message).replace("expected one argument", "its value is missing")
         raise InputError(f"{message}; see --help")
 
 
+class _Override(argparse.Action):
+    def __call__(self, parser, namespace, value, option=None):
+        namespace.overrides[option.removeprefix("--config.")] = value
+
+
+def one_of(*choices: str) -> Callable[[str], str]:
+    """Return the `type` of a flag that has these values."""
+
+    def read(text: str) -> str:
+        if text not in choices:
+            raise argparse.ArgumentTypeError(f"expected one of {', '.join(choices)}, got {text!r}")
+        return text
+
+    return read
+
+
+def whole(least: int) -> Callable[[str], int]:
+    """Return the `type` of a flag whose value is a whole number of at least `least`."""
+
+    def read(text: str) -> int:
+        if not re.fullmatch("-?[0-9]+", text) or int(text) < least:
+            raise argparse.ArgumentTypeError(f"expected a whole number of at least {least}, got {text!r}")
+        return int(text)
+
+    return read
+
+
+def call_file(flag: str, value: str, function: str, *arguments, folder: str) -> Any:
+    """Return function(*arguments[, ARG]) of the Python file that `value`, FILE[:ARG], names.
+
+    `folder` has the files that could be given instead. Raises InputError, which names `flag`.
+    """
+    path, _, argument = value.partition(":")
+    if not os.path.isfile(path):
+        files = sorted(path.name for path in pathlib.Path(folder).glob("[a-z]*.py"))
+        there = f"; {folder}/ has {', '.join(files)}" if files else "; run from the clone"
+        raise InputError(f"{flag}={value}: there is no such file{there}")
+    try:
+        return runpy.run_path(path)[function](*arguments, *[argument] * bool(argument))
+    except Exception as error:  # the file is the user's and may raise any
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        raise InputError(f"{flag}={value}: cannot be used ({kind}{first_line(error)})") from None
+
+
 def check_writable(flag: str, path: str) -> None:
-    """Before the work of which the file is the result. Raises InputError."""
+    """Raise InputError before the work whose result is to be written to `path`, which `flag` gave."""
     reason = "it is a folder" if os.path.isdir(path) else ""
     try:
         tempfile.TemporaryFile(dir=os.path.dirname(path) or ".").close()
     except OSError as error:
-        reason = error.strerror
+        reason = str(error.strerror)
     if reason:
         raise InputError(f"{flag}={path}: cannot be written ({reason}); give another")
 
 
 def start_log() -> None:
-    """Our own lines on stdout; of the libraries, errors only."""
+    """Print our own lines on stdout; of the libraries, errors only, on stderr."""
     handler = logging.StreamHandler(sys.stdout)
     handler.setLevel(logging.INFO)
     log.addHandler(handler)
     log.setLevel(logging.DEBUG)
     log.propagate = False
+    logging.getLogger().setLevel(logging.ERROR)
     absl_logging.set_verbosity(absl_logging.ERROR)
 
 
-def run(main: Callable[[list[str]], int | None]) -> None:
-    """`main` of this process's arguments; it gives the exit code, and an InputError is one line and 2."""
+def fail(message: str, code: int) -> NoReturn:
+    """End the program with one line on stderr."""
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+def run(main: Callable[[list[str]], int | None]) -> NoReturn:
+    """Run a command with the arguments of this process and exit with what `main` returns.
+
+    InputError is one line and exit code 2, Diverged and a full disk or other OSError one line and 1.
+    """
     start_log()
     try:
         sys.exit(main(sys.argv[1:]))
     except InputError as error:
         fail(str(error), 2)
-    except OSError as error:  # a full disk, say
+    except Diverged as error:
+        fail(str(error), 1)
+    except OSError as error:
         fail(first_line(error), 1)

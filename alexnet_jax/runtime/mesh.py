@@ -1,4 +1,7 @@
-"""The mesh `data x column` of devices: `data` splits the batch, `column` the network."""
+"""The mesh `data x column` of devices (section 3.2): `data` splits the batch, `column` the network.
+
+Without several columns, or with all of them on each device, the mesh has the axis `data` alone.
+"""
 
 import contextlib
 import math
@@ -15,12 +18,11 @@ AXIS = "column"
 
 
 def mesh_shape(config, devices: int | None, batches: tuple[str, ...], processes: int = 1) -> tuple[int, int]:
-    """(data, column) for a number of devices; None is CPU hosts, which have as many as are asked for.
+    """Return (data, column) for a number of devices; None means CPU hosts, split into as many as needed.
 
-    Each of several processes has its share of the devices, and all are used.
-
-    `batches` are the fields whose batches it must divide: batch_size, eval.batch_size. Raises InputError for
-    a mesh that does not fit the devices, the network or these.
+    Each of several processes has its share of the devices, and all are used. `batches` are the fields whose
+    batches `data` must divide: batch_size, eval.batch_size. Raises InputError for a mesh that does not fit
+    the devices, the network or these.
     """
     column, data, columns = config.mesh.column, config.mesh.data, config.model.columns
     if column not in (-1, 1, columns):
@@ -51,10 +53,11 @@ def mesh_shape(config, devices: int | None, batches: tuple[str, ...], processes:
 
 
 def make_mesh(config, batches: tuple[str, ...] = ()) -> Mesh:
-    """Axes ("data", "column"), or ("data",) where each device runs all columns.
+    """Return a mesh with axes ("data", "column"), or ("data",) if each device runs all columns.
 
-    A host without accelerators is split into as many CPU devices as the mesh asks for, of several processes
-    each into its share. Devices are in the order of their processes, so that a pair is close together.
+    A host without accelerators is split into as many CPU devices as the mesh asks for; with several
+    processes, each host into its share. Devices are in the order of their processes, so that a pair is close
+    together.
     """
     machine.keep_programs()
     hosts = processes.count()
@@ -70,16 +73,17 @@ def make_mesh(config, batches: tuple[str, ...] = ()) -> Mesh:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
+    """Return the sharding of an array that every device has whole."""
     return NamedSharding(mesh, P())
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Split over `data`; both columns of a pair have the same images."""
+    """Return the sharding over `data`; both columns of a pair have the same images."""
     return NamedSharding(mesh, P("data"))
 
 
 def block_on_cpu(mesh: Mesh, results):
-    """`results` of a compiled program; on CPUs once they are computed.
+    """Return the results of a compiled program; on CPUs, wait until they are computed.
 
     A CPU has nothing to gain from a program that is queued behind another: they compete for its cores, and
     several on two devices lock up, each waiting for the other column of another.
