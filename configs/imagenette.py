@@ -1,6 +1,6 @@
 """The paper's two columns in small, for ten classes of ImageNet (Imagenette): the ablations on two CPU cores.
 
-    python -m experiments.sweep --config=configs/imagenette.py --sweep=experiments/ablations.py \\
+    python -m experiments.sweep --config=configs/imagenette.py --sweep=experiments/sweeps/ablations.py \\
         --config.data.dir=SMALL --workdir=DIR
 
 SMALL has train/CLASS/* and val/CLASS/* of Imagenette, 9,469 and 3,925 photographs (fast.ai; any size of it).

@@ -1,21 +1,17 @@
 """python -m experiments.ensemble DIR... [--out=FILE] [--config.FIELD=VALUE ...]
 
-Averages the predictions of the best checkpoints of several workdirs over the test split (table 2), each of
-1 or 10 views as eval.views says, and prints top-1 and top-5 error; --out is a JSON file for them. What is not
-given is of the first workdir's config.json. Networks may differ, data and classes may not.
+Average the predictions of the best checkpoints of several workdirs over the test split (table 2), with 1 or
+10 views each as eval.views says, and print the top-1 and top-5 error. Fields that are not given come from the
+first workdir's config.json. The networks may differ; their data and classes must not.
 """
 
 import json
 import logging
 
 from alexnet_jax import config as configuration
-from alexnet_jax import evaluate
 from alexnet_jax.runtime import command_line
 from alexnet_jax.runtime.errors import InputError
 from alexnet_jax.runtime.files import write_text
-from alexnet_jax.runtime.mesh import make_mesh
-from alexnet_jax.step import make_top_k_sums, make_view_outputs
-from alexnet_jax.workdirs.workdir import read_statistics
 
 log = logging.getLogger("alexnet_jax")
 
@@ -23,7 +19,13 @@ SAME = ("data.name", "data.test_split", "data.image_size", "data.channels", "mod
 
 
 def ensemble(workdirs: list[str], overrides: dict) -> dict:
-    """What eval.json has, of the mean of the networks' softmax outputs. Raises InputError."""
+    """Evaluate the mean of the networks' softmax outputs; return what eval.json has. Raises InputError."""
+    # Imported here, so that a mistake in the flags is reported at once.
+    from alexnet_jax import evaluate
+    from alexnet_jax.runtime.mesh import make_mesh
+    from alexnet_jax.step import make_top_k_sums, make_view_outputs
+    from alexnet_jax.workdirs.workdir import read_statistics
+
     configs = [configuration.of_run(workdir, overrides) for workdir in workdirs]
     stored = [read_statistics(workdir) for workdir in workdirs]
     names = [[str(name) for name in arrays.get("label_names", ())] for arrays in stored]
@@ -33,12 +35,12 @@ def ensemble(workdirs: list[str], overrides: dict) -> dict:
         for field in SAME:
             if ours[field] != theirs[field]:
                 raise InputError(
-                    f"{workdir}: {field} is {theirs[field]!r}, and {ours[field]!r} in {workdirs[0]}; networks"
-                    " of one data set can be averaged"
+                    f"{workdir}: {field} is {theirs[field]!r}, and {ours[field]!r} in {workdirs[0]}; give"
+                    " networks of one data set"
                 )
         if other_names != names[0]:
             raise InputError(
-                f"{workdir}: its classes are not those of {workdirs[0]}; networks of the same can"
+                f"{workdir}: its classes are not those of {workdirs[0]}; give networks of one data set"
             )
         # Networks of one and of two columns share a mesh: every device runs all columns.
         other.mesh.column = 1
@@ -52,27 +54,31 @@ def ensemble(workdirs: list[str], overrides: dict) -> dict:
         steps.append(step)
     sums = make_top_k_sums(mesh)
 
-    def score(_, images, labels, real, __):
+    def eval_step(_, images, labels, real, __):
         each = (outputs(params, images, arrays) for outputs, params, arrays in members)
         return sums([view for views in each for view in views], labels, real)
 
-    what = {"split": config.data.test_split, "views": config.eval.views}
-    log.info(f"averaging {len(members)} networks on {len(source):,} images of {what['split']}")
-    result = evaluate.error_rates(score, None, source, config, mesh, None)
-    return {**what, "workdirs": workdirs, "steps": steps, **result}
+    log.info(f"averaging {len(members)} networks on {len(source):,} images of {config.data.test_split}")
+    rates = evaluate.error_rates(eval_step, None, source, config, mesh, None)
+    data = {"data": config.data.name, "split": config.data.test_split}
+    return {**data, "views": config.eval.views, "workdirs": workdirs, "steps": steps, **rates}
 
 
 def main(arguments: list[str]) -> None:
+    """Evaluate an ensemble. Raises InputError."""
     parser = command_line.Parser(__doc__, overrides=True)
-    parser.add_argument("workdirs", nargs="+", metavar="DIR")
-    parser.add_argument("--out")
+    parser.add_argument("workdirs", nargs="+", metavar="DIR", help="the folder of a run")
+    parser.add_argument("--out", metavar="FILE", help="a JSON file for the result, as eval.json")
     given = parser.parse(arguments)
     if given.out:
         command_line.check_writable("--out", given.out)
     result = ensemble(given.workdirs, given.overrides)
+
+    from alexnet_jax.evaluate import in_words
+
     if given.out:
         write_text(given.out, json.dumps(result, indent=2) + "\n")
-    log.info(evaluate.in_words(result))
+    log.info(in_words(result))
 
 
 if __name__ == "__main__":

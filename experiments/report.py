@@ -1,7 +1,7 @@
 """python -m experiments.report DIR [--out=FILE]
 
-One page of a workdir, or of a sweep with its table, effects and runs: errors, throughput, what differs from
-configs/paper.py, curves and kernels. All is within the file, DIR/report.html if --out is left out.
+Write one page about a workdir, or about a sweep with its table, effects and runs: errors, throughput,
+differences to configs/paper.py, curves and kernels. The page is one file, pictures included.
 """
 
 import base64
@@ -12,13 +12,9 @@ import os
 import statistics
 
 from alexnet_jax import config as configuration
-from alexnet_jax import network
 from alexnet_jax.runtime import command_line
 from alexnet_jax.runtime.errors import InputError
 from alexnet_jax.runtime.files import write_text
-from alexnet_jax.workdirs.workdir import read_result
-from configs import paper
-from experiments import figures
 
 STYLE = """body { font: 15px/1.5 sans-serif; max-width: 72em; margin: 2em auto; padding: 0 1em; color: #222 }
 table { border-collapse: collapse; margin: 1em 0 } td, th { border: 1px solid #ccc; padding: .2em .7em;
@@ -28,9 +24,11 @@ summary { cursor: pointer; font-weight: bold; margin: .6em 0 }"""
 
 
 def page(folder: str) -> str:
-    """The HTML. Raises InputError if the folder holds no run."""
+    """Return the HTML. Raises InputError if the folder holds no run."""
+    from experiments.plots.runs import find_workdirs
+
     title = html.escape(os.path.basename(os.path.abspath(folder)))
-    workdirs = figures.workdirs_of(folder)
+    workdirs = find_workdirs(folder)
     parts = [f"<h1>{title}</h1>"]
     if workdirs != [folder]:
         parts += _sweep(folder)
@@ -50,19 +48,28 @@ def page(folder: str) -> str:
 
 
 def _sweep(folder: str) -> list[str]:
-    if not os.path.exists(os.path.join(folder, "results.csv")):  # a folder of runs that no sweep made
+    from experiments.plots import effects
+    from experiments.sweeps import table
+
+    if not table.exists(folder):  # a folder of runs that no sweep made
         return []
     parts = ["<p>Errors are fractions; differences are to the first line.</p>"]
     try:
-        rows = figures.table_of(folder)
+        rows = table.read(folder)
         parts.append(_table(rows[0], [row.values() for row in rows]))
-        parts.append(_image(figures.effects(folder), "differences to the first line"))
+        parts.append(_image(effects.draw(folder), "differences to the first line"))
     except InputError as error:
         parts.append(f"<p>{html.escape(str(error))}</p>")
     return parts
 
 
 def _workdir(workdir: str) -> list[str]:
+    from alexnet_jax import network
+    from alexnet_jax.workdirs.metrics import read_rows
+    from alexnet_jax.workdirs.workdir import read_result
+    from configs import paper
+    from experiments.plots import curves, kernels
+
     config = configuration.of_run(workdir)
     ours, papers = dict(configuration.flatten(config)), dict(configuration.flatten(paper.get_config()))
     different = [
@@ -73,23 +80,23 @@ def _workdir(workdir: str) -> list[str]:
     facts = [("configuration", config.name), ("data", f"{config.data.name}, {config.data.train_split}")]
     result = read_result(workdir)
     if result:
-        what = f"{result['examples']:,} images of {result['split']}, {result['views']} views,"
-        what += f" step {result['step']}"
+        what = f"{result['examples']:,} images of {result['split']}, {result['views']} views"
+        what += f", step {result['step']}" if "step" in result else ""
         for name in ("top1", "top5"):
             facts.append((f"{name.replace('p', 'p-')} error", f"{result[f'{name}_error']:.2%} ({what})"))
     parts = []
     try:
-        rows = figures.rows_of(workdir)
+        rows = read_rows(workdir)
         rates = statistics.median(row["images_per_second"] for row in rows)
         facts += [
             ("trained", f"{rows[-1]['epoch']} of {config.num_epochs} epochs, {rows[-1]['step']:,} steps"),
             ("throughput", f"{rates:,.0f} images/s, the median over epochs"),
         ]
-        parts.append(_image(figures.curves([workdir]), "learning curves"))
+        parts.append(_image(curves.draw([workdir]), "learning curves"))
     except InputError as error:
         facts.append(("curves", str(error)))
     try:
-        parts.append(_image(figures.figure3(workdir), "the kernels of conv1"))
+        parts.append(_image(kernels.draw(workdir, {}), "the kernels of conv1"))
     except InputError as error:
         facts.append(("kernels", str(error)))
     return [
@@ -124,12 +131,13 @@ def _image(figure, text: str) -> str:
 
 
 def main(arguments: list[str]) -> None:
+    """Write the page and print its path. Raises InputError."""
     parser = command_line.Parser(__doc__)
-    parser.add_argument("folder", metavar="DIR")
-    parser.add_argument("--out")
+    parser.add_argument("folder", metavar="DIR", help="the folder of a run or of a sweep")
+    parser.add_argument("--out", metavar="FILE", help="where to write; DIR/report.html if left out")
     given = parser.parse(arguments)
     out = given.out or os.path.join(given.folder, "report.html")
-    text = page(given.folder)
+    text = page(given.folder)  # first: a DIR that is not there is the likelier mistake
     command_line.check_writable("--out", out)
     write_text(out, text)
     print(out)

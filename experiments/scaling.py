@@ -1,12 +1,13 @@
-"""python -m experiments.scaling [--out=experiments/results/scaling] [--only=v5e:2x2,...] [--per_device=128]
+"""python -m experiments.scaling [--out=FILE] [--only=v5e:2x2,...] [--per_device=128]
 
-Compiles the training step of configs/paper.py ahead of time for TPUs that are not there, and tabulates what
-the compiler says of it per device: floating-point operations, memory, bytes exchanged over each axis of the
-mesh, its estimate of the time. From these: images per second, days and device-hours of 90 epochs of
+Compile the training step of configs/paper.py ahead of time for TPUs that are not there, and tabulate what
+the compiler reports per device: floating-point operations, memory, bytes exchanged over each axis of the
+mesh, and its estimate of the time. These give images per second, days and device-hours of 90 epochs of
 ILSVRC-2012, for the paper's global batch of 128 and for one that grows with the devices, with a column on
-each of two devices and with both on one. Writes OUT.json, OUT.md, OUT.png and OUT.pdf.
+each of two devices and with both on one. The table is written as FILE.json and FILE.md, its picture as
+FILE.png and FILE.pdf.
 
-Needs libtpu, whose mere presence makes jax look for a TPU at every start: `make scaling` keeps it in a
+This needs libtpu, whose mere presence makes jax look for a TPU at every start: `make scaling` keeps it in a
 virtual environment of its own.
 
 The time of a step is the sum of the compiler's cycles over the operations of one device, loops included, plus
@@ -23,17 +24,13 @@ import re
 import time
 
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator
 
 from alexnet_jax.runtime import command_line
 from alexnet_jax.runtime.errors import InputError, first_line
 from alexnet_jax.runtime.files import write_text
-from alexnet_jax.runtime.mesh import batch_sharding, replicated
-from alexnet_jax.step import abstract_state, make_train_step
-from experiments import figures
 
 IMAGES, EPOCHS, BATCH = 1_281_167, 90, 128
+KINDS = ("json", "md", "png", "pdf")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +38,7 @@ class Chip:
     """A device as jax sees it: one of the two TensorCores of a chip of v4, a whole chip of v5e and v6e."""
 
     clock: float  # Hz, the published peak over the products of one cycle
-    links: float  # bytes a second, its share of the chip's links, one way
+    links: float  # bytes per second, its share of the chip's links, one way
     devices: int = 1  # of one chip
 
 
@@ -54,9 +51,9 @@ TOPOLOGIES = ("v5e:2x2", "v5e:4x4", "v5e:8x8", "v5e:16x16", "v4:2x2x1", "v6e:2x2
 
 
 def compiled_step(topology: str, columns: int, batch: int):
-    """(number of devices, the global batch, the training step of configs/paper.py compiled for them).
+    """Return (number of devices, the global batch, the training step of configs/paper.py compiled for them).
 
-    `batch`: the global one, or minus the one of each device.
+    `batch` is the global one, or minus that of each device.
     """
     import jax
     import jax.numpy as jnp
@@ -65,6 +62,8 @@ def compiled_step(topology: str, columns: int, batch: int):
     from jax.sharding import AxisType, Mesh
 
     from alexnet_jax import optimizer
+    from alexnet_jax.runtime.mesh import batch_sharding, replicated
+    from alexnet_jax.step import abstract_state, make_train_step
     from configs import paper
 
     try:
@@ -79,7 +78,7 @@ def compiled_step(topology: str, columns: int, batch: int):
     names = ("data", "column")[:columns]
     grid = devices.reshape(-1, columns) if columns > 1 else devices
     mesh = Mesh(grid, names, axis_types=(AxisType.Auto,) * len(names))
-    rule = optimizer.make(config)
+    tx = optimizer.make(config)
 
     def placed(sharding, dtype, *shape):
         return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
@@ -90,13 +89,13 @@ def compiled_step(topology: str, columns: int, batch: int):
     statistics = {name: placed(everywhere, jnp.float32, *shape) for name, shape in shapes.items()}
     images = placed(split, jnp.uint8, config.batch_size, 256, 256, 3)
     labels = placed(split, jnp.int32, config.batch_size)
-    state = abstract_state(config, mesh, rule)
-    step = make_train_step(config, mesh, rule)
+    state = abstract_state(config, mesh, tx)
+    step = make_train_step(config, mesh, tx)
     return len(devices), config.batch_size, step.lower(state, images, labels, statistics).compile()
 
 
 def cycles(program: str) -> int:
-    """The compiler's estimate for one device: operations in a row, the body of a loop as often as it runs."""
+    """Return the compiler's estimate for one device: operations in a row, loops as often as they run."""
     bodies = dict(re.findall(r"^(?:ENTRY )?(%[\w.\-]+) \(.*?\{\n(.*?)^\}", program, re.M | re.S))
     entry = re.search(r"^ENTRY (%[\w.\-]+)", program, re.M)[1]
 
@@ -118,9 +117,10 @@ BYTES = {"f32": 4, "bf16": 2, "s32": 4, "u32": 4, "u8": 1, "pred": 1}
 
 
 def exchanged(program: str, columns: int) -> dict[str, float]:
-    """Bytes that one device sends over each axis: of an all-reduce twice its size, of the others once.
+    """Return the bytes that one device sends over each axis.
 
-    Less the part that a device keeps: of n devices one n-th.
+    An all-reduce sends twice its size, the others once, less the part that a device keeps: one n-th of n
+    devices.
     """
     devices = int(re.search(r"num_partitions=(\d+)", program)[1])
     sent = {"column": 0.0, "data": 0.0}
@@ -133,7 +133,7 @@ def exchanged(program: str, columns: int) -> dict[str, float]:
             BYTES.get(kind, 4) * math.prod(_numbers(shape))
             for kind, shape in re.findall(r"(\w+)\[([\d,]*)\]", found[1])
         ]
-        # What starts an all-gather or a permutation holds its operand too.
+        # The start of an all-gather or a permutation also lists its operand.
         size = max(sizes) if re.search(r"(all-gather|permute)-start\(", line) else sum(sizes)
         groups = _groups(line, devices)
         group = len(groups[0])
@@ -146,7 +146,7 @@ def exchanged(program: str, columns: int) -> dict[str, float]:
 
 
 def _groups(line: str, devices: int) -> list[list[int]]:
-    """The devices that exchange with each other; of a permutation each (source, target)."""
+    """Return the groups of devices that exchange with each other; for a permutation, (source, target)s."""
     listed = re.search(r"(?:replica_groups|source_target_pairs)=\{((?:\{[\d,]+\},?)*)\}", line)
     if listed:
         groups = re.findall(r"[\d,]+(?=\})", listed[1])
@@ -161,7 +161,7 @@ def _numbers(text: str) -> list[int]:
 
 
 def row(topology: str, columns: int, batch: int) -> dict:
-    """One line of the table, of one of `cases`."""
+    """Return the line of the table for one of `cases`."""
     devices, batch, step = compiled_step(topology, columns, batch)
     program, memory = step.as_text(), step.memory_analysis()
     chip, sent = CHIPS[topology.partition(":")[0]], exchanged(program, columns)
@@ -187,7 +187,7 @@ def row(topology: str, columns: int, batch: int) -> dict:
 
 
 def cases(topologies, per_device: int) -> list[tuple[str, int, int]]:
-    """The arguments of `compiled_step` for every line of the table."""
+    """Return the arguments of `compiled_step` for every line of the table."""
     return [
         (topology, columns, batch)
         for topology in topologies
@@ -203,6 +203,7 @@ def _devices(topology: str) -> int:
 
 
 def markdown(rows: list[dict]) -> str:
+    """Return the table."""
     head = (
         "devices", "mesh", "global batch", "GFLOP", "memory, MB", "over `column`, MB", "over `data`, MB",
         "compute, ms", "exchange, ms", "images/s", "90 epochs, days", "device-hours",
@@ -221,64 +222,42 @@ def markdown(rows: list[dict]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def plot(rows: list[dict]) -> Figure:
-    """Images per second against devices, v5e: fixed and growing batch, columns together and apart."""
-    figure = Figure(figsize=(6.4, 4.4), layout="constrained")
-    axes = figure.subplots()
-    for columns, colour in ((1, "#0072B2"), (2, "#D55E00")):
-        for fixed, style in ((True, "o--"), (False, "s-")):
-            line = [
-                r for r in rows
-                if r["topology"].startswith("v5e") and r["mesh"][1] == columns
-                and (r["global_batch"] == BATCH) == fixed
-            ]  # fmt: skip
-            kept = "global batch of 128" if fixed else "batch grows with the devices"
-            where = "both columns on each device" if columns == 1 else "a column a device"
-            axes.plot(
-                [r["devices"] for r in line], [r["images_per_second"] for r in line], style, color=colour,
-                label=f"{where}, {kept}",
-            )  # fmt: skip
-    axes.set_xscale("log", base=2)
-    axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_major_formatter("{x:,.0f}")
-    axes.minorticks_off()
-    ticks = sorted({r["devices"] for r in rows if r["topology"].startswith("v5e")})
-    axes.set_xticks(ticks, ticks)
-    axes.set_xlabel("devices (TPU v5e)")
-    axes.set_ylabel("images a second, the compiler's estimate")
-    axes.grid(alpha=0.25)
-    axes.legend(fontsize="small")
-    return figure
-
-
 def main(arguments: list[str]) -> None:
+    """Write the table and its picture, a line as soon as it is there. Raises InputError."""
     parser = command_line.Parser(__doc__)
-    parser.add_argument("--out", default="experiments/results/scaling")
-    parser.add_argument("--only", default=",".join(TOPOLOGIES))
-    parser.add_argument("--per_device", type=int, default=BATCH)
+    parser.add_argument(
+        "--out", metavar="FILE", default="experiments/results/scaling/scaling", help="where to write"
+    )
+    parser.add_argument("--only", metavar="V5E:2X2,...", default=",".join(TOPOLOGIES), help="which TPUs")
+    parser.add_argument(
+        "--per_device",
+        metavar="N",
+        type=command_line.whole(1),
+        default=BATCH,
+        help="images per device, for the batch that grows with the devices",
+    )
     given = parser.parse(arguments)
     topologies = given.only.split(",")
     for topology in topologies:
         if not re.fullmatch(rf"({'|'.join(CHIPS)}):\d+(x\d+)+", topology):
             raise InputError(f"--only={topology}: give {', '.join(TOPOLOGIES)}, or others like them")
-    if given.per_device < 1:
-        raise InputError(f"--per_device={given.per_device}: give at least 1")
+    for kind in KINDS:
+        command_line.check_writable("--out", f"{given.out}.{kind}")
     os.environ["TPU_SKIP_MDS_QUERY"] = "1"
     os.environ["JAX_PLATFORMS"] = "cpu"  # libtpu compiles; nothing runs on a TPU
     rows, start, todo = [], time.monotonic(), cases(topologies, given.per_device)
     for number, case in enumerate(todo, 1):
         rows.append(row(*case))
-        try:
-            write_text(f"{given.out}.json", json.dumps(rows, indent=1) + "\n")
-            write_text(f"{given.out}.md", markdown(rows))
-        except OSError as error:
-            raise InputError(f"--out={given.out}: cannot be written ({error.strerror})") from None
+        write_text(f"{given.out}.json", json.dumps(rows, indent=1) + "\n")
+        write_text(f"{given.out}.md", markdown(rows))
         left = (time.monotonic() - start) / number * (len(todo) - number)
         r = rows[-1]
         print(f"{number} of {len(todo)}: {r['topology']}, mesh {r['mesh']}, batch {r['global_batch']}:"
               f" {r['images_per_second']:,.0f} images/s; {left:.0f} s left", flush=True)  # fmt: skip
-    figures.save(plot(rows), given.out)
+
+    from experiments.plots import common, scaling
+
+    common.save(scaling.draw(rows, BATCH), [f"{given.out}.{kind}" for kind in KINDS[2:]])
 
 
 if __name__ == "__main__":

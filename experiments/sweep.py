@@ -1,44 +1,38 @@
-"""python -m experiments.sweep --config=configs/NAME.py[:ARG] --sweep=experiments/SWEEP.py[:ARG] --workdir=DIR
+"""python -m experiments.sweep --config=configs/NAME.py[:ARG] --sweep=FILE[:ARG] --workdir=DIR
                             [--seeds=3] [--launcher=local|slurm] [--jobs=N] [--slurm=KEY=VALUE,...]
                             [--config.FIELD=VALUE ...]
 
-Trains every variant of a sweep with seeds 0, 1, …, each in a workdir of its own, DIR/VARIANT/seed-N, by the
-command of main.py. What is finished is not run again, what was interrupted goes on, what fails is reported
-and stops nothing else. DIR/results.csv and DIR/results.md are written anew whenever a run ends. The exit code
-is 1 if a run failed, 2 for a mistake in what was given.
+Train every variant of a sweep with seeds 0, 1, …, each in a workdir of its own, DIR/VARIANT/seed-N, by the
+command of main.py. The same command again skips finished runs and resumes interrupted ones. A run that fails
+is reported and stops no other. Whenever a run ends, DIR/results.csv and DIR/results.md are written anew. The
+exit code is 1 if a run failed, 2 for a mistake in the arguments.
 
---sweep      ablations, table1, table2, figure1 are in experiments/; variants.py says what such a file has
---seeds      results of each line of the table
---jobs       how many run at a time, each on its share of the CPUs: 1 if left out, and all under SLURM
---slurm      parameters of submitit: gpus_per_node=2,timeout_min=600,slurm_partition=NAME
+experiments/sweeps/ has the files ablations, table1, table2, figure1 and precision; variants.py there says
+what such a file holds.
 """
 
 import concurrent.futures
-import csv
+import contextlib
 import datetime
 import fcntl
-import io
 import logging
-import math
 import os
 import shlex
 import signal
-import statistics
-import sys
 import time
+from collections.abc import Iterator
 
 from alexnet_jax import config as configuration
 from alexnet_jax.runtime import command_line
 from alexnet_jax.runtime.errors import InputError, first_line
-from alexnet_jax.runtime.files import write_text
-from experiments import launchers
-from experiments.plan import Plan, Run, as_flags, variants_of
+from experiments.sweeps import launchers, table
+from experiments.sweeps.plan import Plan, Run, as_flags, load_variants
 
 log = logging.getLogger("alexnet_jax")
 
 
 class Sweep:
-    """Runs what is planned and keeps the table."""
+    """Run what is planned and keep the table."""
 
     def __init__(self, plan: Plan, workdir: str, title: str):
         self.plan, self.workdir, self.title = plan, workdir, title
@@ -46,21 +40,20 @@ class Sweep:
         self.failed, self.stopped = set(), 0
 
     def go(self, launcher, jobs: int) -> None:
-        """Returns when all runs have ended, or those that were running when SIGTERM or SIGINT came."""
+        """Return when all runs have ended; after SIGTERM or SIGINT, when those that were running have."""
         waiting = [run for run in self.plan.runs if not self.results[run.name]]
         runs = len(self.plan.runs)
         log.info(f"{runs} runs, {runs - len(waiting)} finished; {jobs} at a time")
         self.write()
-        self._stop_on_signals(launcher)
         progress, running = _Progress(self), {}
-        with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
+        with self._stopping_on_signals(launcher), concurrent.futures.ThreadPoolExecutor(jobs) as pool:
             while running or waiting:
                 if self.stopped:
                     waiting.clear()
                 for run in list(waiting):
                     if any(need.name in self.failed for need in run.needs):
                         waiting.remove(run)
-                        self._fail(run, "what it is made of failed")
+                        self._fail(run, "a run that it needs failed")
                     elif all(self.results[need.name] for need in run.needs) and len(running) < jobs:
                         waiting.remove(run)
                         running[pool.submit(_start, launcher, run)] = run
@@ -69,15 +62,22 @@ class Sweep:
                     self._end(running.pop(future), future)
                 progress.tell(running.values(), bool(ended))
 
-    def _stop_on_signals(self, launcher) -> None:
+    @contextlib.contextmanager
+    def _stopping_on_signals(self, launcher) -> Iterator[None]:
+        """Stop the launcher on SIGTERM or SIGINT; a second one ends the sweep, and with it its runs."""
+
         def stop(number, frame):
             del frame
             self.stopped = number
-            signal.signal(number, signal.SIG_DFL)  # a second one ends the sweep, and with it its runs
+            signal.signal(number, signal.SIG_DFL)
             log.info(f"{signal.Signals(number).name}: {launcher.stop()}")
 
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, stop)
+        former = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in former.items():
+                signal.signal(number, handler)
 
     def _end(self, run: Run, future) -> None:
         if future.exception():
@@ -94,78 +94,9 @@ class Sweep:
         log.warning(f"{run.name}: failed ({why})")
         self.write()
 
-    def rows(self) -> list[dict]:
-        """One a line of the table: errors over its seeds, as fractions, and differences to the first's."""
-        rows = []
-        for variant in self.plan.variants:
-            runs = self.plan.of_line(variant.name)
-            results = [self.results[run.name] for run in runs if self.results[run.name]]
-            row = {
-                "variant": variant.name,
-                "overrides": self.plan.overrides[variant.name],
-                "seeds": len(results),
-                "failed": sum(run.name in self.failed for run in runs),
-            }
-            for name in ("top1", "top5"):
-                errors = [result[f"{name}_error"] for result in results]
-                row[f"{name}_error"] = statistics.mean(errors) if errors else math.nan
-                row[f"{name}_std"] = statistics.stdev(errors) if len(errors) > 1 else math.nan
-                found = self._differences(runs, f"{name}_error")
-                error = statistics.stdev(found) / math.sqrt(len(found)) if len(found) > 1 else math.nan
-                row[f"{name}_difference"] = statistics.mean(found) if found else math.nan
-                row[f"{name}_difference_error"] = error
-            rows.append({**row, "paper": variant.paper})
-        return rows
-
-    def _differences(self, runs: list[Run], error: str) -> list[float]:
-        """Of each run of a line to the first line's; none for the first itself, or another task.
-
-        A run is compared with those of the first line that it is made of, or with that of its seed, which had
-        the same order of images: so the differences of a line are independent of each other.
-        """
-        first = self.plan.of_line(self.plan.variants[0].name)
-        if runs == first or self.plan.task[runs[0].line] != self.plan.task[first[0].line]:
-            return []
-        found = []
-        for run in runs:
-            others = [need for need in run.needs if need in first]
-            others = others or [other for other in first if other.seed == run.seed]
-            results = [self.results[each.name] for each in (run, *others)]
-            if others and all(results):
-                own, *theirs = (result[error] for result in results)
-                found.append(own - statistics.mean(theirs))
-        return found
-
     def write(self) -> None:
-        """results.csv and results.md."""
-        rows, table = self.rows(), io.StringIO()
-        writer = csv.DictWriter(table, rows[0], lineterminator="\n")
-        writer.writeheader()
-        for row in rows:
-            writer.writerow({key: _rounded(value) for key, value in row.items()})
-        write_text(os.path.join(self.workdir, "results.csv"), table.getvalue())
-        write_text(os.path.join(self.workdir, "results.md"), self._markdown(rows))
-
-    def _markdown(self, rows: list[dict]) -> str:
-        finished = sum(bool(result) for result in self.results.values())
-        lines = [
-            f"    {self.title}\n",
-            f"{finished} of {len(self.plan.runs)} runs finished, {len(self.failed)} failed. Percent: mean ±"
-            " standard deviation over seeds; difference to the first line, seed by seed, ± its standard"
-            " error.\n",
-            "| variant | seeds | top-1 error | top-5 error | top-1 difference | top-5 difference | paper |",
-            "|---|---|---|---|---|---|---|",
-        ]
-        for row in rows:
-            seeds = f"{row['seeds']}" + (f", {row['failed']} failed" if row["failed"] else "")
-            errors = [_percent(row[f"{name}_error"], row[f"{name}_std"]) for name in ("top1", "top5")]
-            differences = [
-                _percent(row[f"{name}_difference"], row[f"{name}_difference_error"], "+")
-                for name in ("top1", "top5")
-            ]
-            cells = [row["variant"], seeds, *errors, *differences, str(row["paper"])]
-            lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-        return "\n".join(lines) + "\n"
+        """Write the table."""
+        table.write(self.workdir, self.title, self.plan, self.results, self.failed)
 
 
 def _start(launcher, run: Run) -> int | None:
@@ -174,7 +105,7 @@ def _start(launcher, run: Run) -> int | None:
 
 
 def _last_line(run: Run) -> str:
-    """Of what it printed; main.py's is the reason."""
+    """Return the last line that the run printed; main.py's is the reason of its end."""
     path = os.path.join(run.workdir, "console.log")
     try:
         with open(path, errors="replace") as file:
@@ -184,7 +115,7 @@ def _last_line(run: Run) -> str:
 
 
 class _Progress:
-    """Tells how far all runs are, every half minute and when one ends."""
+    """Report how far all runs are, every half minute and when one ends."""
 
     def __init__(self, sweep: Sweep):
         self._sweep, self._start, self._last = sweep, time.monotonic(), time.monotonic()
@@ -214,34 +145,26 @@ class _Progress:
         log.info("; ".join([line, *going]))
 
 
-def _rounded(value):
-    if not isinstance(value, float):
-        return value
-    return "" if math.isnan(value) else f"{value:.8f}"
-
-
-def _percent(value: float, spread: float, sign: str = "") -> str:
-    if math.isnan(value):
-        return ""
-    return f"{100 * value:{sign}.2f}" + ("" if math.isnan(spread) else f" ± {100 * spread:.2f}")
-
-
-def take(workdir: str):
-    """Makes the folder; no other sweep has it while the file lives that this returns. Raises InputError."""
+@contextlib.contextmanager
+def take(workdir: str) -> Iterator[None]:
+    """Make the folder, and keep other sweeps out of it within the block. Raises InputError."""
     if os.path.exists(os.path.join(workdir, "config.json")):
-        raise InputError(f"--workdir={workdir}: is that of a run; give a folder for the sweep")
+        raise InputError(f"--workdir={workdir}: belongs to a run; give a folder for the sweep")
     try:
         os.makedirs(workdir, exist_ok=True)
         lock = open(os.path.join(workdir, ".lock"), "a")  # noqa: SIM115
     except OSError as error:
         raise InputError(f"--workdir={workdir}: cannot be written ({error}); give another") from None
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # let go by the system, however the process ends
-    except BlockingIOError:
-        raise InputError(f"--workdir={workdir}: another sweep runs there; wait, or give another") from None
-    except OSError:
-        log.warning(f"{workdir}: this file system has no locks; see that one sweep runs there")
-    return lock
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # let go by the system, however the process ends
+        except BlockingIOError:
+            raise InputError(
+                f"--workdir={workdir}: another sweep runs there; wait, or give another"
+            ) from None
+        except OSError:
+            log.warning(f"{workdir}: this file system has no locks; see that one sweep runs there")
+        yield
 
 
 def _slurm_parameters(text: str) -> dict:
@@ -251,49 +174,63 @@ def _slurm_parameters(text: str) -> dict:
     return {key: int(value) if value.isdigit() else value for key, _, value in pairs}
 
 
-def main(arguments: list[str]) -> None:
-    whole = command_line.whole
-    parser = command_line.Parser(__doc__, config=True)
-    parser.add_argument("--sweep", metavar="FILE[:ARG]", help="the sweep's file")
-    parser.add_argument("--workdir", metavar="DIR", help="a folder for the runs")
+def _parse(arguments: list[str]):
+    parser, whole = command_line.Parser(__doc__, config=True), command_line.whole
+    parser.add_argument("--sweep", metavar="FILE[:ARG]", required=True, help="a list of variants")
+    parser.add_argument("--workdir", metavar="DIR", required=True, help="a folder for the runs")
     parser.add_argument(
-        "--seeds", metavar="N", type=whole(1), default=3, help="results of each line of the table"
+        "--seeds", metavar="N", type=whole(1), default=3, help="results per line of the table"
     )
     launcher = command_line.one_of("local", "slurm")
-    parser.add_argument("--launcher", metavar="NAME", type=launcher, default="local", help="where to run")
-    parser.add_argument("--jobs", metavar="N", type=whole(1), help="runs at a time")
-    parser.add_argument("--slurm", metavar="KEY=VALUE,...", default="", help="parameters of submitit")
-    flags = parser.parse(arguments)
-    for flag in ("config", "sweep", "workdir"):
-        if not getattr(flags, flag):
-            raise InputError(f"--{flag}: missing; see --help")
-    config = configuration.load(flags.config, flags.overrides)
-    given = configuration.typed(flags.overrides)
-    if "seed" in given:
+    parser.add_argument(
+        "--launcher", metavar="NAME", type=launcher, default="local", help="local, on this machine, or slurm"
+    )
+    parser.add_argument(
+        "--jobs",
+        metavar="N",
+        type=whole(1),
+        help="runs at a time, each on its share of the CPUs; 1 if left out, and all under SLURM",
+    )
+    parser.add_argument(
+        "--slurm",
+        metavar="KEY=VALUE,...",
+        default="",
+        help="parameters of submitit: gpus_per_node=2,timeout_min=600,slurm_partition=NAME",
+    )
+    given = parser.parse(arguments)
+    if given.slurm and given.launcher != "slurm":
+        raise InputError(f"--slurm={given.slurm}: comes with --launcher=slurm, which is missing")
+    return given
+
+
+def main(arguments: list[str]) -> int:
+    """Return the exit code: 1 if a run failed, 128 and its number after a signal. Raises InputError."""
+    given = _parse(arguments)
+    config, overrides = (
+        configuration.load(given.config, given.overrides),
+        configuration.typed(given.overrides),
+    )
+    if "seed" in overrides:
         raise InputError("--config.seed: every seed from 0 is run; give their number, --seeds")
-    workdir = os.path.abspath(os.path.expanduser(flags.workdir))
-    variants = variants_of(flags.sweep, config)
-    plan = Plan(variants, config, flags.config, given, workdir, flags.seeds)
-    slurm = flags.launcher == "slurm"
-    if flags.slurm and not slurm:
-        raise InputError(f"--slurm={flags.slurm}: comes with --launcher=slurm, which is missing")
+    workdir = os.path.abspath(os.path.expanduser(given.workdir))
+    plan = Plan(load_variants(given.sweep, config), config, given.config, overrides, workdir, given.seeds)
+    slurm = given.launcher == "slurm"
     unfinished = sum(not run.result() for run in plan.runs)
-    jobs = max(1, min(flags.jobs or (unfinished if slurm else 1), unfinished))
-    parameters = _slurm_parameters(flags.slurm)
+    jobs = max(1, min(given.jobs or (unfinished if slurm else 1), unfinished))
+    parameters = _slurm_parameters(given.slurm)
     launcher = launchers.Submitit(workdir, parameters) if slurm else launchers.Local(jobs)
-    arguments = [f"--config={flags.config}", f"--sweep={flags.sweep}", *as_flags(given)]
-    title = f"python -m experiments.sweep {shlex.join([*arguments, f'--seeds={flags.seeds}'])}"
-    lock = take(workdir)  # noqa: F841
-    sweep = Sweep(plan, workdir, title)
-    try:
-        sweep.go(launcher, jobs)
-    except OSError as error:  # a full disk, say: what runs has ended by now, what was saved stays
-        command_line.fail(f"{workdir}: {first_line(error)}; the same command goes on from there", 1)
+    flags = [f"--config={given.config}", f"--sweep={given.sweep}", *as_flags(overrides)]
+    title = f"python -m experiments.sweep {shlex.join([*flags, f'--seeds={given.seeds}'])}"
+    with take(workdir):
+        sweep = Sweep(plan, workdir, title)
+        try:
+            sweep.go(launcher, jobs)
+        except OSError as error:  # such as a full disk; the runs have ended by now, and what they saved stays
+            command_line.fail(f"{workdir}: {first_line(error)}; the same command goes on from there", 1)
     log.info(f"the table is in {workdir}/results.md")
-    if sweep.stopped:
-        sys.exit(128 + sweep.stopped)
-    if sweep.failed:
+    if sweep.failed and not sweep.stopped:
         command_line.fail(f"{len(sweep.failed)} of {len(plan.runs)} runs failed", 1)
+    return 128 + sweep.stopped if sweep.stopped else 0
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ def data_dir(tmp_path_factory):
 
 
 TWO = """
-from experiments.variants import Ensemble, Variant
+from experiments.sweeps.variants import Ensemble, Variant
 
 def get_variants(config):
     tanh = Variant("tanh", {"model.activation": "tanh"}, "slower")

@@ -15,16 +15,16 @@ def opponent(draw, maps, size=5):
     return draw.normal(size=(size, size, 1, maps)) * np.array([1.0, -2.0, 1.0])[:, None]
 
 
-def test_colourfulness_is_the_energy_that_is_not_grey():
+def test_colorfulness_is_the_energy_that_is_not_grey():
     draw = np.random.default_rng(0)
-    assert columns.colourfulness(grey(draw, 7)) == pytest.approx(0, abs=1e-12)
-    assert columns.colourfulness(opponent(draw, 7)) == pytest.approx(1)
-    assert columns.colourfulness(draw.normal(size=(11, 11, 3, 2000))) == pytest.approx(2 / 3, abs=0.01)
+    assert columns.colorfulness(grey(draw, 7)) == pytest.approx(0, abs=1e-12)
+    assert columns.colorfulness(opponent(draw, 7)) == pytest.approx(1)
+    assert columns.colorfulness(draw.normal(size=(11, 11, 3, 2000))) == pytest.approx(2 / 3, abs=0.01)
     # One channel alone, r, is a third grey: (1, 1, 1) / 3 and the rest.
-    assert columns.colourfulness(draw.normal(size=(5, 5, 1, 2)) * [[1.0], [0], [0]]) == pytest.approx(2 / 3)
+    assert columns.colorfulness(draw.normal(size=(5, 5, 1, 2)) * [[1.0], [0], [0]]) == pytest.approx(2 / 3)
     # Grey and colour of energies 3 and 6; a kernel of no energy changes nothing.
     kernels = np.stack([[1.0, 1, 1], [1.0, -2, 1], [0, 0, 0]], axis=1)[None, None]
-    assert columns.colourfulness(kernels) == pytest.approx(6 / 9)
+    assert columns.colorfulness(kernels) == pytest.approx(6 / 9)
 
 
 def test_shuffled_kernels_differ_as_all_deals_do():
@@ -47,7 +47,7 @@ def test_specialised_columns_are_told_from_chance():
     ps = []
     for _ in range(20):
         alike = draw.normal(size=(2, 5, 5, 3, 20))
-        first, second = map(columns.colourfulness, alike)
+        first, second = map(columns.colorfulness, alike)
         ps.append(columns.p_value(abs(first - second), columns.differences_by_chance(alike, draw)))
     assert min(ps) > 0.001 and 0.2 < np.mean(ps) < 0.8
 

@@ -124,7 +124,8 @@ def test_help_prints_the_docstring_and_the_flags_with_their_defaults(arguments, 
     ],
 )
 def test_a_python_file_with_an_argument(content, value, message, tmp_path):
-    (tmp_path / "another.py").touch()
+    (tmp_path / "another.py").write_text("def get(a): pass")
+    (tmp_path / "helper.py").write_text("def other(a): pass")
     path = tmp_path / "file.py"
     if content is not None:
         path.write_text(content)

@@ -14,7 +14,7 @@ from alexnet_jax.network import describe, init_stds, layer_table
 from alexnet_jax.runtime.mesh import make_mesh
 from alexnet_jax.step import abstract_state
 from configs import paper
-from experiments import plan
+from experiments.sweeps import plan
 
 PAPER = 60_965_224
 NETWORKS = {  # parameters, multiply-adds: of FACTS A.1 where it has them, else summed by hand
@@ -84,7 +84,7 @@ def test_small_network_keeps_the_gain_of_the_papers_layers(name):
 
 def test_every_ablation_works_on_imagenette():
     config = config_of("imagenette")
-    variants = plan.variants_of("experiments/ablations.py", config)
+    variants = plan.load_variants("experiments/sweeps/ablations.py", config)
     plan.Plan(variants, config, "configs/imagenette.py", {}, "nowhere", 1)  # checks every one
     maps = [layer.after[0] for layer in layer_table(config) if "pool" in layer.then]
     config.model.pool.size = 2
@@ -93,7 +93,7 @@ def test_every_ablation_works_on_imagenette():
 
 def test_figure1_gives_each_activation_its_rate():
     config = config_of("cifar10")
-    variants = plan.variants_of("experiments/figure1.py", config)
+    variants = plan.load_variants("experiments/sweeps/figure1.py", config)
     runs = plan.Plan(variants, config, "configs/cifar10.py", {"data.dir": "here"}, "nowhere", 1).runs
     for run, name in zip(runs, ("cifar10", "cifar10:tanh"), strict=True):
         planned, expected = json.loads(run.config), config_of(name)

@@ -14,6 +14,8 @@ from alexnet_jax.runtime.errors import InputError
 from alexnet_jax.workdirs.workdir import write_config
 from configs import quickstart
 from experiments import columns, figures
+from experiments.plots import common, curves, effects, figure1, kernels, neighbors
+from experiments.plots.runs import find_workdirs, short_names
 
 
 def fake_run(folder, activation, errors, seed=0):
@@ -39,19 +41,19 @@ def runs(tmp_path):
 
 
 def test_epochs_to_an_error_are_between_two_points():
-    assert figures.epochs_to(0.25, [0, 0.5, 1.5], [0.9, 0.5, 0.2]) == pytest.approx(0.5 + 0.25 / 0.3)
-    assert figures.epochs_to(0.25, [0, 0.5], [0.9, 0.25]) == 0.5
-    assert figures.epochs_to(0.25, [0, 0.5], [0.9, 0.1]) == pytest.approx(0.5 * 0.65 / 0.8)
-    assert figures.epochs_to(0.25, [0, 1, 2, 3], [0.9, 0.2, 0.4, 0.1]) == pytest.approx(0.65 / 0.7)
-    assert figures.epochs_to(0.25, [0, 0.5, 1.5], [0.9, 0.5, 0.3]) == np.inf
+    assert figure1.epochs_to(0.25, [0, 0.5, 1.5], [0.9, 0.5, 0.2]) == pytest.approx(0.5 + 0.25 / 0.3)
+    assert figure1.epochs_to(0.25, [0, 0.5], [0.9, 0.25]) == 0.5
+    assert figure1.epochs_to(0.25, [0, 0.5], [0.9, 0.1]) == pytest.approx(0.5 * 0.65 / 0.8)
+    assert figure1.epochs_to(0.25, [0, 1, 2, 3], [0.9, 0.2, 0.4, 0.1]) == pytest.approx(0.65 / 0.7)
+    assert figure1.epochs_to(0.25, [0, 0.5, 1.5], [0.9, 0.5, 0.3]) == np.inf
 
 
 def test_a_mean_over_an_epoch_is_of_its_middle(tmp_path):
     """An error that falls on a straight line is met where the line has it."""
     fake_run(tmp_path / "run", "relu", [0.9 - 0.1 * (epoch + 0.5) for epoch in range(8)])
-    epochs, errors = figures.training_errors(str(tmp_path / "run"))
+    epochs, errors = figure1.training_errors(str(tmp_path / "run"))
     assert list(epochs) == [0, 0.5, 1.5, 2.5, 3.5, 4.5, 5.5, 6.5, 7.5]
-    assert figures.epochs_to(0.25, epochs, errors) == pytest.approx(6.5)
+    assert figure1.epochs_to(0.25, epochs, errors) == pytest.approx(6.5)
 
 
 def test_figure1_gives_the_ratio_of_epochs_and_its_spread_over_seeds(runs, capsys):
@@ -100,9 +102,9 @@ def test_runs_without_a_validation_are_left_out_of_those_of_a_folder(runs, capsy
 
 
 def test_curves_mark_the_drops_and_tell_the_runs_apart(runs):
-    workdirs = figures.workdirs_of(str(runs))
-    assert figures.names_of(workdirs) == ["relu/seed-0", "relu/seed-1", "tanh/seed-0", "tanh/seed-1"]
-    errors, _ = figures.curves(workdirs).axes
+    workdirs = find_workdirs(str(runs))
+    assert short_names(workdirs) == ["relu/seed-0", "relu/seed-1", "tanh/seed-0", "tanh/seed-1"]
+    errors, _ = curves.draw(workdirs).axes
     lines = errors.get_lines()
     dotted = [line for line in lines if line.get_linestyle() == ":"]
     assert [line.get_xdata()[0] for line in dotted] == [2] * 4
@@ -120,7 +122,7 @@ def test_a_dollar_in_a_name_is_one(runs):
     figures.main(["effects", f"--workdir={runs}"])
     figure = Figure()
     predict.draw_top_five(figure.subplots(), np.array([0.9, 0.1]), [r"$\frac$", "b"])
-    figures.save(figure, str(runs / "top5"))
+    common.save(figure, [str(runs / "top5.png")])
 
 
 def test_effects_are_the_tables_differences_in_points(tmp_path):
@@ -128,7 +130,7 @@ def test_effects_are_the_tables_differences_in_points(tmp_path):
         "variant,top1_error,top1_difference,top1_difference_error\n"
         "first,0.3,,\nbetter,0.29,-0.01,0.0025\nonce,0.5,0.2,\nfailed,,,\n"
     )
-    (axes,) = figures.effects(str(tmp_path)).axes
+    (axes,) = effects.draw(str(tmp_path)).axes
     assert [label.get_text() for label in axes.get_yticklabels()] == ["better  -1.00 ± 0.25", "once  +20.00"]
     points, _, (bars,) = axes.containers[0].lines
     assert np.allclose(points.get_xdata(), [-1, 20])
@@ -150,7 +152,7 @@ def test_figures_of_a_trained_network(swept, tmp_path, capsys, monkeypatch):
     with pytest.raises(InputError, match="eval.step: 7 is not in"):
         figures.main(["figure4", f"--workdir={workdir}", *four])
     drawn = []
-    monkeypatch.setattr(figures, "save", lambda figure, stem: drawn.append(figure))
+    monkeypatch.setattr(common, "save", lambda figure, paths: drawn.append(figure))
     figures.main(["figure4", f"--workdir={workdir}", *four[:2]])
     with_pictures = [bool(axes.get_images()) for axes in drawn[0].axes]
     assert with_pictures == 2 * [True, False, *[True] * 4, False, False]
@@ -169,16 +171,16 @@ def test_figure3_puts_one_column_above_the_other_and_tells_their_colour(monkeypa
     coloured -= coloured.mean(axis=2, keepdims=True)
     both = np.stack([grey, coloured])
     monkeypatch.setattr(columns, "conv1", lambda *_: (7, both))
-    above, below = figures.figure3("w").axes
+    above, below = kernels.draw("w", {}).axes
     assert [line.partition(", ")[2] for line in capsys.readouterr().out.splitlines()] == [
         "step 7, column 0: 0.0% of the energy is colour (2/3 at random)",
         "step 7, column 1: 100.0% of the energy is colour (2/3 at random)",
     ]
     scaled = (both - both.min()) / (both.max() - both.min())
-    for axes, kernels in ((above, scaled[0]), (below, scaled[1])):
+    for axes, own in ((above, scaled[0]), (below, scaled[1])):
         sheet = axes.get_images()[0].get_array()
         assert sheet.shape == (2 * 6 + 1, 16 * 6 + 1, 3)
-        assert np.array_equal(sheet[7:12, 13:18], kernels[..., 18])  # the third of the second row
+        assert np.array_equal(sheet[7:12, 13:18], own[..., 18])  # the third of the second row
         assert (sheet[7:12, 25:] == 1).all()  # there are four in it
 
 
@@ -187,12 +189,12 @@ def test_nearest_images_are_those_of_all_distances(swept):
     network = predict.Network(configuration.of_run(workdir), workdir)
     train = open_source(network.config, "train_split")
     pictures, _ = train.read(range(len(train)))
-    features = figures.features(network)(pictures)
+    features = neighbors.make_features(network)(pictures)
     assert features.shape == (640, 256)  # half of fc7's 512
     queries = [7, 400]
     distances = ((features[queries][:, None] - features[None]) ** 2).sum(axis=2)
     want = np.argsort(distances, axis=1)[:, :6]
-    got = figures.nearest(network, pictures[queries], train)
+    got = neighbors.nearest(network, pictures[queries], train)
     assert (got[:, 0] == queries).all()
     assert np.allclose(
         np.take_along_axis(distances, got, 1), np.take_along_axis(distances, want, 1), rtol=1e-3
@@ -202,8 +204,8 @@ def test_nearest_images_are_those_of_all_distances(swept):
 @pytest.mark.parametrize(
     "flags, words",
     [
-        (("--workdir=x",), "required: NAME"),
-        (("figure9", "--workdir=x"), "figure9"),
+        (("--workdir=x",), "^NAME: missing"),
+        (("figure9", "--workdir=x"), "NAME: expected one of curves, effects, .* got .figure9"),
         (("curves",), "--workdir"),
         (("curves", "--workdir=nowhere"), "nowhere"),
         (("figure3", "--workdir={runs}"), "is of one workdir; these are 4"),
@@ -212,13 +214,22 @@ def test_nearest_images_are_those_of_all_distances(swept):
             ("figure4", "--workdir={run}", "--images=one"),
             "--images: expected numbers, as in 0,1,2, got",
         ),
-        (("figure3", "--workdir={run}", "--out=/nowhere/x"), "--out=/nowhere/x.png"),
+        (
+            ("figure3", "--workdir={run}", "--out={table}/nowhere/x"),
+            r"--out=.*/table/nowhere/x\.png: ",
+        ),
         (("figure3", "--workdir={run}"), "statistics.npz|checkpoint"),
-        (("curves", "--workdir={run}", "--out=/nowhere/x"), "--out=/nowhere/x.png"),
-        (("curves", "--workdir={run}", "--config.eval.step=7"), "eval.step=7: is for figure3 and figure4"),
+        (
+            ("curves", "--workdir={run}", "--out={table}/nowhere/x"),
+            r"--out=.*/table/nowhere/x\.png: ",
+        ),
+        (
+            ("curves", "--workdir={run}", "--config.eval.step=7"),
+            "--config.eval.step=7: is for figure3 and figure4",
+        ),
         (("effects", "--workdir={runs}"), "has no results.csv; give the workdir of a sweep"),
         (("effects", "--workdir={damaged}"), "is no table of a sweep .could not convert"),
-        (("effects", "--workdir={negative}"), "is no table of a sweep .it has 1.0 ± -1.0"),
+        (("effects", "--workdir={negative}"), "is no table of a sweep .it has 0.01 ± -0.01"),
         (("effects", "--workdir={table}"), "no line of its table has a difference"),
         (("effects", "--workdir={other}"), "is no table of a sweep"),
         (("effects", "--workdir={runs}", "--workdir={run}"), "is of one workdir; these are 2"),

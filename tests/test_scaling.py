@@ -3,6 +3,7 @@
 import pytest
 
 from experiments import scaling
+from experiments.plots.scaling import draw
 
 HEAD = "HloModule jit_step, num_partitions=8\n"
 MB = 1024 * 1024
@@ -63,7 +64,7 @@ def test_the_plots_rates_are_numbers_also_within_a_decade():
     for rates in ((11_412, 1_730_068), (11_412, 27_917)):
         mesh = {"topology": "v5e:2x2", "mesh": [4, 1], "global_batch": 128}
         rows = [{**mesh, "devices": 4**n, "images_per_second": rate} for n, rate in enumerate(rates, 1)]
-        figure = scaling.plot(rows)
+        figure = draw(rows, 128)
         figure.canvas.draw()
         (axes,) = figure.axes
         low, high = axes.get_ylim()

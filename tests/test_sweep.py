@@ -22,17 +22,19 @@ from alexnet_jax import config as configuration
 from alexnet_jax import network, predict
 from alexnet_jax.datasets.source import open_source
 from alexnet_jax.runtime.errors import InputError
+from alexnet_jax.workdirs.metrics import FIELDS
 from alexnet_jax.workdirs.workdir import read_config, write_config
 from configs import paper, quickstart
-from experiments import ensemble, launchers
-from experiments.plan import Plan, Run, variants_of
+from experiments import ensemble
 from experiments.sweep import Sweep, _Progress, take
-from experiments.variants import Ensemble, Variant
+from experiments.sweeps import launchers
+from experiments.sweeps.plan import Plan, Run, load_variants
+from experiments.sweeps.variants import Ensemble, Variant
 
 ROOT = pathlib.Path(__file__).parent.parent
-EXPERIMENTS = ROOT / "experiments"
+SWEEPS = ROOT / "experiments" / "sweeps"
 QUICKSTART = "--config=configs/quickstart.py"
-ABLATIONS = (QUICKSTART, "--sweep=experiments/ablations.py")
+ABLATIONS = (QUICKSTART, "--sweep=experiments/sweeps/ablations.py")
 VARIANTS = [
     Variant("baseline", {}, "40.7 / 18.2 %"),
     Variant("tanh", {"model.activation": "tanh"}, "slower"),
@@ -46,7 +48,9 @@ with open(workdir / "starts", "a") as file:
     file.write("x")
 do = workdir.parent / "do"
 exec(do.read_text() if do.exists() else "")
-(workdir / "eval.json").write_text(json.dumps({"top1_error": float(sys.argv[2]), "top5_error": 0.125}))
+result = {"split": "test", "views": 1, "step": 6, "examples": 100, "loss": 1.0}
+result |= {"top1_error": float(sys.argv[2]), "top5_error": 0.125}
+(workdir / "eval.json").write_text(json.dumps(result))
 """
 
 
@@ -84,10 +88,10 @@ def starts(folder):
 
 @pytest.fixture(autouse=True)
 def handlers():
-    former = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    """A sweep puts the handlers of signals back."""
+    former = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
     yield
-    for number, handler in former.items():
-        signal.signal(number, handler)
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == former
 
 
 def test_commands_are_those_of_main_with_the_variants_overrides_and_the_seed(tmp_path):
@@ -124,9 +128,19 @@ def test_every_sweep_of_the_paper_fits_its_networks(tmp_path):
         ("table2.py", paper.get_config(), "configs/paper.py", 6),
         (f"table2.py:{tmp_path}", paper.get_config(), "configs/paper.py", 5 + 1 + 2 + 2 + 1),
     ):
-        variants = variants_of(f"{EXPERIMENTS}/{file}", config)
+        variants = load_variants(f"{SWEEPS}/{file}", config)
         plan = Plan(variants, config, config_file, {}, str(tmp_path), 1)
         assert len(plan.runs) == runs and all(variant.paper for variant in variants)
+
+
+def test_a_sweep_that_experiments_lacks_is_looked_for_in_sweeps():
+    config = paper.get_config()
+    for file in ("experiments/ablations.py:tanh", f"{SWEEPS.parent}/ablations.py:tanh"):
+        assert [variant.name for variant in load_variants(file, config)] == ["tanh"]
+    with pytest.raises(InputError) as error:
+        load_variants("experiments/ablation.py", config)
+    there = "experiments/sweeps/ has ablations.py, figure1.py, precision.py, table1.py, table2.py"
+    assert str(error.value) == f"--sweep=experiments/ablation.py: there is no such file; {there}"
 
 
 def test_each_ablation_changes_what_its_name_says():
@@ -150,18 +164,18 @@ def test_each_ablation_changes_what_its_name_says():
         "columns never meet": {"model.gather": False},
     }
     config = paper.get_config("2010")
-    variants = variants_of(f"{EXPERIMENTS}/ablations.py", config)
+    variants = load_variants(f"{SWEEPS}/ablations.py", config)
     assert {variant.name: variant.overrides for variant in variants} == expected
-    some = variants_of(f"{EXPERIMENTS}/ablations.py:no dropout,baseline", config)
+    some = load_variants(f"{SWEEPS}/ablations.py:no dropout,baseline", config)
     assert [variant.name for variant in some] == ["baseline", "no dropout"]
     with pytest.raises(InputError, match="no drpout: give names of baseline, tanh"):
-        variants_of(f"{EXPERIMENTS}/ablations.py:no drpout", config)
+        load_variants(f"{SWEEPS}/ablations.py:no drpout", config)
     config.update_from_flattened_dict(expected["one GPU"])
     assert sum(layer.parameters for layer in network.layer_table(config)) == 59_798_312  # #145-half's
 
 
 def test_table2_tunes_what_was_pretrained_with_the_same_seed(tmp_path):
-    variants = variants_of(f"{EXPERIMENTS}/table2.py:/autumn", paper.get_config())
+    variants = load_variants(f"{SWEEPS}/table2.py:/autumn", paper.get_config())
     plan = Plan(variants, paper.get_config(), "configs/paper.py", {}, str(tmp_path), 1)
     (seven,) = plan.of_line("7 CNNs*")
     assert [need.name for need in seven.needs] == [
@@ -183,10 +197,13 @@ def test_table2_tunes_what_was_pretrained_with_the_same_seed(tmp_path):
         ("[]", "lists nothing"),
         ("[V('a', {}, ''), V('a', {}, '')]", "two of one name"),
         ("[V('..', {}, '')]", "two of one name"),
-        ("['a']", "cannot be used (AttributeError"),
+        ("['a']", "its get_variants returns no list of Variant and Ensemble"),
+        ("None", "its get_variants returns no list of Variant and Ensemble"),
         ("[V('a', {}, '', init_from='b'), V('b', {}, '', init_from='a')]", "a names 'b', no network listed"),
         ("[V('a', {}, ''), E('b', {'a': 2}, ''), E('c', {'b': 2}, '')]", "c names 'b', no network listed"),
         ("[V('a', None, '')]", "a: overrides are not {FIELD: VALUE}"),
+        ("[V('a', {7: 1}, '')]", "a: overrides are not {FIELD: VALUE}"),
+        ("1 / 0", "cannot be used (ZeroDivisionError: division by zero)"),
         ("[V('a', {}, ''), E('b', {}, '')]", "b: members are not {VARIANT: NUMBER OF SEEDS}"),
         ("[V('a', {}, ''), E('b', ['a'], '')]", "b: members are not"),
         ("[V('a', {}, ''), E('b', {'a': 0}, '')]", "b: members are not"),
@@ -199,18 +216,21 @@ def test_table2_tunes_what_was_pretrained_with_the_same_seed(tmp_path):
             "[V('a', {}, ''), V('b', {'data.name': 'x'}, ''), E('c', {'a': 1, 'b': 1}, '')]",
             "'c': its members",
         ),
-        ("[V('a', {}, '', 'configs/no.py')]", "'a': configs/no.py cannot be used (FileNotFoundError"),
+        (
+            "[V('a', {}, '', 'configs/no.py')]",
+            "'a': --config=configs/no.py: there is no such file; configs/ has",
+        ),
         ("[V('a', {'model.wdth': 1}, '')]", "'a': "),
     ],
 )
 def test_mistakes_in_a_sweeps_file_are_named(listed, words, tmp_path):
     (tmp_path / "sweep.py").write_text(
-        "from experiments.variants import Ensemble as E, Variant as V\n"
+        "from experiments.sweeps.variants import Ensemble as E, Variant as V\n"
         f"def get_variants(config):\n    return {listed}\n"
     )
     config = quickstart.get_config()
     with pytest.raises(InputError) as error:
-        variants = variants_of(f"{tmp_path}/sweep.py", config)
+        variants = load_variants(f"{tmp_path}/sweep.py", config)
         Plan(variants, config, "configs/quickstart.py", {}, str(tmp_path), 1)
     assert words in str(error.value) and len(str(error.value).splitlines()) == 1
 
@@ -291,14 +311,14 @@ def test_damaged_files_of_a_run_are_its_own_trouble(tmp_path):
 
 
 def test_one_sweep_at_a_time_and_none_in_the_workdir_of_a_run(tmp_path):
-    first = take(str(tmp_path / "w"))
-    with pytest.raises(InputError, match="another sweep runs there"):
-        take(str(tmp_path / "w"))
-    first.close()
-    take(str(tmp_path / "w")).close()
+    folder = str(tmp_path / "w")
+    with take(folder), pytest.raises(InputError, match="another sweep runs there"), take(folder):
+        pass
+    with take(folder):
+        pass
     write_config(quickstart.get_config(), tmp_path)
-    with pytest.raises(InputError, match="is that of a run"):
-        take(str(tmp_path))
+    with pytest.raises(InputError, match="belongs to a run"), take(str(tmp_path)):
+        pass
 
 
 def test_the_time_left_is_of_the_epochs_that_are_still_to_come(tmp_path, monkeypatch, caplog):
@@ -311,7 +331,9 @@ def test_the_time_left_is_of_the_epochs_that_are_still_to_come(tmp_path, monkeyp
     for run in plan.runs:
         os.makedirs(run.workdir)
     sweep.failed.add("tanh, seed 0")  # its epochs will not come, and took no time
-    (tmp_path / "baseline" / "seed-0" / "metrics.jsonl").write_text("{}\n{}\n")
+    (tmp_path / "baseline" / "seed-0" / "metrics.jsonl").write_text(
+        2 * (json.dumps(dict.fromkeys(FIELDS, 1)) + "\n")
+    )
     now[0] = 40.0
     with caplog.at_level("INFO"):
         progress.tell(plan.runs[:1], False)
@@ -353,6 +375,17 @@ def test_runs_at_the_same_time_share_the_cpus(tmp_path, monkeypatch, cpus):
     with ThreadPoolExecutor(1) as pool:
         assert pool.submit(launcher.run, run).result() == 0
     assert (tmp_path / "found").read_text() == str({min(machine)}) and os.sched_getaffinity(0) == machine
+
+
+@pytest.mark.parametrize(
+    "given, found", [(None, "a=b:glibc.malloc.hugetlb=1"), ("0", "glibc.malloc.hugetlb=0")]
+)
+@pytest.mark.skipif(sys.platform != "linux", reason="the variable is glibc's")
+def test_runs_get_huge_pages_unless_the_user_has_decided(tmp_path, monkeypatch, given, found):
+    monkeypatch.setenv("GLIBC_TUNABLES", f"glibc.malloc.hugetlb={given}" if given else "a=b")
+    code = "import os, pathlib, sys; pathlib.Path(sys.argv[1]).write_text(os.environ['GLIBC_TUNABLES'])"
+    assert launchers.run_here([sys.executable, "-c", code, str(tmp_path / "found")], str(tmp_path)) == 0
+    assert (tmp_path / "found").read_text() == found
 
 
 def test_submitit_runs_the_same_commands(tmp_path):
@@ -480,7 +513,7 @@ def test_bad_input_is_one_line_and_exit_code_2(flags, words, tmp_path):
         (("{relu}", "--config.model.width=1.0"), "model.width"),
         (("{relu}", "--config.data.dri=x"), "data.dir"),
         (("{relu}", "{other}"), "data.image_size is 64"),
-        (("{relu}", "--out=/nowhere/x"), "--out=/nowhere/x"),
+        (("{relu}", "--out={other}/nowhere/x"), "/nowhere/x: cannot be written (No such file"),
     ],
 )
 def test_bad_input_of_an_ensemble_is_named(flags, words, swept, tmp_path):

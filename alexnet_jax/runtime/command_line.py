@@ -126,7 +126,10 @@ def call_file(flag: str, value: str, function: str, *arguments, folder: str) -> 
     """
     path, _, argument = value.partition(":")
     if not os.path.isfile(path):
-        files = sorted(path.name for path in pathlib.Path(folder).glob("[a-z]*.py"))
+        own = f"def {function}("
+        files = sorted(
+            file.name for file in pathlib.Path(folder).glob("[a-z]*.py") if own in file.read_text()
+        )
         there = f"; {folder}/ has {', '.join(files)}" if files else "; run from the clone"
         raise InputError(f"{flag}={value}: there is no such file{there}")
     try:

@@ -20,8 +20,8 @@ from alexnet_jax.runtime.files import write_text
 
 log = logging.getLogger("alexnet_jax")
 
-# Of an evaluation, besides `data`, which files of earlier versions may lack.
-RESULT_FIELDS = frozenset({"split", "views", "step", "examples", "loss", "top1_error", "top5_error"})
+# Fields of every evaluation; besides, one of a run has `step`, one of an ensemble `steps`.
+RESULT_FIELDS = frozenset({"split", "views", "examples", "loss", "top1_error", "top5_error"})
 
 
 def _tuples(value):
@@ -58,7 +58,8 @@ def read_result(workdir: str) -> dict:
             result = json.load(file)
     except (OSError, ValueError):
         return {}
-    return result if isinstance(result, dict) and result.keys() >= RESULT_FIELDS else {}
+    complete = isinstance(result, dict) and result.keys() >= RESULT_FIELDS
+    return result if complete and {"step", "steps"} & result.keys() else {}
 
 
 def write_result(result: dict, workdir: str) -> None:

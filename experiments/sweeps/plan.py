@@ -1,29 +1,31 @@
-"""Which runs a sweep is made of: every line of its table with every seed, as commands with workdirs.
+"""The runs of a sweep: every line of its table with every seed, as commands with workdirs.
 
-variants_of    what a sweep's file lists
-Plan           the runs of these, each with those that must be finished before it
-Run            one command, and its result
+load_variants    the lines that a sweep's file lists
+Plan             their runs, each with those that must be finished before it
+Run              one command, and its result
 """
 
 import dataclasses
 import json
 import os
+import pathlib
 import re
-import runpy
 import shlex
 import sys
 
 from alexnet_jax import config as configuration
-from alexnet_jax import network
-from alexnet_jax.runtime.errors import InputError, first_line
+from alexnet_jax.runtime import command_line
+from alexnet_jax.runtime.errors import InputError
 from alexnet_jax.runtime.files import write_text
-from alexnet_jax.runtime.mesh import mesh_shape
-from experiments.variants import Ensemble, Variant
+from alexnet_jax.workdirs.workdir import read_result
+from experiments.sweeps.variants import Ensemble, Variant
+
+FOLDER = "experiments/sweeps"
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """One command and the workdir in which its eval.json will be."""
+    """One command and the workdir in which it leaves eval.json."""
 
     line: str
     seed: int
@@ -31,85 +33,89 @@ class Run:
     command: list[str]
     needs: list["Run"]  # which must be finished before
     num_epochs: int = 0
-    config: str = ""  # the whole of it as JSON: its file may be another next time
+    config: str = ""  # as JSON: the configuration's file may be edited before the sweep goes on
 
     @property
     def name(self) -> str:
+        """Return the name that the log gives the run."""
         return f"{self.line}, seed {self.seed}"
 
     @property
     def made_by(self) -> list:
-        """All that decides the result; without the interpreter, which may be another one next time."""
+        """Return all that decides the result. Another interpreter does not."""
         return [self.command[1:], self.config, *(need.made_by for need in self.needs)]
 
     def epochs_done(self) -> int:
+        """Return the number of epochs after which the run has validated."""
+        from alexnet_jax.workdirs.metrics import read_rows
+
         try:
-            with open(os.path.join(self.workdir, "metrics.jsonl")) as file:
-                return min(sum(1 for _ in file), self.num_epochs)
-        except OSError:
+            return min(len(read_rows(self.workdir)), self.num_epochs)
+        except InputError:
             return 0
 
     def result(self) -> dict:
-        """What `keep_result` kept, if it is of this very run; else {}."""
-        kept = _read_json(self._kept)
-        return kept.get("result", {}) if kept.get("made_by") == self.made_by else {}
+        """Return the result that `keep_result` stored for this very run, or {}."""
+        try:
+            with open(self._kept) as file:
+                kept = json.load(file)
+            return kept["result"] if kept["made_by"] == self.made_by else {}
+        except (OSError, ValueError, LookupError, TypeError):
+            return {}
 
     def keep_result(self) -> bool:
-        """Marks the run as finished; False where it has left no result.
+        """Mark the run as finished; return False if it has left no result.
 
-        A copy of eval.json, because an evaluation of the workdir by hand writes that anew.
+        This copies eval.json, because evaluating the workdir by hand overwrites that file.
         """
-        result = _read_json(os.path.join(self.workdir, "eval.json"))
-        if not {"top1_error", "top5_error"} <= result.keys():
-            return False
-        kept = {"made_by": self.made_by, "result": result}
-        write_text(self._kept, json.dumps(kept) + "\n")
-        return True
+        result = read_result(self.workdir)
+        if result:
+            write_text(self._kept, json.dumps({"made_by": self.made_by, "result": result}) + "\n")
+        return bool(result)
 
     @property
     def _kept(self) -> str:
         return os.path.join(self.workdir, "sweep.json")
 
 
-def _read_json(path: str) -> dict:
-    try:
-        with open(path) as file:
-            content = json.load(file)
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
+def load_variants(sweep: str, config) -> list[Variant | Ensemble]:
+    """Return the lines that --sweep=FILE[:ARG] lists for a configuration. Raises InputError.
 
-
-def variants_of(sweep: str, config) -> list[Variant | Ensemble]:
-    """What the file of --sweep lists for a configuration. Raises InputError."""
-    path, _, argument = sweep.partition(":")
-    if not os.path.isfile(path):
-        raise InputError(f"--sweep={sweep}: there is no such file; give experiments/ablations.py or another")
-    try:
-        variants = list(runpy.run_path(path)["get_variants"](config, *[argument] * bool(argument)))
-        folders = [_folder(variant.name) for variant in variants]
-    except Exception as error:  # a file of the user's may raise any
-        raise InputError(
-            f"--sweep={sweep}: cannot be used ({type(error).__name__}: {first_line(error)})"
-        ) from None
+    A FILE that is not in experiments/ is looked for in experiments/sweeps/.
+    """
+    path, colon, argument = sweep.partition(":")
+    file = pathlib.Path(path)
+    if not file.is_file() and file.parent.name == "experiments":
+        file = file.parent / "sweeps" / file.name
+    value = f"{file}{colon}{argument}" if file.is_file() else sweep
+    variants = command_line.call_file("--sweep", value, "get_variants", config, folder=FOLDER)
+    kinds = Variant | Ensemble
+    if not isinstance(variants, list) or not all(isinstance(variant, kinds) for variant in variants):
+        raise InputError(f"--sweep={sweep}: its get_variants returns no list of Variant and Ensemble")
+    folders = [_folder(variant.name) for variant in variants]
     if not variants or not all(folders) or len(set(folders)) < len(folders):
         raise InputError(f"--sweep={sweep}: lists nothing, or two of one name; give each its own")
-    earlier = set()
+    _check_order(sweep, variants)
+    return variants
+
+
+def _check_order(sweep: str, variants: list) -> None:
+    """Raise InputError unless each line comes after those that it is made of."""
+    networks = set()
     for variant in variants:
         ensemble = isinstance(variant, Ensemble)
         named = variant.members if ensemble else [variant.init_from] * bool(variant.init_from)
         for name in named:
-            if name not in earlier:
+            if name not in networks:
                 raise InputError(
                     f"--sweep={sweep}: {variant.name} names {name!r}, no network listed before it"
                 )
         if not ensemble:
-            earlier.add(variant.name)
-    return variants
+            networks.add(variant.name)
 
 
 def _folder(name: str) -> str:
-    """Empty for a name that is none of a folder."""
+    """Return the folder of a line, or "" if the name allows none."""
     return re.sub(r"[^\w.-]+", "-", name).lstrip(".")
 
 
@@ -120,20 +126,21 @@ class Plan:
     """
 
     def __init__(self, variants, config, config_file: str, given: dict, workdir: str, seeds: int):
-        """Raises InputError for a variant that does not work."""
+        """Plan `seeds` results of each line. Raises InputError for a variant that does not work."""
         self.variants, self.overrides, self.task, self._configs = variants, {}, {}, {}
         self._config, self._config_file, self._given, self._workdir = config, config_file, given, workdir
         by_line = {}
         for variant in variants:
-            make = self._ensembles if isinstance(variant, Ensemble) else self._trainings
-            by_line[variant.name] = make(variant, self._seeds_of(variant.name, seeds), by_line)
+            plan = self._ensembles if isinstance(variant, Ensemble) else self._trainings
+            by_line[variant.name] = plan(variant, self._seeds_of(variant.name, seeds), by_line)
         self.runs = sorted((run for runs in by_line.values() for run in runs), key=lambda run: run.seed)
 
     def of_line(self, name: str) -> list[Run]:
+        """Return the runs of a line, by seed."""
         return [run for run in self.runs if run.line == name]
 
     def _seeds_of(self, name: str, seeds: int) -> int:
-        """How many seeds a line has: those wanted, and those that later lines are made of."""
+        """Return how many seeds a line has: those wanted, and those that later lines are made of."""
         wanted = [seeds]
         for variant in self.variants:
             if isinstance(variant, Ensemble):
@@ -146,7 +153,7 @@ class Plan:
         return os.path.join(self._workdir, _folder(variant.name), f"seed-{seed}")
 
     def _trainings(self, variant: Variant, seeds: int, by_line: dict) -> list[Run]:
-        config = self._configs[variant.name] = self._checked(variant)
+        config = self._configs[variant.name] = self._config_of(variant)
         self.overrides[variant.name] = shlex.join(as_flags(variant.overrides))
         self.task[variant.name] = _task(config)
         starts, runs = by_line.get(variant.init_from, []), []
@@ -164,25 +171,17 @@ class Plan:
             runs.append(Run(variant.name, seed, folder, command, needs, config.num_epochs, text))
         return runs
 
-    def _checked(self, variant: Variant):
-        """The configuration of its runs."""
-        config = self._config.copy_and_resolve_references()
-        if variant.config:
-            path, _, argument = variant.config.partition(":")
-            try:
-                config = runpy.run_path(path)["get_config"](*[argument] * bool(argument))
-            except Exception as error:  # a configuration's file may raise any
-                why = f"{type(error).__name__}: {first_line(error)}"
-                raise InputError(f"variant {variant.name!r}: {path} cannot be used ({why})") from None
-        _update(config, {**self._given, **variant.overrides}, variant.name)
-        return config
+    def _config_of(self, variant: Variant):
+        """Return the configuration of a line's runs."""
+        try:
+            own = configuration.load(variant.config) if variant.config else self._config
+        except InputError as error:
+            raise InputError(f"variant {variant.name!r}: {error}") from None
+        return _changed(own, {**self._given, **variant.overrides}, variant.name)
 
     def _ensembles(self, variant: Ensemble, seeds: int, by_line: dict) -> list[Run]:
-        tasks, runs = set(), []
-        for member in variant.members:
-            config = self._configs[member].copy_and_resolve_references()
-            _update(config, variant.overrides, variant.name)
-            tasks.add(_task(config))
+        configs = [_changed(self._configs[name], variant.overrides, variant.name) for name in variant.members]
+        tasks = {_task(config) for config in configs}
         if len(tasks) > 1:
             raise InputError(f"variant {variant.name!r}: its members differ in data, split or classes")
         (self.task[variant.name],) = tasks
@@ -194,7 +193,7 @@ class Plan:
             for field, value in self._given.items()
             if field in ("data.dir", "data.manual_dir") or field.startswith("eval.")
         }
-        flags = as_flags({**where, **variant.overrides})
+        flags, runs = as_flags({**where, **variant.overrides}), []
         for seed in range(seeds):
             needs = [
                 run for name, n in variant.members.items() for run in by_line[name][seed * n : seed * n + n]
@@ -212,16 +211,22 @@ def _task(config) -> tuple:
     return config.data.name, config.data.test_split, config.model.num_classes
 
 
-def _update(config, fields: dict, name: str) -> None:
-    """Raises InputError for what does not work in the variant `name`."""
+def _changed(config, overrides: dict, name: str):
+    """Return a copy of `config` with the overrides of the variant `name`. Raises InputError."""
+    from alexnet_jax import network
+    from alexnet_jax.runtime.mesh import mesh_shape
+
+    config = config.copy_and_resolve_references()
     try:
-        config.update_from_flattened_dict(fields)
+        configuration.override(config, overrides, "its configuration")
         configuration.check(config)
         network.layer_table(config)
         mesh_shape(config, None, ("batch_size", "eval.batch_size"))
-    except Exception as error:  # ml_collections raises many kinds
-        raise InputError(f"variant {name!r}: {' '.join(str(error).split())}") from None
+    except InputError as error:
+        raise InputError(f"variant {name!r}: {error}") from None
+    return config
 
 
 def as_flags(fields: dict) -> list[str]:
+    """Return {FIELD: VALUE} as flags of a command."""
     return [f"--config.{field}={value}" for field, value in fields.items()]

@@ -1,7 +1,7 @@
-"""What a sweep's file lists: lines of its table, the baseline first.
+"""The lines of a sweep's table.
 
-A sweep's file has `get_variants(config)`, or `get_variants(config, argument)` for --sweep=FILE:ARGUMENT,
-where `config` is the configuration swept. It returns a list of these.
+A file for --sweep=FILE[:ARGUMENT] has `get_variants(config)`, or `get_variants(config, argument)`; `config`
+is the configuration of --config. It returns a list of Variant and Ensemble, the baseline first.
 """
 
 import dataclasses
@@ -9,21 +9,21 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """A network that is trained."""
+    """A network to be trained."""
 
     name: str
     overrides: dict  # field of the configuration -> value
     paper: str  # what the paper reports
-    config: str = ""  # configs/NAME.py[:ARG] where it is another than the one swept
+    config: str = ""  # configs/NAME.py[:ARG], if not that of --config
     init_from: str = ""  # the name of an earlier variant, from whose run of the same seed it starts
 
     def __post_init__(self):
-        _check(isinstance(self.overrides, dict), f"{self.name}: overrides are not {{FIELD: VALUE}}")
+        _check_overrides(self.name, self.overrides)
 
 
 @dataclasses.dataclass(frozen=True)
 class Ensemble:
-    """Networks that are trained as other lines of the table, averaged."""
+    """The mean of networks that other lines of the table train."""
 
     name: str
     members: dict  # name of a variant -> number of its seeds
@@ -31,10 +31,15 @@ class Ensemble:
     overrides: dict = dataclasses.field(default_factory=dict)  # of the evaluation
 
     def __post_init__(self):
-        _check(isinstance(self.overrides, dict), f"{self.name}: overrides are not {{FIELD: VALUE}}")
+        _check_overrides(self.name, self.overrides)
         numbers = self.members.values() if isinstance(self.members, dict) else [0]
         whole = [type(number) is int and number > 0 for number in numbers]
         _check(whole and all(whole), f"{self.name}: members are not {{VARIANT: NUMBER OF SEEDS}}")
+
+
+def _check_overrides(name: str, overrides: dict) -> None:
+    fields = overrides if isinstance(overrides, dict) else [None]
+    _check(all(isinstance(field, str) for field in fields), f"{name}: overrides are not {{FIELD: VALUE}}")
 
 
 def _check(holds: bool, message: str) -> None:

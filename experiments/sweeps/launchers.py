@@ -1,7 +1,7 @@
-"""How a sweep runs its commands: on this machine, or as jobs of a cluster through submitit.
+"""Run the commands of a sweep on this machine, or as jobs of a cluster through submitit.
 
-A launcher's `run` of a plan.Run returns its command's exit code once that has ended, or None where `stop` was
-called meanwhile. What the command prints goes to WORKDIR/console.log.
+`run` of a launcher takes a plan.Run and returns its command's exit code once it has ended, or None if `stop`
+was called meanwhile. WORKDIR/console.log gets what the command prints.
 """
 
 import json
@@ -12,8 +12,9 @@ import sys
 import threading
 
 from alexnet_jax.runtime.errors import InputError
+from experiments.environment import huge_pages
 
-# The system kills what this starts when the thread that started it ends, also with SIGKILL; on Linux only.
+# Linux kills what this starts when the thread that started it ends, also if SIGKILL ended it.
 _WITH_PARENT = """
 import ctypes, os, signal, sys
 if sys.platform == "linux":
@@ -24,13 +25,14 @@ os.execv(sys.argv[1], sys.argv[1:])
 
 
 def run_here(command: list[str], workdir: str, started=lambda process: None) -> int:
-    """The exit code of a command, whose first part is a path; it ends with this process."""
+    """Return the exit code of a command, whose first part is a path. The command ends with this process."""
     with open(os.path.join(workdir, "console.log"), "ab") as console:
         # In a session of its own: Ctrl-C in a terminal is for the sweep, which then asks its runs to save.
         process = subprocess.Popen(
             [sys.executable, "-c", _WITH_PARENT, *command],
             stdout=console,
             stderr=console,
+            env={**os.environ, **huge_pages()},
             start_new_session=True,
         )
     started(process)
@@ -40,7 +42,7 @@ def run_here(command: list[str], workdir: str, started=lambda process: None) -> 
 class Local:
     """Processes of this machine, `jobs` at a time, each on its share of the CPUs.
 
-    Two small networks that both use two cores have three quarters of the rate that they have on a core each.
+    Two small networks that share two cores train at three quarters of their rate on one core each.
     """
 
     def __init__(self, jobs: int):
@@ -51,6 +53,7 @@ class Local:
             self._shares.put(_share(job, jobs))
 
     def run(self, run) -> int | None:
+        """Start the command of a run as soon as CPUs are free, and wait for its end."""
         cpus = self._shares.get()
         try:
             if cpus:
@@ -67,7 +70,7 @@ class Local:
                 process.terminate()
 
     def stop(self) -> str:
-        """Asks all for a checkpoint and their end; what to tell the user."""
+        """Ask all runs to save and end; return a line for the user."""
         with self._lock:
             self._stopping = True
             for process in self._processes:
@@ -76,20 +79,20 @@ class Local:
 
 
 def _share(job: int, jobs: int) -> list[int]:
-    """The CPUs of one of `jobs`; [], which is all, where there are fewer or the system does not tell."""
+    """Return the CPUs of one of `jobs`; [], for all, if there are fewer or the system does not tell."""
     cpus = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     return cpus[job * len(cpus) // jobs : (job + 1) * len(cpus) // jobs] if jobs <= len(cpus) else []
 
 
 class Submitit:
-    """Jobs of SLURM; `cluster` may be "local", to try it without one.
+    """Jobs of SLURM, or processes here if `cluster` is "local".
 
-    Jobs outlive the sweep. Their numbers are kept, and the next sweep takes up those that have not failed and
-    whose results would be the same.
+    Jobs outlive the sweep. job.json keeps their numbers, and the next sweep takes up those that have not
+    failed and whose results would be equal.
     """
 
     def __init__(self, folder: str, parameters: dict, cluster: str = "slurm", poll_seconds: float = 2):
-        """Raises InputError where there is no SLURM, or for parameters that submitit does not know."""
+        """Raise InputError if there is no SLURM, or for parameters that submitit does not know."""
         import submitit
 
         self._folder = os.path.join(folder, "submitit")
@@ -103,6 +106,7 @@ class Submitit:
         self._lock = threading.Lock()  # submitit's executors are not for several threads
 
     def run(self, run) -> int | None:
+        """Submit the command of a run, unless its job is there already, and wait for its end."""
         job = self._former_job(run)
         if job is None:
             with self._lock:
@@ -115,7 +119,7 @@ class Submitit:
         return _exit_code(job)
 
     def _former_job(self, run):
-        """The job of a former sweep for this very run, unless it failed."""
+        """Return the job of a former sweep for this very run, or None if there is none or it failed."""
         try:
             with open(os.path.join(run.workdir, "job.json")) as file:
                 job_id, made_by = json.load(file)
@@ -126,7 +130,7 @@ class Submitit:
         return None if failed else job
 
     def stop(self) -> str:
-        """Waits for them no longer; what to tell the user."""
+        """Stop waiting for the jobs; return a line for the user."""
         self._stop.set()
         return "the jobs go on; the same command waits for them again"
 

@@ -1,15 +1,17 @@
-"""Every ablation of the paper, each a change of the configuration that is swept (experiments/sweep.py).
+"""List every ablation of the paper as a change of the configuration given.
 
-    python -m experiments.sweep --config=configs/paper.py:2010 --sweep=experiments/ablations.py --workdir=DIR
-    … --sweep='experiments/ablations.py:baseline,no dropout'    # some of them
+    python -m experiments.sweep --config=configs/paper.py:2010 --sweep=experiments/sweeps/ablations.py \\
+        --workdir=DIR
+    … --sweep='experiments/sweeps/ablations.py:baseline,no dropout'    # some of them
 
-The paper's figures are changes of the top-1 / top-5 error in percentage points.
+The column `paper` has changes of the top-1 / top-5 error in percentage points.
 """
 
-from experiments.variants import Variant
+from experiments.sweeps.variants import Variant
 
 
 def get_variants(config, names: str = "") -> list[Variant]:
+    """Return all variants, or those of `names`, separated by commas."""
     hidden = [name for name in config.model.layers if name != "fc8"]
     convolutions = [name for name in hidden if name.startswith("conv")]
     # Section 3.2, footnote 2: one column with half the kernels, except where all maps are joined.

@@ -1,0 +1,1 @@
+"""Drawings, one file per kind of figure; experiments/figures.py is their command."""

@@ -1,0 +1,82 @@
+"""Figure 4: predictions, and training images with the nearest features."""
+
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from matplotlib.figure import Figure
+
+from alexnet_jax import augment, predict
+from alexnet_jax import config as configuration
+from alexnet_jax.datasets.batches import evaluation_batches
+from alexnet_jax.datasets.labels import with_labels_of
+from alexnet_jax.datasets.source import open_source
+from alexnet_jax.network import layer_table
+from alexnet_jax.runtime.errors import InputError
+from alexnet_jax.runtime.mesh import batch_sharding
+from alexnet_jax.step import make_activations
+
+
+def draw(workdir: str, overrides: dict, indices: list[int]) -> Figure:
+    """Draw a row per test image: itself, its five most probable labels, its six nearest training images."""
+    config = configuration.of_run(workdir, overrides)
+    network = predict.Network(config, workdir)
+    test, train = (
+        with_labels_of(network.label_names, open_source(config, split))
+        for split in ("test_split", "train_split")
+    )
+    wrong = [index for index in indices if not 0 <= index < len(test)]
+    if wrong:
+        raise InputError(f"--images={wrong[0]}: {config.data.test_split} has images 0 to {len(test) - 1}")
+    images, labels = test.read(indices)
+    probabilities = network.probabilities(images)
+    near = nearest(network, images, train)
+    pictures, near_labels = train.read(near.ravel())
+
+    figure = Figure(figsize=(12, 1.75 * len(images) + 0.3), layout="constrained")
+    grid = figure.subplots(len(images), 8, squeeze=False, width_ratios=(1, 1.6, 1, 1, 1, 1, 1, 1))
+    for axes in grid[:, [0, *range(2, 8)]].flat:
+        axes.set_axis_off()
+    count = near.shape[1]  # six, unless there are fewer training images
+    for row, axes in enumerate(grid):
+        predict.draw_top_five(axes[1], probabilities[row], network.names, labels[row])
+        shown = [(axes[0], images[row], labels[row])]
+        places = range(count * row, count * row + count)
+        shown += [(axes[2 + n], pictures[place], near_labels[place]) for n, place in enumerate(places)]
+        for each, picture, label in shown:
+            each.imshow(picture.squeeze(), cmap="gray", vmin=0, vmax=255)
+            weight = "bold" if each is axes[0] else "normal"
+            name = predict.short(network.names[label], 17)
+            each.set_title(name, fontsize="small", weight=weight, parse_math=False)
+    return figure
+
+
+def nearest(network: predict.Network, images: np.ndarray, train, count: int = 6) -> np.ndarray:
+    """Return [n, count] indices of the images of `train` whose features are nearest to each image's.
+
+    Features are the last hidden layer's activations for the central view; the distance is Euclidean.
+    """
+    features, config = make_features(network), network.config
+    wanted, sharding = features(images), batch_sharding(network.mesh)
+    batches = evaluation_batches(train, config.eval.batch_size, sharding, config.data.threads)
+    distances = [
+        np.linalg.norm(wanted[:, None] - features(pictures)[np.asarray(real)], axis=2)
+        for pictures, _, real in batches
+    ]
+    return np.argsort(np.hstack(distances), axis=1, kind="stable")[:, :count]
+
+
+def make_features(network: predict.Network) -> Callable[[np.ndarray], np.ndarray]:
+    """Return a function of images to [n, features], the last hidden layer's for the central view."""
+    config = network.config
+    layer = layer_table(config)[-2]
+    name = f"{layer.name}/activation" if "activation" in layer.then else layer.name
+    activations = make_activations(config, network.mesh)
+    place = np.array(augment.test_views(config, 1)[0], np.int32)
+    view = jax.jit(lambda images: augment.test_view(images, place, network.statistics, config))
+
+    def features(images) -> np.ndarray:
+        found = np.asarray(activations(network.params, view(images))[1][name])
+        return found.reshape(len(found), -1)
+
+    return features

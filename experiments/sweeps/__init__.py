@@ -1,0 +1,1 @@
+"""Parts of experiments/sweep.py, and the files that list variants."""
