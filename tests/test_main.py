@@ -378,7 +378,8 @@ def test_a_mistake_in_the_flags_is_named_and_writes_nothing(flags, words, tmp_pa
     assert not (tmp_path / "x").exists()
 
 
-def test_bad_data_and_workdirs_are_one_line_and_write_nothing(finished, data_dir, tmp_path):
+def test_bad_data_and_workdirs_are_named_and_nothing_is_written(finished, data_dir, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
     workdir, _ = finished
     before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
     new = tmp_path / "new"
@@ -392,8 +393,12 @@ def test_bad_data_and_workdirs_are_one_line_and_write_nothing(finished, data_dir
         (("--mode=eval", f"--workdir={workdir}", "--config=configs/paper.py"), ("belongs to another",)),
         (("--mode=eval", f"--workdir={workdir}", QUICKSTART, "--config.eval.step=7"), ("eval.step", "7")),
         (("--mode=eval", f"--workdir={workdir}", QUICKSTART, "--config.model.width=2"), ("model.width",)),
+        (("--mode=eval", f"--workdir={workdir}", "--config.model.width=2"), ("model.width",)),
+        (("--mode=eval", f"--workdir={workdir}", "--config.eval.view=1"), ("did you mean eval.views?",)),
     ):
-        (line,) = run(*flags, code=2).splitlines()
-        assert line.startswith("error: ") and all(word in line for word in words), line
+        with pytest.raises(InputError) as error:
+            main.main(list(flags))
+        message = str(error.value)
+        assert all(word in message for word in words) and "\n" not in message, message
     assert not new.exists()
     assert before == {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
