@@ -1,13 +1,14 @@
 """Run several processes, on one machine or many, as one program, with JAX's own engine (`jax.distributed`).
 
-    join               start it if it is asked for or a cluster is detected; otherwise there is one process
-    index, count       this process's number and how many there are; process 0 alone writes what is not a
-                       checkpoint
-    all_processes      call a function in every process; an error in one is raised in all
-    process_0_first    the same, process 0 first: it prepares what the others find
-    on_process_0       call a function in process 0 alone
-    barrier            wait for all; check_same: compare what they were given
-    exit_on_error      end every process, each with one line, once one is lost or fails
+join               start it if it is asked for or a cluster is detected; otherwise there is one process
+index, count       this process's number and how many there are; process 0 alone writes what is not a
+                   checkpoint
+all_processes      call a function in every process; an error in one is raised in all
+process_0_first    the same, process 0 first: it prepares what the others find
+on_process_0       call a function in process 0 alone
+barrier            wait for all; check_same: compare what they were given
+exit_on_error      end every process, each with one line, once one is lost or fails
+end_together       end every process only once all have done their part
 """
 
 import contextlib
@@ -17,6 +18,7 @@ import os
 import re
 import sys
 import threading
+import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
@@ -24,7 +26,7 @@ from typing import Any, NoReturn
 
 from alexnet_jax.runtime.errors import Diverged, InputError, first_line
 
-HEARTBEAT_SECONDS = 30  # after which a silent process counts as lost
+LOST_SECONDS = 30  # after which a silent process counts as lost
 SHUTDOWN_SECONDS = 10  # for which a process that ends with an error waits for the others to end too
 _LONG = 30 * 24 * 3600  # seconds; while process 0 prepares a data set, the others wait
 _LOST = (
@@ -32,6 +34,7 @@ _LOST = (
     " again, and the run goes on from its last checkpoint"
 )
 _rounds = itertools.count()
+_ending = threading.Event()  # the others may be gone: this process has done its part
 
 
 def _private_jax():
@@ -81,6 +84,8 @@ def join(coordinator: str | None, processes: int | None, process: int | None, se
     timer.start()
     # A preemption notice is of use only once there is something to save: until then SIGTERM ends a process.
     jax.config.update("jax_enable_preemption_service", False)
+    # Without this, XLA aborts a process with a page when another is lost; `_watch` tells of it instead.
+    jax.config.update("jax_enable_recoverability", True)
     try:
         jax.distributed.initialize(
             coordinator,
@@ -89,7 +94,7 @@ def join(coordinator: str | None, processes: int | None, process: int | None, se
             local_device_ids=None if "JAX_LOCAL_DEVICE_IDS" in os.environ else devices,
             cluster_detection_method="deactivate",
             initialization_timeout=seconds + 60,
-            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+            heartbeat_timeout_seconds=LOST_SECONDS,
             shutdown_timeout_seconds=SHUTDOWN_SECONDS,
         )
     except RuntimeError as error:
@@ -97,6 +102,28 @@ def join(coordinator: str | None, processes: int | None, process: int | None, se
     finally:
         jax.config.update("jax_enable_preemption_service", True)
         timer.cancel()
+    threading.Thread(target=_watch, daemon=True).start()
+
+
+def _watch() -> None:
+    """End this process with one line if another does not answer for LOST_SECONDS, or process 0 is gone."""
+    import jax
+
+    client, seen, pulse = _private_jax()[0].client, {}, itertools.count()
+    while not _ending.wait(LOST_SECONDS / 10):
+        now = time.monotonic()
+        try:
+            client.key_value_set(f"alexnet_jax/pulse/{index():06}", str(next(pulse)), allow_overwrite=True)
+            for key, value in client.key_value_dir_get("alexnet_jax/pulse/"):
+                if seen.get(key, ("", now))[0] != value:
+                    seen[key] = value, now
+        except jax.errors.JaxRuntimeError as error:
+            if not _ending.wait(3):  # for what waits for the lost process to tell of it itself
+                _exit(f"{_LOST} ({first_line(error)})")
+            return
+        silent = [key[-6:] for key, (_, when) in seen.items() if now - when > LOST_SECONDS]
+        if silent:
+            _exit(f"{_LOST} (process {int(silent[0])} does not answer)")
 
 
 def _detect(coordinator: str | None, processes: int | None, process: int | None, seconds: int) -> tuple:
@@ -200,7 +227,7 @@ def check_same(what: dict) -> None:
 
 
 def watch_preemption(step: int) -> None:
-    """Take SIGTERM, from now on, as a preemption notice, which `preempted` tells. All have done `step` steps."""
+    """Take SIGTERM as a preemption notice from now on, after `step` steps in every process."""
     _private_jax()[0].initialize_preemption_sync_manager()
     preempted(step)
 
@@ -216,6 +243,24 @@ def preempted(step: int) -> bool:
 
 
 @contextlib.contextmanager
+def end_together() -> Iterator[None]:
+    """End this process after the block, if there are others, once all have done their part."""
+    code = 0
+    try:
+        yield
+    except SystemExit as end:  # a run that was asked to stop
+        code = int(end.code or 0)
+        if count() == 1:
+            raise
+    if count() > 1:
+        barrier(True)
+        _ending.set()
+        if index() == 0:
+            time.sleep(1)  # XLA aborts those that find process 0 gone before them
+        _exit(code=code)
+
+
+@contextlib.contextmanager
 def exit_on_error() -> Iterator[None]:
     """End this process at once when the block raises, if there are others: the usual end waits for them.
 
@@ -224,6 +269,7 @@ def exit_on_error() -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        _ending.set()
         if count() == 1:
             raise
         import jax
