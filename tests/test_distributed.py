@@ -105,6 +105,7 @@ def started(folder, number, *flags, program=("-m", "alexnet_jax.main"), launcher
     coordinator = f"--coordinator=127.0.0.1:{free_port()}"
     # Less time to compile, and what is compared here is compared with itself.
     fixed = {**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    fixed.pop("TF_CPP_MIN_LOG_LEVEL", None)  # JAX has set it for this process; users have none
     with contextlib.ExitStack() as stack:
         processes = []
         for process in range(number):
@@ -245,6 +246,13 @@ def wait_for(condition, seconds=120):
         time.sleep(0.01)
 
 
+def error_line(text):
+    """Our own line on stderr; XLA and TensorFlow may write others, but no traceback."""
+    assert "Traceback" not in text
+    (line,) = [line for line in text.splitlines() if line.startswith("error: ")]
+    return line
+
+
 LAST_STEP = 96
 
 
@@ -259,15 +267,22 @@ def test_a_lost_or_stopped_process_ends_the_others_and_the_run_goes_on(data_dir,
             processes[victim].kill()
             killed = time.monotonic()
             code = processes[1 - victim].wait(60)
-        assert code != 0 and time.monotonic() - killed < 60
-        (line,) = texts(tmp_path, 2, "err")[1 - victim].splitlines()
+        assert code == 1 and time.monotonic() - killed < 60
+        line = error_line(texts(tmp_path, 2, "err")[1 - victim])
         assert line.startswith("error: another process has ended,") and "last checkpoint" in line
+    with started(tmp_path, 2, *flags) as processes:  # the coordinator no longer answers, as on a stuck host
+        wait_for(lambda: max(steps(workdir), default=0) >= 20)
+        processes[0].send_signal(signal.SIGSTOP)
+        stopped = time.monotonic()
+        code = processes[1].wait(90)
+        processes[0].kill()
+    assert code != 0 and time.monotonic() - stopped < 80
     with started(tmp_path, 2, *flags) as processes:
-        wait_for(lambda: max(steps(workdir), default=0) >= 25)
+        wait_for(lambda: max(steps(workdir), default=0) >= 30)
         processes[1].terminate()
         assert [process.wait(60) for process in processes] == [128 + signal.SIGTERM] * 2
     out, err = texts(tmp_path, 2, "out"), texts(tmp_path, 2, "err")
-    assert "error" not in "".join(err)
+    assert not [line for line in "".join(err).splitlines() if line.startswith("error: ")]
     saved = max(steps(workdir))
     assert f"stopped by SIGTERM; step {saved} is saved" in out[0] and saved < LAST_STEP
     out, _ = run(tmp_path, 2, *flags, "--config.checkpoint.every_steps=0")
@@ -305,8 +320,8 @@ def test_bad_input_of_one_process_while_training_ends_all(data_dir, tmp_path):
         codes = [process.wait(60) for process in processes]
         assert time.monotonic() - told < 25 and all(codes)
     others, own = texts(tmp_path, 2, "err")
-    assert own == "error: data.dir: cannot be read\n"
-    assert others.startswith("error: another process has ended,") and others.count("\n") == 1
+    assert error_line(own) == "error: data.dir: cannot be read"
+    assert error_line(others).startswith("error: another process has ended,")
 
 
 def refused(folder, number, *flags, **options):

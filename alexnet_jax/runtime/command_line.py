@@ -152,6 +152,7 @@ def check_writable(flag: str, path: str) -> None:
 
 def start_log() -> None:
     """Print our own lines on stdout; of the libraries, errors only, on stderr."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # of XLA's own log, which JAX sets to warnings
     handler = logging.StreamHandler(sys.stdout)
     handler.setLevel(logging.INFO)
     log.addHandler(handler)

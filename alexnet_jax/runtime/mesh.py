@@ -11,7 +11,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from alexnet_jax.runtime import machine, processes
+from alexnet_jax.runtime import processes
+from alexnet_jax.runtime.compilation_cache import enable_compilation_cache
 from alexnet_jax.runtime.errors import InputError
 
 AXIS = "column"
@@ -59,7 +60,7 @@ def make_mesh(config, batches: tuple[str, ...] = ()) -> Mesh:
     processes, each host into its share. Devices are in the order of their processes, so that a pair is close
     together.
     """
-    machine.keep_programs()
+    enable_compilation_cache()
     hosts = processes.count()
     data, column = mesh_shape(config, None, batches, hosts)
     with contextlib.suppress(RuntimeError):  # jax has started already, with the devices it was given then

@@ -1,58 +1,65 @@
-"""Several processes, on one machine or many, as one program: JAX's own engine (`jax.distributed`).
+"""Run several processes, on one machine or many, as one program, with JAX's own engine (`jax.distributed`).
 
-    join          starts it where it is asked for or a cluster is detected; otherwise there is one process
-    index, count  of this process; process 0 alone writes what is not a checkpoint
-    all_processes      a function in every process: what is wrong in one is told by all
-    process_0_first       the same, process 0 first: it prepares what the others find
-    on_process_0      in process 0 alone
-    barrier, check_same   whether it is fine in every process; whether all were given the same
-    exit_on_error          a lost process ends the others, with one line each
-
-`python -m alexnet_jax.runtime.processes` is the filter of `join`'s stderr.
+join               start it if it is asked for or a cluster is detected; otherwise there is one process
+index, count       this process's number and how many there are; process 0 alone writes what is not a
+                   checkpoint
+all_processes      call a function in every process; an error in one is raised in all
+process_0_first    the same, process 0 first: it prepares what the others find
+on_process_0       call a function in process 0 alone
+barrier            wait for all; check_same: compare what they were given
+exit_on_error      end every process, each with one line, once one is lost or fails
+end_together       end every process only once all have done their part
 """
 
-import atexit
 import contextlib
 import itertools
 import json
 import os
 import re
-import signal
-import subprocess
 import sys
 import threading
+import time
 import traceback
 import warnings
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
 
 from alexnet_jax.runtime.errors import Diverged, InputError, first_line
 
-HEARTBEAT_SECONDS = 30  # after which a silent process counts as lost
-SHUTDOWN_SECONDS = 10  # after which one that ends alone, for bad input, ends the others
+LOST_SECONDS = 30  # after which a silent process counts as lost
+SHUTDOWN_SECONDS = 10  # for which a process that ends with an error waits for the others to end too
 _LONG = 30 * 24 * 3600  # seconds; while process 0 prepares a data set, the others wait
 _LOST = (
     "error: another process has ended, cannot be reached or was started with other flags; start all of them"
     " again, and the run goes on from its last checkpoint"
 )
 _rounds = itertools.count()
-_filter_child = None
+_ending = threading.Event()  # the others may be gone: this process has done its part
 
 
-def _state():
-    from jax._src import distributed  # the public names have no key-value store and no barrier
+def _private_jax():
+    """Return JAX's state of several processes and its detection of clusters.
 
-    return distributed.global_state
+    No public name has a process's number before the devices are there, a key-value store, a barrier with a
+    time limit, a late start of the preemption service, or a cluster's processes without joining them.
+    """
+    from jax._src import clusters, distributed
+
+    return distributed.global_state, clusters.ClusterEnv
 
 
 def index() -> int:
-    return _state().process_id
+    """Return the number of this process."""
+    return _private_jax()[0].process_id
 
 
 def count() -> int:
-    return _state().num_processes
+    """Return the number of processes."""
+    return _private_jax()[0].num_processes
 
 
 def join(coordinator: str | None, processes: int | None, process: int | None, seconds: int) -> None:
-    """Joins the other processes, and returns when all are there.
+    """Join the other processes, and return when all are there.
 
     What is not given is taken from the cluster, as JAX detects it: SLURM, Open MPI, Cloud TPU, Kubernetes.
     Without either, and with one process, nothing is started. Raises InputError; ends the process if the
@@ -63,22 +70,22 @@ def join(coordinator: str | None, processes: int | None, process: int | None, se
     if processes == 1:
         return
     coordinator = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")
-    coordinator, processes, process, devices = _detected(coordinator, processes, process, seconds)
+    coordinator, processes, process, devices = _detect(coordinator, processes, process, seconds)
     if processes == 1 or coordinator is processes is process is None:
         return
     _check(coordinator, processes, process)
-    # A preemption notice is of use only once there is something to save: until then SIGTERM ends a process.
-    jax.config.update("jax_enable_preemption_service", False)
     print(
         f"process {process} of {processes}: joining at {coordinator}, waiting {seconds} s at most for all",
         flush=True,
     )
-    _filter_stderr()
-    atexit.register(jax.distributed.shutdown)  # jax's own comes after the filter's end
     # When its own limit passes, JAX aborts the process with a page.
     timer = threading.Timer(seconds, _never_joined, (coordinator, processes, seconds))
     timer.daemon = True
     timer.start()
+    # A preemption notice is of use only once there is something to save: until then SIGTERM ends a process.
+    jax.config.update("jax_enable_preemption_service", False)
+    # Without this, XLA aborts a process with a page when another is lost; `_watch` tells of it instead.
+    jax.config.update("jax_enable_recoverability", True)
     try:
         jax.distributed.initialize(
             coordinator,
@@ -87,22 +94,44 @@ def join(coordinator: str | None, processes: int | None, process: int | None, se
             local_device_ids=None if "JAX_LOCAL_DEVICE_IDS" in os.environ else devices,
             cluster_detection_method="deactivate",
             initialization_timeout=seconds + 60,
-            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+            heartbeat_timeout_seconds=LOST_SECONDS,
             shutdown_timeout_seconds=SHUTDOWN_SECONDS,
         )
     except RuntimeError as error:
         raise InputError(f"--coordinator={coordinator}: cannot be joined ({first_line(error)})") from None
-    timer.cancel()
+    finally:
+        jax.config.update("jax_enable_preemption_service", True)
+        timer.cancel()
+    threading.Thread(target=_watch, daemon=True).start()
 
 
-def _detected(coordinator, processes, process, seconds: int) -> tuple:
-    """What is given, the rest as the cluster has it, and which devices are this process's (None: all)."""
-    from jax._src import clusters
+def _watch() -> None:
+    """End this process with one line if another does not answer for LOST_SECONDS, or process 0 is gone."""
+    import jax
 
+    client, seen, pulse = _private_jax()[0].client, {}, itertools.count()
+    while not _ending.wait(LOST_SECONDS / 10):
+        now = time.monotonic()
+        try:
+            client.key_value_set(f"alexnet_jax/pulse/{index():06}", str(next(pulse)), allow_overwrite=True)
+            for key, value in client.key_value_dir_get("alexnet_jax/pulse/"):
+                if seen.get(key, ("", now))[0] != value:
+                    seen[key] = value, now
+        except jax.errors.JaxRuntimeError as error:
+            if not _ending.wait(3):  # for what waits for the lost process to tell of it itself
+                _exit(f"{_LOST} ({first_line(error)})")
+            return
+        silent = [key[-6:] for key, (_, when) in seen.items() if now - when > LOST_SECONDS]
+        if silent:
+            _exit(f"{_LOST} (process {int(silent[0])} does not answer)")
+
+
+def _detect(coordinator: str | None, processes: int | None, process: int | None, seconds: int) -> tuple:
+    """Return what is given, the rest as the cluster has it, and this process's devices (None: all)."""
     try:
         with warnings.catch_warnings():  # JAX's, in a pod of Kubernetes without the package for it
             warnings.simplefilter("ignore")
-            return clusters.ClusterEnv.auto_detect_unset_distributed_params(
+            return _private_jax()[1].auto_detect_unset_distributed_params(
                 coordinator, processes, process, None, None, seconds
             )
     except Exception as error:  # Kubernetes' and the metadata servers' own
@@ -117,37 +146,39 @@ def _detected(coordinator, processes, process, seconds: int) -> tuple:
 def _check(coordinator: str | None, processes: int | None, process: int | None) -> None:
     given = {"--coordinator": coordinator, "--processes": processes, "--process": process}
     missing = ", ".join(name for name, value in given.items() if value is None)
-    if missing:
+    if coordinator is None or processes is None or process is None:
         raise InputError(
             f"{missing}: missing; --coordinator=HOST:PORT, --processes and --process go together"
         )
     if not re.fullmatch(r".+:\d+", coordinator):
-        raise InputError(f"--coordinator={coordinator}: is no HOST:PORT, of a free port where process 0 runs")
+        raise InputError(
+            f"--coordinator={coordinator}: expected HOST:PORT, with a free port of the host of process 0"
+        )
     if not 0 <= process < processes:
-        raise InputError(f"--process={process}: give 0 to {processes - 1}, each to one of the {processes}")
+        raise InputError(
+            f"--process={process}: expected 0 to {processes - 1}, another for each of the {processes}"
+        )
 
 
 def _never_joined(coordinator: str, processes: int, seconds: int) -> None:
-    print(
+    _exit(
         f"error: --coordinator={coordinator}: not all of the {processes} processes joined within {seconds} s;"
-        " start them all with the same --coordinator and --processes, or give --join_seconds",
-        file=sys.stderr,
+        " start them all with the same --coordinator and --processes, or give --join_seconds"
     )
-    _exit(1)
 
 
-def _exchange(value, seconds: int = _LONG) -> list:
-    """The values of all processes, in their order; waits for all. All call it in the same order."""
+def _exchange(value: Any, seconds: int = _LONG) -> list:
+    """Return the values of all processes, in their order, once all have called it, in the same order."""
     if count() == 1:
         return [value]
-    client, folder = _state().client, f"alexnet_jax/{next(_rounds)}"
+    client, folder = _private_jax()[0].client, f"alexnet_jax/{next(_rounds)}"
     client.key_value_set(f"{folder}/{index():06}", json.dumps(value))
     client.wait_at_barrier(folder, 1000 * seconds)
     return [json.loads(text) for _, text in sorted(client.key_value_dir_get(folder))]
 
 
 def barrier(fine: bool, seconds: int = _LONG) -> bool:
-    """Whether it is fine in every process. Raises TimeoutError where not all of them ask in time."""
+    """Wait for all processes, and return whether all are `fine`. Raises TimeoutError if not all come."""
     import jax
 
     try:
@@ -158,8 +189,8 @@ def barrier(fine: bool, seconds: int = _LONG) -> bool:
         raise TimeoutError from None
 
 
-def all_processes(function, *args):
-    """function(*args) in every process. Raises InputError in all where it does in one."""
+def all_processes(function: Callable, *args) -> Any:
+    """Return function(*args), called in every process. Raises InputError in all if it does in one."""
     result = message = None
     try:
         result = function(*args)
@@ -171,20 +202,20 @@ def all_processes(function, *args):
     return result
 
 
-def on_process_0(function, *args):
-    """function(*args) in process 0; the others wait, and get None. Raises InputError as `all_processes`."""
+def on_process_0(function: Callable, *args) -> Any:
+    """Return function(*args) in process 0; the others wait, and get None. Raises as `all_processes`."""
     return all_processes(lambda: function(*args) if index() == 0 else None)
 
 
-def process_0_first(function, *args):
-    """function(*args) in process 0, and then in the others. Raises InputError as `all_processes`."""
+def process_0_first(function: Callable, *args) -> Any:
+    """Return function(*args), called in process 0 and then in the others. Raises as `all_processes`."""
     first = on_process_0(function, *args)
     others = all_processes(lambda: function(*args) if index() > 0 else None)
     return first if index() == 0 else others
 
 
 def check_same(what: dict) -> None:
-    """Raises InputError where the processes differ in `what`, naming the first that does."""
+    """Raise InputError if the processes differ in `what`, naming the first that does."""
     first, *others = _exchange(what)
     for process, other in enumerate(others, 1):
         for field in sorted(first.keys() | other.keys()):
@@ -196,16 +227,13 @@ def check_same(what: dict) -> None:
 
 
 def watch_preemption(step: int) -> None:
-    """From now on SIGTERM is a preemption notice, which `preempted` tells. All have done `step` steps."""
-    import jax
-
-    jax.config.update("jax_enable_preemption_service", True)
-    _state().initialize_preemption_sync_manager()
+    """Take SIGTERM as a preemption notice from now on, after `step` steps in every process."""
+    _private_jax()[0].initialize_preemption_sync_manager()
     preempted(step)
 
 
 def preempted(step: int) -> bool:
-    """Whether any process has been told to stop, and this is the step at which all do; called at every step.
+    """Return whether any process was told to stop and all are to stop after `step`; call it at every step.
 
     It costs nothing: JAX's processes speak of it only when there is a notice.
     """
@@ -215,87 +243,55 @@ def preempted(step: int) -> bool:
 
 
 @contextlib.contextmanager
-def exit_on_error():
-    """Within the block an exception ends this process at once: the usual end waits for the others.
+def end_together() -> Iterator[None]:
+    """End this process after the block, if there are others, once all have done their part."""
+    code = 0
+    try:
+        yield
+    except SystemExit as end:  # a run that was asked to stop
+        code = int(end.code or 0)
+        if count() == 1:
+            raise
+    if count() > 1:
+        barrier(True)
+        _ending.set()
+        if index() == 0:
+            time.sleep(1)  # XLA aborts those that find process 0 gone before them
+        _exit(code=code)
 
-    These may be waiting for it, and notice only that it is gone.
+
+@contextlib.contextmanager
+def exit_on_error() -> Iterator[None]:
+    """End this process at once when the block raises, if there are others: the usual end waits for them.
+
+    They may be waiting for this one in a collective, and notice only that it is gone.
     """
     try:
         yield
-    except (InputError, Diverged):
-        raise
     except Exception as error:
+        _ending.set()
         if count() == 1:
             raise
         import jax
 
         lost = r"gloo|nccl|unavailable|deadline|connection|coordination|heartbeat|barrier"
         kinds = jax.errors.JaxRuntimeError | ValueError  # of a collective, as it is dispatched or later
+        if isinstance(error, InputError | Diverged):
+            print(f"error: {error}", file=sys.stderr, flush=True)
+            # Usually all have raised it. The first to leave would take the others' line from them.
+            with contextlib.suppress(jax.errors.JaxRuntimeError):
+                _private_jax()[0].client.wait_at_barrier("alexnet_jax/error", 1000 * SHUTDOWN_SECONDS)
+            _exit(code=2 if isinstance(error, InputError) else 1)
         if isinstance(error, kinds) and re.search(lost, str(error), re.IGNORECASE):
-            print(f"{_LOST} ({first_line(error)})", file=sys.stderr)
-        else:
-            traceback.print_exc()
-        _exit(1)
+            _exit(f"{_LOST} ({first_line(error)})")
+        traceback.print_exc()
+        _exit()
 
 
-def _filter_stderr() -> None:
-    """Has a child read this process's stderr along: `_filter`.
-
-    When a process is lost, XLA aborts the others with pages of its own, in C++, before Python hears of it.
-    """
-    global _filter_child
-    # In a session of its own it outlives this process where a whole process group is killed.
-    _filter_child = subprocess.Popen(
-        [sys.executable, "-m", "alexnet_jax.runtime.processes"],
-        stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True,
-    )  # fmt: skip
-    os.dup2(_filter_child.stdin.fileno(), 2)
-    _filter_child.stdin.close()
-    atexit.register(_close_stderr)
-
-
-def _close_stderr() -> None:
-    """Returns when all that was written there is out: launchers kill what is left when a process ends."""
-    sys.stderr.flush()
-    with open(os.devnull, "w") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
-    with contextlib.suppress(subprocess.TimeoutExpired):  # a child of ours may have it open still
-        _filter_child.wait(5)
-
-
-def _exit(code: int) -> None:
-    """Ends this process at once: what Python does at the end would wait for the others."""
+def _exit(message: str = "", code: int = 1) -> NoReturn:
+    """End this process at once: what Python does at the end would wait for the others."""
+    if message:
+        print(message, file=sys.stderr)
     sys.stdout.flush()
-    _close_stderr()
+    sys.stderr.flush()
     os._exit(code)
-
-
-def _filter() -> None:
-    """Copies stdin to stderr, but holds back XLA's records on other processes, which are pages.
-
-    Where the last of them ends this process, one line takes their place. Where it goes on, they come out
-    before what is written next, or at the end. Where an error of ours tells what is wrong, they do not.
-    """
-    for number in (signal.SIGTERM, signal.SIGINT):  # a cluster sends these to children too
-        signal.signal(number, signal.SIG_IGN)
-    sys.stdin.reconfigure(errors="replace", newline="")  # a progress bar's lines end in \r
-    held, told = [], False
-    for line in sys.stdin:
-        record = re.match(r"[WEF]\d{4} .*(coordination|preemption_sync|distributed)", line)
-        if record and line[0] == "F":
-            held = [_LOST + "\n"]
-            break
-        if record or held and not re.match(r"[IWEF]\d{4} |Traceback |error: ", line):
-            held.append(line)  # with the lines that a record goes on for
-            continue
-        told = told or line.startswith("error: ")
-        print(*([] if told else held), line, sep="", end="", file=sys.stderr, flush=True)
-        held = []
-    if not told:
-        print(*held, sep="", end="", file=sys.stderr, flush=True)
-    for _ in sys.stdin:  # to the end: the writer would be killed by a closed pipe
-        pass
-
-
-if __name__ == "__main__":
-    _filter()
