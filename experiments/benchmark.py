@@ -1,22 +1,15 @@
 """python -m experiments.benchmark WHAT --config=configs/NAME.py[:ARG] [--config.FIELD=VALUE ...]
                                 [--batch=N] [--steps=N] [--rounds=N] [--json=FILE]
-                                [--peer=NAME,...] [--variants=OVERRIDES;...] [--seconds=X]
+                                [--baseline=NAME,...] [--variants=OVERRIDES;...] [--seconds=X]
 
 WHAT is
     train    training steps on random images, augmentation and dropout included, without an input pipeline
-    infer    one central view of random images, forward and log-softmax (both: experiments/step_benchmark.py)
-    input    images per second from storage to batches on the devices (experiments/input_benchmark.py)
+    infer    one central view of random images, forward and log-softmax (both: benchmarks/steps.py)
+    input    images per second from storage to batches on the devices (benchmarks/inputs.py)
 
---batch      images in a batch; the configuration's if left out
---steps      steps of a turn, 5 if left out; of input, batches in one pass, 8
---rounds     how often the contenders take turns, 5 if left out; of input 7
---json       a file for the results
---peer       of train and infer: torch, and of infer also onnxruntime; they run configs/paper.py's network
---variants   of train and infer: our contenders, each a set of overrides, such as
-             'mesh.column=1;mesh.column=2' or 'batch_size=64,model.dtype=bfloat16;batch_size=64'
---seconds    of input: how long a turn is, at least, 1 if left out; passes are repeated until then
-
-Errors in what was given are one line on stderr and exit code 2.
+Programs in processes of their own take turns. --variants are several of ours, each a set of overrides, as in
+'batch_size=64,model.dtype=bfloat16;batch_size=64'; a baseline runs configs/paper.py's network in PyTorch, or,
+of infer, in ONNX Runtime. Errors in what was given are one line on stderr and exit code 2.
 """
 
 import json
@@ -27,22 +20,26 @@ from alexnet_jax import config as configuration
 from alexnet_jax.runtime import command_line
 from alexnet_jax.runtime.errors import InputError
 from alexnet_jax.runtime.files import write_text
-from alexnet_jax.runtime.mesh import mesh_shape
 
-WHAT = {"train": ("torch",), "infer": ("torch", "onnxruntime"), "input": ()}  # and its peers
+WHAT = {"train": ("torch",), "infer": ("torch", "onnxruntime"), "input": ()}  # and its baselines
+COUNT = command_line.whole(1)
+FLAGS = (
+    ("--batch", "N", COUNT, "images in a batch (default: the configuration's)"),
+    ("--steps", "N", COUNT, "steps of a turn; of input, batches in a pass (default: 5; of input 8)"),
+    ("--rounds", "N", COUNT, "how often the programs take turns (default: 5; of input 7)"),
+    ("--seconds", "X", float, "of input: how long a turn is, at least (default: 1)"),
+    ("--json", "FILE", str, "a file for the results"),
+    ("--baseline --peer", "NAME,...", str, "others' programs: torch, onnxruntime"),
+    ("--variants", "OVERRIDES;...", str, "our programs, as overrides: 'mesh.column=1;mesh.column=2'"),
+)
 
 
 def main(arguments: list[str]) -> None:
-    whole = command_line.whole
+    """Run the command."""
     parser = command_line.Parser(__doc__, config=True)
     parser.add_argument("what", metavar="WHAT", type=command_line.one_of(*WHAT), help=", ".join(WHAT))
-    parser.add_argument("--batch", metavar="N", type=whole(1), help="images in a batch")
-    parser.add_argument("--steps", metavar="N", type=whole(1), help="steps of a turn")
-    parser.add_argument("--rounds", metavar="N", type=whole(1), help="how often the contenders take turns")
-    parser.add_argument("--seconds", metavar="X", type=float, help="how long a turn is, at least")
-    parser.add_argument("--json", metavar="FILE", help="a file for the results")
-    parser.add_argument("--peer", metavar="NAME,...", help="others' programs to compare with")
-    parser.add_argument("--variants", metavar="OVERRIDES;...", help="our contenders, as overrides")
+    for flag, metavar, kind, text in FLAGS:
+        parser.add_argument(*flag.split(), metavar=metavar, type=kind, help=text)
     given = parser.parse(arguments)
     _check_flags(given)
     config = configuration.load(given.config, given.overrides)
@@ -51,58 +48,56 @@ def main(arguments: list[str]) -> None:
     json_path = os.path.expanduser(given.json or "")
     if json_path:
         command_line.check_writable("--json", json_path)
-    results = _input(config, given) if given.what == "input" else _steps(config, given)
+    results = _measure(config, given)
     if json_path:
         write_text(json_path, json.dumps(results, indent=2) + "\n")
         print(f"written to {json_path}")
 
 
 def _check_flags(given) -> None:
-    if given.what == "input" and (given.peer is not None or given.variants is not None):
-        flag = "peer" if given.peer is not None else "variants"
-        raise InputError(f"--{flag}: is for train and infer; input has its own contenders")
+    if given.what == "input" and (given.baseline is not None or given.variants is not None):
+        flag = "baseline" if given.baseline is not None else "variants"
+        raise InputError(f"--{flag}: is for train and infer; input has its own programs")
     if given.what != "input" and given.seconds is not None:
         raise InputError(f"--seconds: is for input; {given.what} takes --steps")
-    for peer in _peers(given):
-        if peer not in WHAT[given.what]:
+    for baseline in _baselines(given):
+        if baseline not in WHAT[given.what]:
             raise InputError(
-                f"--peer={peer}: {given.what} has no such peer; give {' or '.join(WHAT[given.what])}"
+                f"--baseline={baseline}: {given.what} has no such baseline; give"
+                f" {' or '.join(WHAT[given.what])}"
             )
 
 
-def _peers(given) -> list[str]:
-    return given.peer.split(",") if given.peer else []
+def _baselines(given) -> list[str]:
+    return given.baseline.split(",") if given.baseline else []
 
 
 def _check(config) -> None:
-    configuration.check(config)
-    from alexnet_jax import network  # here, so that a mistake in the flags is told at once
+    """Raise InputError if the configuration does not work; imports what a mistake in the flags need not."""
+    from alexnet_jax.network import layer_table
+    from alexnet_jax.runtime.mesh import mesh_shape
 
-    network.layer_table(config)
+    configuration.check(config)
+    layer_table(config)
     mesh_shape(config, None, ("batch_size",))
 
 
-def _input(config, given) -> list[dict]:
-    from experiments import input_benchmark
+def _measure(config, given) -> list[dict] | dict:
+    if given.what == "input":
+        from experiments.benchmarks import inputs
 
-    seconds = 1.0 if given.seconds is None else given.seconds
-    return input_benchmark.run(config, given.steps or 8, given.rounds or 7, seconds)
+        seconds = 1.0 if given.seconds is None else given.seconds
+        return inputs.run(config, given.steps or 8, given.rounds or 7, seconds)
+    from experiments.benchmarks import steps
 
-
-def _steps(config, given) -> dict:
     variants = [("alexnet_jax", config)]
     if given.variants is not None:
         variants = [(text, _variant(config, text)) for text in given.variants.split(";")]
-    from experiments import step_benchmark
-
-    try:
-        return step_benchmark.run(given.what, variants, _peers(given), given.steps or 5, given.rounds or 5)
-    except step_benchmark.Failed as error:
-        command_line.fail(str(error), 1)
+    return steps.run(given.what, variants, _baselines(given), given.steps or 5, given.rounds or 5)
 
 
 def _variant(config, text: str):
-    """The configuration with overrides FIELD=VALUE,FIELD=VALUE."""
+    """Return the configuration with overrides FIELD=VALUE,FIELD=VALUE."""
     config = config.copy_and_resolve_references()
     overrides = re.split(r",(?=[\w.]+=)", text.strip())  # not at the commas of a tuple
     try:

@@ -1,11 +1,13 @@
 """experiments/benchmark.py as its user runs it."""
 
+import contextlib
 import importlib
 import json
 import os
 import pathlib
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -14,7 +16,10 @@ from networks import TWO_COLUMNS, assert_close, draw_views, draw_weights, our_ac
 
 from alexnet_jax.runtime.errors import InputError
 from configs import paper
-from experiments import step_benchmark
+from experiments import benchmark
+from experiments.benchmarks import steps
+from experiments.benchmarks.program import Program
+from experiments.benchmarks.step_programs import ours, product, timed
 
 ROOT = pathlib.Path(__file__).parent.parent
 PAPER = "--config=configs/paper.py"
@@ -45,7 +50,7 @@ def data(tmp_path_factory):
     return PAPER, f"--config.data.manual_dir={archives}", f"--config.data.dir={folder}"
 
 
-def test_input_measures_both_stores_beside_the_peers(data, tmp_path):
+def test_input_measures_both_stores_beside_the_baselines(data, tmp_path):
     path = tmp_path / "input.json"
     # --steps=3 with 4 images each is more than an epoch of 9.
     printed = run("input", *data, "--batch=4", "--steps=3", "--rounds=1", "--seconds=0", f"--json={path}")
@@ -57,7 +62,7 @@ def test_input_measures_both_stores_beside_the_peers(data, tmp_path):
         (what, workers) for what in whats for workers in (1, 2)
     )
     assert all(row["images_per_second"] > 0 and len(row["rounds"]) == 1 for row in rows)
-    assert all(row["times_better_peer"] > 0 for row in rows if row["what"] in ("raw", "jpeg"))
+    assert all(row["times_better_baseline"] > 0 for row in rows if row["what"] in ("raw", "jpeg"))
     assert os.listdir(tmp_path) == ["input.json"]
 
 
@@ -81,7 +86,7 @@ def test_train_measures_variants_in_turn(tmp_path):
     }  # fmt: skip
     assert results["cpus"] >= 1 and {"jax", "jaxlib"} == set(results["versions"])
     assert results["product_flops_per_second"] > 1e8
-    one, two = results["contenders"]
+    one, two = results["programs"]
     assert [one["name"], two["name"]] == variants
     assert [one["batch"], two["batch"]] == [4, 6]
     assert [one["mesh"], two["mesh"]] == [{"data": 1}, {"data": 1, "column": 2}]
@@ -99,7 +104,7 @@ def test_infer_runs_beside_onnx_runtime(tmp_path):
     path = tmp_path / "infer.json"
     run("infer", PAPER, "--batch=1", "--steps=1", "--rounds=1", "--peer=onnxruntime", f"--json={path}")
     results = json.loads(path.read_text())
-    ours, theirs = results["contenders"]
+    ours, theirs = results["programs"]
     assert theirs["name"] == "onnxruntime" and theirs["threads"] == results["cpus"]
     assert theirs["batch"] == ours["batch"] == 1
     assert theirs["first_over_this"]["median"] > 0 and theirs["peak_memory_bytes"] > 0
@@ -119,9 +124,9 @@ def test_floating_point_operations_are_those_counted_by_hand():
         + 4096 * 1000
     )
     config = paper.get_config()
-    assert step_benchmark.flop_per_image(config, "infer") == 2 * (conv1 + others)
+    assert steps.flop_per_image(config, "infer") == 2 * (conv1 + others)
     # Forward, and the gradients to the weights; those to the inputs of all but conv1.
-    assert step_benchmark.flop_per_image(config, "train") == 4 * conv1 + 6 * others
+    assert steps.flop_per_image(config, "train") == 4 * conv1 + 6 * others
 
 
 def their_views(views):
@@ -129,18 +134,18 @@ def their_views(views):
 
 
 def test_the_network_in_onnx_runtime_is_ours():
-    peer = importlib.import_module("experiments.onnx_peer")
-    assert peer.SHAPES == TWO_COLUMNS
+    baseline = importlib.import_module("experiments.benchmarks.onnx_baseline")
+    assert baseline.SHAPES == TWO_COLUMNS
     weights, views = draw_weights(TWO_COLUMNS), draw_views("paper")
-    (got,) = peer.session(weights, 2).run(None, {"views": their_views(views)})
+    (got,) = baseline.session(weights, 2).run(None, {"views": their_views(views)})
     logits = our_activations("paper", weights, views)["fc8"]
     assert_close({"": got}, {"": logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))})
 
 
 def test_the_network_in_pytorch_is_ours():
     torch = pytest.importorskip("torch")
-    peer = importlib.import_module("experiments.torch_peer")
-    model = peer.AlexNet().eval()
+    baseline = importlib.import_module("experiments.benchmarks.torch_baseline")
+    model = baseline.AlexNet().eval()
     assert sum(p.numel() for p in model.parameters()) == 60_965_224
     weights, views = draw_weights(TWO_COLUMNS), draw_views("paper")
     model.load_state_dict({name: torch.from_numpy(array) for name, array in weights.items()})
@@ -152,48 +157,76 @@ def test_the_network_in_pytorch_is_ours():
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_pytorch_takes_steps(channels_last):
     pytest.importorskip("torch")
-    peer = importlib.import_module("experiments.torch_peer")
+    baseline = importlib.import_module("experiments.benchmarks.torch_baseline")
     for what in ("train", "infer"):
-        step, facts = peer.start(what, 1, False, channels_last, 1, "cpu")
+        step, facts = baseline.start(what, 1, False, channels_last, 1, "cpu")
         step()
         assert facts == {"threads": 1, "device": "cpu"}
 
 
-def test_a_peer_that_is_not_installed_is_left_out(monkeypatch, caplog):
-    monkeypatch.setattr(step_benchmark.importlib.util, "find_spec", lambda name: None)
-    monkeypatch.setattr(step_benchmark.log, "propagate", True)
+def test_a_baseline_that_is_not_installed_is_left_out(monkeypatch, caplog):
+    monkeypatch.setattr(steps.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(steps.log, "propagate", True)
     with caplog.at_level("INFO"):
-        assert not step_benchmark._can_run("torch", [("", paper.get_config())])
+        assert not steps.can_run("torch", [("", paper.get_config())])
     assert caplog.messages == ["torch: left out, torch is not installed; pip install '.[oracle]'"]
 
 
-def test_a_contender_that_ends_is_one_line():
-    contender = step_benchmark.Contender("it", 1, None, {"kind": "nothing"})
-    with pytest.raises(step_benchmark.Failed, match="it: .* ended with exit code 1: KeyError: 'nothing'"):
-        contender.wait_until_ready()
-    contender.stop()
+@contextlib.contextmanager
+def started(start, *arguments):
+    program = Program("it", start, *arguments)
+    yield program
+    program.stop()
+    assert not program._process.is_alive()
 
 
-def test_a_contender_that_is_killed_is_one_line():
-    contender = step_benchmark.Contender("it", 1, None, {"kind": "product", "what": "train", "steps": 1})
-    contender.wait_until_ready()
-    contender.take_turn()
-    assert contender.peak_memory > 1e6 and np.shape(contender.rounds) == (1, 1)
-    contender._process.kill()
-    contender._process.wait()
-    with pytest.raises(step_benchmark.Failed, match="it: its process ended by signal 9; .*--batch"):
-        contender.take_turn()
-    contender.stop()
+def power(base):
+    return lambda exponent: base**exponent, {"environment": dict(os.environ)}
 
 
-def test_a_mesh_that_a_contender_cannot_have_is_one_line():
-    config = paper.get_config().to_dict()
-    config["mesh"]["data"] = 3
-    given = {"kind": "ours", "what": "train", "steps": 1, "config": config}
-    contender = step_benchmark.Contender("it", 1, None, given)
-    with pytest.raises(InputError, match="batch_size: 128 .* 3"):
-        contender.wait_until_ready()
-    contender.stop()
+def test_a_program_takes_turns_with_huge_pages_and_without_caches(monkeypatch):
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    before = dict(os.environ)
+    with started(power, 2) as program:
+        environment = program.facts()["environment"]
+        assert [program.turn(exponent) for exponent in (3, 5)] == [8, 32]
+    assert (
+        environment["JAX_ENABLE_COMPILATION_CACHE"] == environment["XLA_PYTHON_CLIENT_PREALLOCATE"] == "false"
+    )
+    assert environment["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] == "1"
+    if sys.platform == "linux":
+        assert environment["GLIBC_TUNABLES"] == "glibc.malloc.hugetlb=1"
+    assert dict(os.environ) == before
+
+
+def test_a_program_that_fails_is_one_line(capfd):
+    with started(power, 0) as program:
+        program.facts()
+        with pytest.raises(ChildProcessError, match="^it: ZeroDivisionError: [^\n]*$"):
+            program.turn(-1)
+        with pytest.raises(ChildProcessError, match="^it: its process ended with exit code 0$"):
+            program.turn(-1)
+    with started(power) as program, pytest.raises(ChildProcessError, match="^it: TypeError: .* 'base'$"):
+        program.facts()
+    assert capfd.readouterr().err == ""
+
+
+def test_a_program_that_is_killed_is_one_line():
+    with started(timed, product, time.time()) as program:
+        assert program.facts()["first_step_seconds"] > 0
+        seconds, peak_memory = program.turn(2)
+        assert peak_memory > 1e6 and np.shape(seconds) == (2,)
+        program._process.kill()
+        program._process.join()
+        with pytest.raises(ChildProcessError, match="it: its process ended by signal 9; .*--batch"):
+            program.turn(1)
+
+
+def test_a_mesh_that_a_program_cannot_have_is_one_line():
+    config = paper.get_config()
+    config.mesh.data = 3
+    with started(ours, "train", config) as program, pytest.raises(InputError, match="batch_size: 128 .* 3"):
+        program.facts()
 
 
 QUICK = "--config=configs/quickstart.py"
@@ -202,37 +235,42 @@ QUICK = "--config=configs/quickstart.py"
 @pytest.mark.parametrize(
     "flags, words",
     [
-        ((), ("train", "infer", "input")),
+        ((), ("WHAT: missing", "--help")),
         (("output", PAPER), ("'output'", "input")),
         (("train",), ("--config", "missing")),
-        (("train", PAPER, "--rounds=-1"), ("--rounds=-1", "positive")),
-        (("train", PAPER, "--batch=-8"), ("--batch=-8", "positive")),
+        (("train", PAPER, "--rounds=-1"), ("--rounds", "at least 1, got '-1'")),
+        (("train", PAPER, "--batch=-8"), ("--batch", "at least 1, got '-8'")),
         (("train", PAPER, "--seconds=1"), ("--seconds", "--steps")),
-        (("train", PAPER, "--peer=foo"), ("--peer=foo", "torch")),
-        (("train", PAPER, "--peer=torch,onnxruntime"), ("--peer=onnxruntime", "give torch")),
-        (("infer", QUICK, "--peer=onnxruntime"), ("--peer=onnxruntime", "configs/paper.py only")),
-        (("input", PAPER, "--peer=torch"), ("--peer", "train")),
+        (("train", PAPER, "--baseline=foo"), ("--baseline=foo", "torch")),
+        (("train", PAPER, "--baseline=torch,onnxruntime"), ("--baseline=onnxruntime", "give torch")),
+        (("infer", QUICK, "--peer=onnxruntime"), ("--baseline=onnxruntime", "configs/paper.py only")),
+        (("input", PAPER, "--baseline=torch"), ("--baseline", "train")),
         (("input", PAPER, "--variants=seed=1"), ("--variants", "train")),
         (("train", QUICK, "--variants=mesh.colum=1"), ("--variants", "mesh.colum:", "mesh.column")),
         (("train", QUICK, "--variants=mesh.column"), ("--variants", "'mesh.column'", "FIELD=VALUE")),
         (("train", QUICK, "--variants=mesh.column=x"), ("--variants", "'x'", "1, 2")),
         (("train", QUICK, "--variants=seed=1;mesh.data=3"), ("--variants", "batch_size", "64", "3")),
-        (("infer", PAPER, "--json=nowhere/infer.json"), ("--json=nowhere/infer.json", "No such file")),
+        (("infer", PAPER, "--json={empty}/none/infer.json"), ("--json=", "none/infer.json", "No such file")),
         (("input",), ("--config", "missing")),
         (("input", "--config=configs/nope.py"), ("configs/nope.py", "paper.py")),
         (("input", PAPER, "--stepps=3"), ("stepps", "steps")),
         (("input", PAPER, "--workdir=x"), ("workdir",)),
-        (("input", PAPER, "--steps=0"), ("--steps=0", "positive")),
-        (("input", PAPER, "--batch=many"), ("--batch=many",)),
+        (("input", PAPER, "--steps=0"), ("--steps", "at least 1, got '0'")),
+        (("input", PAPER, "--batch=many"), ("--batch", "got 'many'")),
         (("input", PAPER, "--config.data.threds=1"), ("data.threds", "data.threads")),
-        (("input", PAPER, "--json=nowhere/input.json"), ("--json=nowhere/input.json", "No such file")),
+        (("input", PAPER, "--json={empty}/none/input.json"), ("--json=", "none/input.json", "No such file")),
         (("input", PAPER, "--json=tests"), ("--json=tests", "folder")),
         (("input", PAPER, "--config.data.name=folder"), ("data.name", "folder")),
         (("input", PAPER, "--config.data.dir={empty}"), ("data.manual_dir",)),
     ],
 )
-def test_bad_input_is_one_line_and_exit_code_2(flags, words, tmp_path):
-    flags = [flag.format(empty=tmp_path) for flag in flags]
-    # TFDS announces a preparation on a line of its own.
-    (line,) = [line for line in run(*flags, code=2).splitlines() if not line.startswith("Downloading")]
-    assert line.startswith("error: ") and all(word in line for word in words), line
+def test_bad_input_is_named(flags, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(InputError) as error:
+        benchmark.main([flag.format(empty=tmp_path) for flag in flags])
+    message = str(error.value)
+    assert len(message.splitlines()) == 1 and all(word in message for word in words), message
+
+
+def test_bad_input_is_one_line_and_exit_code_2():
+    assert run("train", code=2).startswith("error: --config: missing; give --config=configs/")

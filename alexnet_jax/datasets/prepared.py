@@ -15,8 +15,11 @@ from array_record.python import array_record_module
 from google.protobuf.message import DecodeError
 from tensorflow_datasets.proto import tf_example_pb2
 
-import alexnet_jax.datasets  # noqa: F401  (registers the builders)
-from alexnet_jax.datasets import images
+from alexnet_jax.datasets import (
+    fashion_mnist,  # noqa: F401  (TFDS registers the builders that it sees)
+    ilsvrc,  # noqa: F401
+    images,
+)
 from alexnet_jax.runtime import quiet_tensorflow
 from alexnet_jax.runtime.errors import InputError, first_line, nearest
 from alexnet_jax.runtime.files import file_lock

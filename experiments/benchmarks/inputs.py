@@ -6,22 +6,21 @@
 
 All read the same images in the same order, the training split's first steps, and give batches of uint8
 [batch, size, size, channels] with labels: on JAX's devices for the two stores, as the library's own tensors
-in the host's memory for the peers. The peers read the very JPEGs of the data set, from one file for each, as
-is usual with them. The contenders take turns: each has a process of its own, in which it passes over these
-images without being measured once, so everything comes from the system's cache; then, in each round, each
-passes over them for `seconds` at least while the others wait. A pass is timed from its first call to its last
-batch. The median of the rounds counts, and for the ratio to a peer the median of the ratios within a round:
-machines drift, and what disturbs one round disturbs all contenders in it.
+in the host's memory for the baselines. The baselines read the very JPEGs of the data set, one file each, as
+is usual with them. The programs take turns (program.py). Each first passes over these images without being
+measured, so everything comes from the system's cache. Then, in each round, each passes over them for
+`seconds` at least while the others wait. A pass is timed from its first call to its last batch. The median
+of the rounds counts, and for the ratio to a baseline the median of the ratios within a round: machines
+drift, and what disturbs one round disturbs all programs in it.
 
-Per core: a contender with one worker is pinned to one CPU, with two to two, all its threads and processes.
-So handing batches over, which the main thread does in parallel to the workers, is paid for as well. Dividing
-by the CPU time used instead would leave out the waiting that a pipeline causes itself.
+Per core: a program with one worker is pinned to one CPU, with two to two, all its threads and processes. So
+handing batches over, which the main thread does in parallel to the workers, is paid for as well. Dividing by
+the CPU time used instead would leave out the waiting that a pipeline causes itself.
 """
 
-import collections
 import importlib.util
+import itertools
 import logging
-import multiprocessing
 import os
 import pathlib
 import statistics
@@ -29,28 +28,26 @@ import tempfile
 import time
 
 import numpy as np
-import tensorflow_datasets as tfds
 
-from alexnet_jax.datasets import images
-from alexnet_jax.datasets.batches import examples_of_step, training_batches
-from alexnet_jax.datasets.prepared import prepared_builder
-from alexnet_jax.datasets.source import open_source
 from alexnet_jax.runtime.errors import InputError
-from alexnet_jax.runtime.mesh import batch_sharding, make_mesh
+from experiments.benchmarks.program import Program
 
 WORKERS = (1, 2)
 STORES = ("raw", "jpeg")
-PEERS = {"tf.data": "tensorflow", "torch": "torch"}  # and the package that each needs
+BASELINES = {"tf.data": "tensorflow", "torch": "torch"}  # and the package that each needs
 
 log = logging.getLogger("alexnet_jax")
 
 
 def run(config, steps: int, rounds: int, seconds: float) -> list[dict]:
-    """Measures and prints; a dict for each contender and number of workers.
+    """Measure and print; return a dict for each program and number of workers.
 
-    `what`, `workers`, `images_per_second` (median), `times_better_peer` (None without peers), `rounds` (each
-    round's images per second). Raises InputError if the data set cannot be read.
+    `what`, `workers`, `images_per_second` (median), `times_better_baseline` (None without baselines),
+    `rounds` (each round's images per second). Raises InputError if the data set cannot be read,
+    ChildProcessError if a program ends.
     """
+    from alexnet_jax.datasets.source import open_source
+
     if config.data.name == "folder":
         raise InputError("data.name: a folder has no stores to compare; give a TFDS data set")
     if not hasattr(os, "sched_setaffinity"):
@@ -59,13 +56,15 @@ def run(config, steps: int, rounds: int, seconds: float) -> list[dict]:
         open_source(_with(config, store=store), "train_split")  # prepared where it is not yet
     with tempfile.TemporaryDirectory(prefix="input-benchmark-") as folder:
         files = _write_files(config, steps, folder)
-        names = [*STORES, *_peers(files, config)]
-        contenders = [Contender(name, n, config, steps, files) for n in WORKERS for name in names]
+        names = [*STORES, *_baselines(files, config)]
+        programs = {}  # (name, workers) -> program
         try:
-            return _measure(contenders, rounds, seconds)
+            for workers, name in itertools.product(WORKERS, names):
+                programs[name, workers] = Program(name, start, name, workers, config, steps, files)
+            return _measure(programs, rounds, seconds)
         finally:
-            for contender in contenders:
-                contender.stop()
+            for program in programs.values():
+                program.stop()
 
 
 def _with(config, **data):
@@ -75,7 +74,12 @@ def _with(config, **data):
 
 
 def _write_files(config, steps: int, folder: str) -> list[tuple[str, int]]:
-    """(file, label) of every example of these steps in order; an image that comes twice has one file."""
+    """Return (file, label) of every example of these steps; an image that comes twice has one file."""
+    import tensorflow_datasets as tfds
+
+    from alexnet_jax.datasets.batches import examples_of_step
+    from alexnet_jax.datasets.prepared import prepared_builder
+
     builder = prepared_builder(config)
     examples = builder.as_data_source(config.data.train_split, decoders={"image": tfds.decode.SkipDecoding()})
     order = [examples_of_step(config.seed, step, config.batch_size, len(examples)) for step in range(steps)]
@@ -89,8 +93,10 @@ def _write_files(config, steps: int, folder: str) -> list[tuple[str, int]]:
     return [files[index] for index in np.concatenate(order).tolist()]
 
 
-def _peers(files, config) -> list[str]:
-    """The peers that are installed and can do the same work; a line about each of the others."""
+def _baselines(files, config) -> list[str]:
+    """Return the baselines that are installed and can do the same work; log a line about each other one."""
+    from alexnet_jax.datasets import images
+
     wanted = (config.data.image_size, config.data.image_size, config.data.channels)
     try:
         same = all(images.decode(pathlib.Path(file).read_bytes()).shape == wanted for file, _ in set(files))
@@ -98,89 +104,57 @@ def _peers(files, config) -> list[str]:
         same = False
     if not same:
         size = "x".join(map(str, wanted))
-        log.info(f"{', '.join(PEERS)}: left out, the stored images are not JPEGs or PNGs of {size}")
+        log.info(f"{', '.join(BASELINES)}: left out, the stored images are not JPEGs or PNGs of {size}")
         return []
-    there = [name for name, package in PEERS.items() if importlib.util.find_spec(package)]
-    for name in PEERS.keys() - set(there):
-        log.info(f"{name}: left out, {PEERS[name]} is not installed")
+    there = [name for name, package in BASELINES.items() if importlib.util.find_spec(package)]
+    for name in BASELINES.keys() - set(there):
+        log.info(f"{name}: left out, {BASELINES[name]} is not installed")
     return there
 
 
-def _measure(contenders, rounds: int, seconds: float) -> list[dict]:
-    rates = collections.defaultdict(list)
-    for contender in contenders:
-        contender.images_per_second(0)  # starts it, and fills the system's cache
+def _measure(programs: dict, rounds: int, seconds: float) -> list[dict]:
+    rates = {each: [] for each in programs}
+    for program in programs.values():
+        program.facts()
+        program.turn(0)  # fills the system's cache
     for number in range(1, rounds + 1):
-        for contender in contenders:
-            rate = contender.images_per_second(seconds)
-            rates[contender.name, contender.workers].append(rate)
-            log.info(f"round {number}/{rounds}  {contender}  {rate:9,.0f} images/s")
+        for (name, workers), program in programs.items():
+            rate = program.turn(seconds)
+            rates[name, workers].append(rate)
+            each = f"{name:9}{workers} worker{'s' if workers > 1 else ' '}"
+            log.info(f"round {number}/{rounds}  {each}  {rate:9,.0f} images/s")
     rows = [_row(rates, name, workers) for name, workers in rates]
-    log.info(f"\n{'':9}workers   images/s   per core   times the better peer")
+    log.info(f"\n{'':9}workers   images/s   per core   times the better baseline")
     for row in rows:
-        rate, ratio = row["images_per_second"], row["times_better_peer"]
+        rate, ratio = row["images_per_second"], row["times_better_baseline"]
         last = f"{ratio:.2f}" if ratio is not None and row["what"] in STORES else ""
         log.info(f"{row['what']:9}{row['workers']:7}{rate:11,.0f}{rate / row['workers']:11,.0f}   {last}")
     return rows
 
 
-def _row(rates, name: str, workers: int) -> dict:
+def _row(rates: dict, name: str, workers: int) -> dict:
     own = rates[name, workers]
-    peers = [rates[peer, workers] for peer in PEERS if (peer, workers) in rates]
-    ratios = [statistics.median(a / b for a, b in zip(own, peer, strict=True)) for peer in peers]
+    others = [rates[other, workers] for other in BASELINES if (other, workers) in rates]
+    ratios = [statistics.median(a / b for a, b in zip(own, other, strict=True)) for other in others]
     return {
         "what": name,
         "workers": workers,
         "images_per_second": round(statistics.median(own), 1),
-        "times_better_peer": round(min(ratios), 3) if ratios else None,
+        "times_better_baseline": round(min(ratios), 3) if ratios else None,
         "rounds": [round(rate, 1) for rate in own],
     }
 
 
-class Contender:
-    """A process that passes over the images when it is asked to."""
-
-    def __init__(self, name: str, workers: int, config, steps: int, files):
-        self.name, self.workers = name, workers
-        # Nothing that this process has started, such as JAX's threads, may be in it.
-        context = multiprocessing.get_context("spawn")
-        self._connection, theirs = context.Pipe()
-        arguments = (theirs, name, workers, config, steps, files)
-        self._process = context.Process(target=_serve, args=arguments)
-        self._process.start()
-        theirs.close()
-
-    def __str__(self) -> str:
-        return f"{self.name:9}{self.workers} worker{'s' if self.workers > 1 else ' '}"
-
-    def images_per_second(self, seconds: float) -> float:
-        """One pass, or as many as take that long."""
-        self._connection.send(seconds)
-        try:
-            return self._connection.recv()
-        except EOFError:
-            raise RuntimeError(f"{self.name} with {self.workers} workers ended: see above") from None
-
-    def stop(self) -> None:
-        self._connection.close()
-        self._process.join()
-
-
-def _serve(connection, name: str, workers: int, config, steps: int, files) -> None:
-    """The contender's process: a measurement for each message, until the connection is closed."""
+def start(name: str, workers: int, config, steps: int, files):
+    """Return (seconds -> images per second of passes that take so long, facts) of the program `name`."""
     # Before any library counts the CPUs and starts its threads.
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:workers])
     if name in STORES:
         one_pass = _ours(_with(config, store=name, threads=workers), steps)
     else:
-        start = {"tf.data": _tf_data, "torch": _torch}[name]
-        one_pass = start(files, config.batch_size, config.data.channels, workers)
-    while True:
-        try:
-            seconds = connection.recv()
-        except EOFError:
-            return
-        connection.send(_images_per_second(one_pass, seconds))
+        start_baseline = {"tf.data": _tf_data, "torch": _torch}[name]
+        one_pass = start_baseline(files, config.batch_size, config.data.channels, workers)
+    return lambda seconds: _images_per_second(one_pass, seconds), {}
 
 
 def _images_per_second(one_pass, seconds: float) -> float:
@@ -194,6 +168,10 @@ def _images_per_second(one_pass, seconds: float) -> float:
 
 def _ours(config, steps: int):
     import jax
+
+    from alexnet_jax.datasets.batches import training_batches
+    from alexnet_jax.datasets.source import open_source
+    from alexnet_jax.runtime.mesh import batch_sharding, make_mesh
 
     source = open_source(config, "train_split")
     sharding = batch_sharding(make_mesh(config, ("batch_size",)))

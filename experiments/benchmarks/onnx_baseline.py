@@ -17,7 +17,7 @@ SHAPES = {
 
 
 def random_weights() -> dict[str, np.ndarray]:
-    """N(0, 0.01^2), and biases of 0.1, in PyTorch's names and layout."""
+    """Draw N(0, 0.01^2), and biases of 0.1, in PyTorch's names and layout."""
     draw, weights = np.random.default_rng(0), {}
     for name, shape in SHAPES.items():
         weights[f"{name}.weight"] = 0.01 * draw.standard_normal(shape, np.float32)
@@ -26,7 +26,7 @@ def random_weights() -> dict[str, np.ndarray]:
 
 
 def network(weights: dict[str, np.ndarray]):
-    """The model: views, float [batch, 3, 224, 224], the mean subtracted, -> log_softmax [batch, 1000]."""
+    """Return the model: views, float [batch, 3, 224, 224], less the mean, -> log_softmax [batch, 1000]."""
     constants = [numpy_helper.from_array(array, name) for name, array in weights.items()]
     constants.append(numpy_helper.from_array(np.float32(0.5), "half"))
     nodes = []
@@ -36,12 +36,12 @@ def network(weights: dict[str, np.ndarray]):
         return nodes[-1].output[0]
 
     def conv(x, name, pads, stride=1, group=1):
-        """`pads`: top, left, bottom, right."""
+        """Convolve; `pads` are top, left, bottom, right."""
         parts = (f"{name}.weight", f"{name}.bias")
         return add("Relu", add("Conv", x, *parts, strides=[stride] * 2, pads=pads, group=group))
 
     def response_norm(x, maps, side):
-        """Of each column (section 3.3): as images of their own. ONNX divides alpha by the size."""
+        """Normalise each column (section 3.3), as images of their own. ONNX divides alpha by the size."""
         for features in (maps // 2, maps):
             shape = np.array([-1, features, side, side])
             constants.append(numpy_helper.from_array(shape, f"shape {len(constants)}"))
@@ -81,7 +81,7 @@ def session(weights: dict[str, np.ndarray], threads: int, platform: str = "cpu")
 
 
 def start(batch: int, threads: int, platform: str):
-    """(a step, which is a forward pass, facts); `platform` is jax's, cpu or gpu."""
+    """Return (a step, which is a forward pass, facts); `platform` is jax's, cpu or gpu."""
     running = session(random_weights(), threads, platform)
     views = np.random.default_rng(1).standard_normal((batch, 3, 224, 224), np.float32)
     facts = {"threads": threads, "device": running.get_providers()[0]}

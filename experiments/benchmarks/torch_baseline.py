@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 
 class AlexNet(nn.Module):
-    """float [batch, 3, 224, 224], the mean subtracted, -> logits [batch, 1000]."""
+    """Map float [batch, 3, 224, 224], the mean subtracted, to logits [batch, 1000]."""
 
     def __init__(self):
         super().__init__()
@@ -35,19 +35,19 @@ class AlexNet(nn.Module):
         return self.fc8(x)
 
     def dropout(self, x):
-        """Section 4.2: PyTorch doubles what it keeps in training, the paper halves all at test."""
+        """Apply section 4.2: PyTorch doubles what it keeps in training, the paper halves all at test."""
         return 0.5 * F.dropout(x, 0.5, self.training)
 
 
 def response_norm(x):
-    """Section 3.3, over the maps of one column: what F.local_response_norm does, which has no groups."""
+    """Normalise over the maps of one column (section 3.3); F.local_response_norm has no groups."""
     squares = x.square().unflatten(1, (2, -1))  # [batch, columns, maps, height, width]
     means = F.avg_pool3d(squares, (5, 1, 1), stride=1, padding=(2, 0, 0)).flatten(1, 2)
     return x / (2 + 5e-4 * means).pow(0.75)  # of five maps, so that 5e-4 is the paper's 1e-4 of their sum
 
 
 def start(what: str, batch: int, compiled: bool, channels_last: bool, threads: int, platform: str):
-    """(a step of `train` or `infer`, facts); `platform` is jax's, cpu or gpu."""
+    """Return (a step of `train` or `infer`, facts); `platform` is jax's, cpu or gpu."""
     torch.manual_seed(0)
     torch.set_num_threads(threads)
     device = torch.device("cuda" if platform == "gpu" else "cpu")
@@ -55,7 +55,7 @@ def start(what: str, batch: int, compiled: bool, channels_last: bool, threads: i
     model = AlexNet().to(device, memory_format=layout).train(what == "train")
     images = torch.randn(batch, 3, 224, 224, device=device).to(memory_format=layout)
     labels = torch.randint(0, 1000, (batch,), device=device)
-    rule = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9, weight_decay=5e-4, fused=True)
+    optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9, weight_decay=5e-4, fused=True)
 
     def loss(images, labels):
         return F.cross_entropy(model(images), labels)
@@ -67,9 +67,9 @@ def start(what: str, batch: int, compiled: bool, channels_last: bool, threads: i
         loss, log_softmax = torch.compile(loss), torch.compile(log_softmax)
 
     def train():
-        rule.zero_grad()
+        optimizer.zero_grad()
         loss(images, labels).backward()
-        rule.step()
+        optimizer.step()
 
     @torch.inference_mode()
     def infer():
