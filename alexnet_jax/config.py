@@ -138,7 +138,7 @@ def _type(field: str) -> type:
 def _rule(field: str, kind: type) -> tuple:
     """Return what works for a field, and the test of a value of its type."""
     field = re.sub(r"^model\.layers\.\w+", "model.layers.*", field)
-    return _RULES.get(field, (_ANY[kind], lambda v: True))
+    return _RULES.get(field, (_ANY[kind], lambda _: True))
 
 
 def check(config) -> None:

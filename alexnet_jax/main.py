@@ -20,7 +20,6 @@ import os
 
 from alexnet_jax import config as configuration
 from alexnet_jax.runtime import command_line, processes
-from alexnet_jax.workdirs.workdir import read_config
 
 MODES = ("train", "eval", "prepare", "describe")
 
@@ -99,7 +98,7 @@ def _join(given, config, workdir: str) -> None:
 def _config_of_workdir(config, overrides: configuration.Overrides, workdir: str):
     """Return config.json of the workdir with this command's overrides; `config` is --config's, or None."""
     stored = configuration.of_run(workdir, overrides)
-    if config is not None and config.name != read_config(workdir).name:
+    if config is not None and config.name != stored.name:
         # A run's own file may have been overridden when it was trained; another file is a mistake.
         configuration.check_same_run(config, workdir, data=False)
     return stored

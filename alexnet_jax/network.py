@@ -128,7 +128,8 @@ class Network(nn.Module):
 
     def sum_columns(self, parts: Columns) -> Array:
         """Return the sum over all columns."""
-        return lax.psum(sum(parts), AXIS) if self.split else sum(parts)
+        total: Any = sum(parts)
+        return lax.psum(total, AXIS) if self.split else total
 
     def column(self, place: int) -> Array | int:
         """Return the number of the column at a place of the list."""

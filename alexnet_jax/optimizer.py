@@ -10,7 +10,7 @@ instead, and `bias_rate`, `conv1_drop_epoch` and `conv1_freeze_epoch` are the re
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,10 +21,10 @@ import optax
 class PlateauState(NamedTuple):
     """The schedule's state; a checkpoint holds it."""
 
-    best: jax.Array  # lowest validation error so far, float32
-    stale: jax.Array  # validations since, int32
-    drops: jax.Array  # times the learning rate was divided, int32
-    epochs: jax.Array  # completed at the last validation, int32
+    best: Any  # lowest validation error so far, float32
+    stale: Any  # validations since, int32
+    drops: Any  # times the learning rate was divided, int32
+    epochs: Any  # completed at the last validation, int32
 
 
 def make(config) -> optax.GradientTransformation:

@@ -23,7 +23,7 @@ class Network:
     """A checkpoint of a workdir, eval.step, on one place of the mesh's axis `data`."""
 
     def __init__(self, config, workdir: str):
-        """Raises InputError if it cannot be opened."""
+        """Open the checkpoint. Raises InputError if it cannot be opened."""
         # Imported here, as below, so that a mistake in the flags is reported at once.
         from alexnet_jax import evaluate
         from alexnet_jax.datasets.labels import imagenet_classes
@@ -52,7 +52,7 @@ class Network:
 
 
 def top_five(probabilities: np.ndarray) -> np.ndarray:
-    """The labels of a picture's highest probabilities, at most five; of equal ones the lower label first."""
+    """Return the labels of a picture's highest probabilities, at most five; of equal ones the lower first."""
     return np.argsort(-probabilities, kind="stable")[:5]
 
 
@@ -71,7 +71,7 @@ def draw_top_five(axes, probabilities: np.ndarray, names: list[str], correct: in
 
 
 def short(name: str, length: int = 22) -> str:
-    """A class by its first name: without its WordNet id and what follows a comma."""
+    """Return a class's first name: without its WordNet id and what follows a comma."""
     words = name.split(" ", 1)
     has_id = len(words) == 2 and words[0][:1] == "n" and words[0][1:].isdigit()
     first = (words[1] if has_id else name).partition(",")[0]

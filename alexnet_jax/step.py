@@ -11,6 +11,7 @@ from (layer, column), initial weights from (seed, layer, column): nothing depend
 """
 
 import functools
+from typing import Any
 
 import flax.struct
 import jax
@@ -82,7 +83,7 @@ def abstract_state(config, mesh: Mesh, tx: optax.GradientTransformation) -> Trai
     """Return the state's shapes, types and shardings, computing nothing."""
     state = jax.eval_shape(lambda: new_state(_init_params(config), tx))
     shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), param_specs(state.params, mesh))
-    everywhere = replicated(mesh)
+    everywhere: Any = replicated(mesh)
     like_params = optax.tree_map_params(
         tx, lambda _, s: s, state.opt_state, shardings, transform_non_params=lambda _: everywhere
     )
@@ -122,7 +123,7 @@ def loss_and_gradients(config, mesh: Mesh):
             params = jax.tree.map(lambda x: lax.pcast(x, "data", to="varying"), params)
 
         def loss(params):
-            """The mean cross entropy over this device's examples (section 3.5), the same in both columns."""
+            """Return the mean cross entropy over this device's examples (section 3.5), and the error."""
             logits, _ = network.apply({"params": params}, views, dropout_keys)
             error = (logits.argmax(axis=1) != labels).mean()
             return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), error

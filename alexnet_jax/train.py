@@ -151,7 +151,7 @@ class Run:
         rates = evaluate.error_rates(
             eval_step, state.params, self.val_source, config, self.mesh, self.statistics
         )
-        row = {
+        row: dict[str, Any] = {
             "step": step,
             "epoch": epochs(config, len(self.train_source), step),
             "learning_rate": _learning_rate(config, state),

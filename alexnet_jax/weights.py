@@ -40,7 +40,7 @@ SOURCES = ("torchvision", "caffe")
 def import_weights(
     source: str, file: str, workdir: str, config=None, labels: str | None = None, mean: str | None = None
 ) -> None:
-    """Makes a workdir with the weights of `file` at step 0.
+    """Make a workdir with the weights of `file` at step 0.
 
     `config` is changed to the file's number of classes; None is configs/SOURCE.py. Raises InputError, and
     leaves nothing behind then.
@@ -120,7 +120,7 @@ def _check_network(file: str, weights: formats.Weights, config, classifier: str)
 
 
 def _label_names(classes: int, labels: str | None, arrays: dict) -> list[str]:
-    """A name for each class: of --labels, of --mean's run, ImageNet's where there are 1000, or numbers."""
+    """Return a name for each class: of --labels, of --mean's run, ImageNet's for 1000, or numbers."""
     if labels is None:
         from alexnet_jax.datasets.labels import imagenet_classes
 

@@ -1,4 +1,4 @@
-"""The paper's two columns in small, for ten classes of ImageNet (Imagenette): the ablations on two CPU cores.
+r"""The paper's two columns in small, for ten classes of ImageNet (Imagenette), for ablations on a CPU.
 
     python -m experiments.sweep --config=configs/imagenette.py --sweep=experiments/sweeps/ablations.py \\
         --config.data.dir=SMALL --workdir=DIR

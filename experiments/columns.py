@@ -95,7 +95,7 @@ def main(arguments: list[str]) -> None:
             line += "; difference " + _in_points(f"{100 * (shares[0] - shares[1]):+.1f}", by_chance[-1], p)
         print(line)
     if len(found) > 1:
-        mean, means = np.mean(found), np.mean(by_chance, axis=0)
+        mean, means = float(np.mean(found)), np.mean(by_chance, axis=0)
         spread = f"{100 * mean:.1f} ± {100 * np.std(found, ddof=1):.1f}"
         print(f"{len(found)} networks: absolute difference {_in_points(spread, means, p_value(mean, means))}")
 

@@ -82,8 +82,10 @@ def _workdir(workdir: str) -> list[str]:
     if result:
         what = f"{result['examples']:,} images of {result['split']}, {result['views']} views"
         what += f", step {result['step']}" if "step" in result else ""
-        for name in ("top1", "top5"):
-            facts.append((f"{name.replace('p', 'p-')} error", f"{result[f'{name}_error']:.2%} ({what})"))
+        facts += [
+            ("top-1 error", f"{result['top1_error']:.2%} ({what})"),
+            ("top-5 error", f"{result['top5_error']:.2%} ({what})"),
+        ]
     parts = []
     try:
         rows = read_rows(workdir)

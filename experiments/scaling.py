@@ -96,8 +96,8 @@ def compiled_step(topology: str, columns: int, batch: int):
 
 def cycles(program: str) -> int:
     """Return the compiler's estimate for one device: operations in a row, loops as often as they run."""
-    bodies = dict(re.findall(r"^(?:ENTRY )?(%[\w.\-]+) \(.*?\{\n(.*?)^\}", program, re.M | re.S))
-    entry = re.search(r"^ENTRY (%[\w.\-]+)", program, re.M)[1]
+    bodies = dict(re.findall(r"^(?:ENTRY )?(%[\w.\-]+) \(.*?\{\n(.*?)^\}", program, re.MULTILINE | re.DOTALL))
+    entry = re.search(r"^ENTRY (%[\w.\-]+)", program, re.MULTILINE)[1]  # type: ignore[index]
 
     def of(name: str) -> int:
         total = 0
@@ -122,7 +122,7 @@ def exchanged(program: str, columns: int) -> dict[str, float]:
     An all-reduce sends twice its size, the others once, less the part that a device keeps: one n-th of n
     devices.
     """
-    devices = int(re.search(r"num_partitions=(\d+)", program)[1])
+    devices = int(re.search(r"num_partitions=(\d+)", program)[1])  # type: ignore[index]
     sent = {"column": 0.0, "data": 0.0}
     pattern = r"= (.*?) (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(?:-start)?\("
     for line in program.splitlines():
@@ -152,7 +152,7 @@ def _groups(line: str, devices: int) -> list[list[int]]:
         groups = re.findall(r"[\d,]+(?=\})", listed[1])
         return [_numbers(group) for group in groups] or [list(range(devices))]
     counted = re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", line)
-    shape, grid, order = (_numbers(text or "") for text in counted.groups())
+    shape, grid, order = (_numbers(text or "") for text in counted.groups())  # type: ignore[union-attr]
     return np.arange(devices).reshape(grid).transpose(order or None).reshape(shape).tolist()
 
 

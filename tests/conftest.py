@@ -4,15 +4,18 @@ import os
 import pathlib
 import subprocess
 import sys
-import tempfile
 
 import jax
 import pytest
 
 os.environ["JAX_PLATFORMS"] = "cpu"  # of the programs that the tests start
-_programs = tempfile.TemporaryDirectory()
-os.environ["JAX_COMPILATION_CACHE_DIR"] = _programs.name  # what these compile, they compile once
-jax.config.update("jax_compilation_cache_dir", _programs.name)
+# Programs are compiled once, for all tests, the programs that they start, and the next run in this clone.
+COMPILED = pathlib.Path(__file__).parent.parent / ".cache" / "jax"
+COMPILED.mkdir(parents=True, exist_ok=True)
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(COMPILED)
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+jax.config.update("jax_compilation_cache_dir", str(COMPILED))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 4)
 jax.devices()

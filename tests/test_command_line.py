@@ -95,10 +95,10 @@ def test_what_is_required_and_what_takes_no_configuration():
 
 @pytest.mark.parametrize("arguments", [["--help"], ["-h"], ["--mode=fly", "x", "--help"]])
 def test_help_prints_the_docstring_and_the_flags_with_their_defaults(arguments, capsys):
-    with pytest.raises(SystemExit) as exit:
+    with pytest.raises(SystemExit) as ended:
         parser(config=True).parse(arguments)
     printed, errors = capsys.readouterr()
-    assert exit.value.code == 0 and not errors and printed.startswith(DOC)
+    assert ended.value.code == 0 and not errors and printed.startswith(DOC)
     lines = [" ".join(line.split()) for line in printed.splitlines()]
     assert (
         "--mode MODE what to do (default: train)" in lines and "--text TEXT any text (default: 90%)" in lines
@@ -182,9 +182,9 @@ def test_a_program_ends_with_one_line_and_its_exit_code(outcome, code, line, mon
         return outcome
 
     monkeypatch.setattr(sys, "argv", ["program", "--a", "b"])
-    with pytest.raises(SystemExit) as exit:
+    with pytest.raises(SystemExit) as ended:
         command_line.run(main)
-    assert exit.value.code == code
+    assert ended.value.code == code
     assert capsys.readouterr() == ("ours\n", line)
 
 

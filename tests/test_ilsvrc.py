@@ -1,5 +1,6 @@
 """The builder ilsvrc, from small archives of our own and, where they are at hand, of real photographs; and
-the raw copy of what it prepares."""
+the raw copy of what it prepares.
+"""
 
 import gzip
 import io

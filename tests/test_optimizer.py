@@ -72,7 +72,7 @@ def test_rates_of_the_released_code_by_epoch():
     config.optimizer.update(
         drop_epochs=(1, 3), bias_rate=2.0, bias_rate_drops=False, conv1_drop_epoch=2, conv1_freeze_epoch=4
     )
-    params, gradients = ({name: tree["conv1"] for name in ("conv1", "conv2")} for tree in (problem()[0],) * 2)
+    params, gradients = (dict.fromkeys(("conv1", "conv2"), tree["conv1"]) for tree in (problem()[0],) * 2)
     rule, w, want = optimizer.make(config), params, {name: dict(layer) for name, layer in params.items()}
     state, v = rule.init(w), {name: {"kernel": 0.0, "bias": 0.0} for name in w}
     for epoch, rates in enumerate(

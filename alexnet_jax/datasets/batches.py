@@ -26,7 +26,7 @@ def _epoch_order(seed: int, epoch: int, examples: int) -> np.ndarray:
 def examples_of_step(
     seed: int, step: int, batch_size: int, examples: int, reshuffle: bool = True
 ) -> np.ndarray:
-    """Indices [batch_size] of step 0, 1, …, batches running on across epochs.
+    """Return the indices [batch_size] of step 0, 1, …, batches running on across epochs.
 
     Each epoch is in a new order or, without `reshuffle`, in that of the first.
     """
@@ -37,7 +37,7 @@ def examples_of_step(
 
 
 def _local_rows(sharding, batch_size: int) -> np.ndarray:
-    """The rows of the global batch that this process's devices hold, in order."""
+    """Return the rows of the global batch that this process's devices hold, in order."""
     slices = sharding.addressable_devices_indices_map((batch_size,)).values()
     return np.unique(np.concatenate([np.arange(batch_size)[rows] for (rows,) in slices]))
 

@@ -95,7 +95,7 @@ def _subfolders(folder: pathlib.Path) -> list[str]:
 
 
 def _entries(folder: pathlib.Path) -> list[os.DirEntry]:
-    """What is in it and not hidden, sorted by name."""
+    """Return what is in it and not hidden, sorted by name."""
     try:
         found = [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
         return sorted(found, key=lambda entry: entry.name)

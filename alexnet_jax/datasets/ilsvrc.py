@@ -58,7 +58,7 @@ class Ilsvrc(tfds.core.GeneratorBasedBuilder):
         )
 
     def _download_and_prepare(self, dl_manager, download_config):
-        """Checks the archives first; TFDS then knows the numbers of images, and tells the time left."""
+        """Check the archives first; TFDS then knows the numbers of images, and tells the time left."""
         try:
             folder = dl_manager.manual_dir
         except AssertionError:

@@ -16,6 +16,7 @@ import re
 import tarfile
 import zlib
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import scipy.io
@@ -54,7 +55,7 @@ class Picture:
     content: bytes  # of the picture, or of its replacement; may still be gzipped
 
     def unpacked(self) -> bytes:
-        """The picture's file. Raises ValueError if it is gzipped and damaged."""
+        """Return the picture's file. Raises ValueError if it is gzipped and damaged."""
         if not self.content.startswith(b"\x1f\x8b"):
             return self.content
         try:
@@ -106,9 +107,9 @@ class Archives:
         self.counts |= {split: len(found) for split, found in self._labels.items()}
 
     def images(self, split: str) -> Iterator[Picture]:
-        """Raises InputError for an archive that proves to be damaged or incomplete as it is read."""
+        """Yield every image. Raises InputError for an archive that proves to be damaged as it is read."""
         with contextlib.ExitStack() as stack:
-            patches = stack.enter_context(_open(self.paths["patches"])) if self._patches else None
+            patches: Any = stack.enter_context(_open(self.paths["patches"])) if self._patches else None
             found = self._train_images() if split == "train" else self._flat_images(split)
             for picture in found:
                 if picture.name in self._patches:
@@ -161,7 +162,7 @@ class Archives:
         return label_of_name
 
     def _find_patches(self) -> dict[str, tarfile.TarInfo]:
-        """The replacement of each blank image, by the image's name."""
+        """Return the replacement of each blank image, by the image's name."""
         path, patches = self.paths["patches"], {}
         pattern = re.compile(r"(n\d{8}_\d+|ILSVRC2010_(val|test)_\d{8})\.JPEG")
         with _open(path) as file:
@@ -205,14 +206,14 @@ class Archives:
 
 
 def read_devkit(path, year: str) -> Devkit:
-    """Raises InputError if it is damaged, of another year, or contradicts itself."""
+    """Read a development kit. Raises InputError if it is damaged, of another year, or contradicts itself."""
     truth, contents = _truth(year), {}
     try:
         with tarfile.open(path, "r:gz") as tar:
             for info in tar:
                 name = info.name.rpartition("/")[2]
                 if name in ("meta.mat", truth) and info.isreg() and info.size <= LARGEST:
-                    contents[name] = tar.extractfile(info).read()
+                    contents[name] = tar.extractfile(info).read()  # type: ignore[union-attr]  # a plain file
     except _DAMAGE as error:
         raise InputError(f"{path}: cut short, damaged or no archive ({error}); download it again") from None
     for name in ("meta.mat", truth):
@@ -247,7 +248,7 @@ def read_devkit(path, year: str) -> Devkit:
 
 
 def _labels(text: bytes, label_of_number: dict[bytes, int], where) -> list[int]:
-    """The ground truth: the number of a class on each line."""
+    """Return the labels of a ground truth, which has the number of a class on each line."""
     words = text.split()
     for line, word in enumerate(words, 1):
         if word not in label_of_number:
@@ -281,7 +282,7 @@ def _entries(file, where) -> Iterator[tarfile.TarInfo]:
     try:
         with tarfile.open(fileobj=file, mode="r:", encoding="utf-8", errors="strict") as tar:
             while (info := tar.next()) is not None:
-                tar.members.clear()  # it would keep them all
+                tar.members.clear()  # type: ignore[attr-defined]  # it would keep them all
                 if info.isdir():
                     continue
                 if not info.isreg() or info.issparse():

@@ -30,7 +30,7 @@ def empty_batch(count: int, size: int, channels: int) -> np.ndarray:
 
 
 def decode_into(target: np.ndarray, content: bytes) -> None:
-    """A picture's file, decoded and `fit` into uint8 [size, size, channels]. Raises as `decode` does."""
+    """Decode a picture's file and `fit` it into uint8 [size, size, channels]. Raises as `decode` does."""
     image = decode(content, target)
     if image is not target:
         target[:] = fit(image, len(target), target.shape[2])
@@ -76,7 +76,7 @@ def _decode_with_pillow(content: bytes) -> np.ndarray:
 
 
 def fit(image: np.ndarray, size: int, channels: int) -> np.ndarray:
-    """The paper's preparation (section 2): shorter side to `size`, central size x size.
+    """Prepare an image as the paper does (section 2): shorter side to `size`, central size x size.
 
     image uint8 [height, width, 1 or 3]; greyscale is repeated or colour weighed to get `channels`. Raises
     ValueError for one that is a thousand times as long as wide.

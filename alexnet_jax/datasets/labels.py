@@ -12,6 +12,7 @@ log = logging.getLogger("alexnet_jax")
 
 
 def check_labels(config, source) -> None:
+    """Raise InputError if the data set has more classes than the network."""
     classes = len(source.label_names)
     if classes > config.model.num_classes:
         raise InputError(

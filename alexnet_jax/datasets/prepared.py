@@ -31,7 +31,7 @@ log = logging.getLogger("alexnet_jax")
 
 
 def prepared_builder(config) -> tfds.core.DatasetBuilder:
-    """The TFDS builder of `config.data.name`; the data set is prepared first where it is not yet."""
+    """Return the TFDS builder of `config.data.name`; the data set is prepared first where it is not yet."""
     name, data_dir = config.data.name, os.path.expanduser(config.data.dir) or None
     if data_dir and os.path.exists(data_dir) and not os.path.isdir(data_dir):
         raise InputError(f"data.dir: {data_dir!r} is not a folder; give one")

@@ -11,6 +11,7 @@ import math
 import mmap
 import os
 import shutil
+from typing import Any
 
 import numpy as np
 
@@ -27,7 +28,7 @@ class RawSource:
     """A TfdsSource's images and labels, in its order, through np.memmap."""
 
     def __init__(self, source: TfdsSource):
-        """Makes the files first where they are not yet. Raises InputError if they cannot be made or read."""
+        """Make the files first if they are not there. Raises InputError if they cannot be made or read."""
         self.label_names, self.folder, self.split = source.label_names, source.folder, source.split
         self._parts, labels, self._starts = [], [], [0]  # of a sum such as train[:90%]+validation
         for part in source.parts:
@@ -53,12 +54,13 @@ class RawSource:
         return batch, self._labels[indices]
 
 
-def _copy(images: np.memmap, place: int, target: np.ndarray) -> None:
+def _copy(images: Any, place: int, target: np.ndarray) -> None:
     target[:] = images[place]
     # Pages that were read count as this process's memory until they are given back: a whole split, at last.
     # They stay in the system's cache.
     start = place * target.nbytes // mmap.PAGESIZE * mmap.PAGESIZE
-    images._mmap.madvise(mmap.MADV_DONTNEED, start, (place + 1) * target.nbytes - start)
+    mapped: Any = images._mmap  # noqa: SLF001 (no public name)
+    mapped.madvise(mmap.MADV_DONTNEED, start, (place + 1) * target.nbytes - start)
 
 
 def _opened(source: TfdsSource, split: str) -> tuple[np.ndarray, np.ndarray]:
@@ -85,7 +87,7 @@ def _opened(source: TfdsSource, split: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _make(source: TfdsSource, split: str, images, labels, shape: tuple[int, ...]) -> None:
-    """Writes both files, whole or not at all: the images, by which they are found, come last."""
+    """Write both files, whole or not at all: the images, by which they are found, come last."""
     with file_lock(source.folder / ".raw.lock") as alone:
         if images.exists():  # another process has made it while we waited
             return

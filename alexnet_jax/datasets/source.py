@@ -6,7 +6,7 @@ from alexnet_jax.datasets.raw import RawSource
 
 
 def open_source(config, split_field: str):
-    """A split of the data set of `config.data`; `split_field` is train_split, val_split or test_split.
+    """Open a split of the data set of `config.data`; `split_field` is train_split, val_split or test_split.
 
     A source has `len`, `read(indices)` -> (uint8 [n, image_size, image_size, channels], int32 [n]),
     `label_names`, `folder`, where its statistics are kept, and `split`. It is prepared first where it is not

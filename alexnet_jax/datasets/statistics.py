@@ -5,6 +5,7 @@ import re
 import zipfile
 import zlib
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -20,13 +21,14 @@ ARRAYS = (
 
 
 def compute(source, what: str = "statistics", batch: int = 32) -> dict[str, np.ndarray]:
-    """One pass over `source`, on all cores; float32 arrays on the scale of 0 to 255, C channels.
+    """Make one pass over `source`, on all cores; float32 arrays on the scale of 0 to 255, C channels.
 
     mean_image [S, S, C]; channel_mean, channel_std [C]; covariance [C, C] of all pixels about the channel
     means; its eigenvectors [C, C] in columns, and the standard_deviations [C] along them, ascending.
     `what` is how the progress is logged.
     """
-    total, squares, pixels = 0, 0.0, 0
+    total: Any = 0
+    squares, pixels = 0.0, 0
     for sums in progress.over(source, partial(_sums, source), what, batch):
         total, squares, pixels = total + sums[0], squares + sums[1], pixels + sums[2]
     mean_image = total / len(source)
@@ -49,7 +51,7 @@ def _sums(source, indices) -> tuple[np.ndarray, np.ndarray, int]:
 
 
 def of_source(source) -> dict[str, np.ndarray]:
-    """`compute`d once for each split and kept in the data set's folder."""
+    """Return a split's statistics, computed once and kept in the data set's folder."""
     size, channels = source.read([0])[0].shape[2:]
     # The checksum tells train[:20] from train[20:] and train[:20%], and the pictures in a folder from others.
     key = zlib.crc32((source.split + getattr(source, "fingerprint", "")).encode())
@@ -67,13 +69,13 @@ def of_source(source) -> dict[str, np.ndarray]:
 
 
 def save(path, arrays: dict[str, np.ndarray]) -> None:
-    """Whole or not at all."""
+    """Write statistics.npz, whole or not at all."""
     with atomic_write(path) as file:
-        np.savez(file, **arrays)
+        np.savez(file, **arrays)  # type: ignore[arg-type]  # of its other arguments
 
 
 def load(path) -> dict[str, np.ndarray] | None:
-    """What `save` wrote, or None if there is nothing that can be read."""
+    """Read what `save` wrote, or return None if there is nothing that can be read."""
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}

@@ -33,7 +33,7 @@ def torch_shapes(table) -> dict[str, tuple[int, ...]]:
     """Return the shape of each tensor in PyTorch's layout, by its name there."""
     shapes, names = {}, module_names(table)
     for row in table:
-        columns, *window, inputs, outputs = row.kernel
+        columns, *window, inputs, _ = row.kernel
         split = _is_split_over_inputs(row)
         shapes[f"{names[row.name]}.weight"] = (row.output[-1], inputs * (columns if split else 1), *window)
         shapes[f"{names[row.name]}.bias"] = (row.output[-1],)

@@ -30,6 +30,8 @@ from alexnet_jax.runtime.files import atomic_write
 
 
 class Tensor(NamedTuple):
+    """A tensor of a file, not read yet."""
+
     dtype: str
     shape: tuple[int, ...]
     read: Callable[[], np.ndarray]
@@ -37,6 +39,8 @@ class Tensor(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
+    """The tensors of a file by name, and what it tells of them."""
+
     tensors: dict[str, Tensor]
     from_caffe: bool = False  # then the first layer's inputs are blue, green, red
     order: tuple[str, ...] = ()  # of "lrn" and "pool" in the network, where the file has its layers
@@ -49,7 +53,7 @@ class _Unusable(Exception):
 
 @contextlib.contextmanager
 def opened(path: str, caffe: bool) -> Iterator[Weights]:
-    """The weights in a file; `caffe` allows it to be a .caffemodel, which no first bytes tell.
+    """Read the weights in a file; `caffe` allows it to be a .caffemodel, which no first bytes tell.
 
     Raises InputError, from the `with` block too, for a file that is damaged, of an unknown format, or holds
     more than tensors.
@@ -89,7 +93,7 @@ def _errors_of(path: str):
 
 
 def write(path: str, arrays: dict[str, np.ndarray], exported_from: str) -> None:
-    """A .safetensors file, whole or not at all. Raises OSError."""
+    """Write a .safetensors file, whole or not at all. Raises OSError."""
     metadata = {"format": "pt", "alexnet_jax.config": exported_from}
     with atomic_write(path) as file:
         file.write(safetensors.numpy.save({k: np.ascontiguousarray(v) for k, v in arrays.items()}, metadata))
@@ -150,7 +154,7 @@ class _View:
         raise ValueError("a pickle changes a tensor")
 
     def of(self, numbers: np.ndarray) -> np.ndarray:
-        """This tensor, given all numbers of its storage."""
+        """Return this tensor, given all numbers of its storage."""
         last = self.offset + sum((n - 1) * step for n, step in zip(self.shape, self.strides, strict=True))
         if not math.prod(self.shape) <= self.storage.length == len(numbers) > last:
             raise ValueError("a tensor is larger than its storage, or a storage of another length")
@@ -181,7 +185,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _check_instructions(content: bytes) -> None:
-    """Raises _Unusable for a pickle that could exhaust memory, the stack or time within `_Unpickler`.
+    """Raise _Unusable for a pickle that could exhaust memory, the stack or time within `_Unpickler`.
 
     Only names and strings may be used more than once, so that nothing grows faster than the file does.
     """
@@ -190,7 +194,7 @@ def _check_instructions(content: bytes) -> None:
         name = instruction.name
         allowed = name in _INSTRUCTIONS and count < _MAX_INSTRUCTIONS
         if name in ("BINPUT", "LONG_BINPUT"):
-            allowed = arg <= count  # the unpickler makes a table of that size
+            allowed = isinstance(arg, int) and arg <= count  # the unpickler makes a table of that size
             shared.discard(arg)
             if previous in ("GLOBAL", "BINUNICODE"):
                 shared.add(arg)
@@ -306,7 +310,7 @@ def _caffe(content: bytes) -> Weights:
 
 
 def caffe_blob(path: str) -> np.ndarray:
-    """The array of a BlobProto file. Raises InputError."""
+    """Return the array of a BlobProto file. Raises InputError."""
     with _errors_of(path), open(path, "rb") as file:
         return _blob_array(_caffe_message("BlobProto", file.read()))
 

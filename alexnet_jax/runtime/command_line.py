@@ -94,6 +94,7 @@ class Parser(argparse.ArgumentParser):
 
 class _Override(argparse.Action):
     def __call__(self, parser, namespace, value, option=None):
+        del parser
         namespace.overrides[option.removeprefix("--config.")] = value
 
 

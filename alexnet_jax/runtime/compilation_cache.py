@@ -3,6 +3,7 @@
 import contextlib
 import os
 import zlib
+from typing import Any
 
 
 def enable_compilation_cache() -> None:
@@ -15,15 +16,16 @@ def enable_compilation_cache() -> None:
 
     from alexnet_jax.runtime import processes
 
-    if jax.config.jax_compilation_cache_dir is None and processes.count() == 1:
+    config: Any = jax.config  # its options are no attributes of its class
+    if config.jax_compilation_cache_dir is None and processes.count() == 1:
         cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
         folder = os.path.join(cache, "alexnet_jax", _cpu())
         with contextlib.suppress(OSError):
             if os.path.isabs(folder):  # "~" stays if there is no home
                 os.makedirs(folder, exist_ok=True)
         if os.access(folder, os.W_OK):
-            jax.config.update("jax_compilation_cache_dir", folder)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+            config.update("jax_compilation_cache_dir", folder)
+    config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 
 def _cpu() -> str:

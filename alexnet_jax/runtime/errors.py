@@ -12,13 +12,13 @@ class Diverged(Exception):
 
 
 def first_line(error: Exception) -> str:
-    """What another's exception says, for one line of ours; its kind where it says nothing."""
+    """Return the first line of another's exception, for a line of ours; its kind if it says nothing."""
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def nearest(field: str, known) -> str:
     """'; did you mean X?', or nothing."""
-    last = field.split(".")[-1]
+    last = field.rsplit(".", maxsplit=1)[-1]
     same_name = [name for name in known if name.split(".")[-1] == last]
     close = same_name or difflib.get_close_matches(field, list(known), n=1, cutoff=0.6)
     return f"; did you mean {close[0]}?" if close else ""

@@ -12,7 +12,7 @@ log = logging.getLogger("alexnet_jax")
 
 @contextlib.contextmanager
 def atomic_write(path) -> Iterator[BinaryIO]:
-    """A file to write to, which is at `path` after the block, or not at all if that fails."""
+    """Open a file to write to, which is at `path` after the block, or not at all if that fails."""
     part = f"{path}.{os.getpid()}.part"
     try:
         with open(part, "wb") as file:
@@ -24,6 +24,7 @@ def atomic_write(path) -> Iterator[BinaryIO]:
 
 
 def write_text(path: str, text: str) -> None:
+    """Write a text file, whole or not at all."""
     with atomic_write(path) as file:
         file.write(text.encode())
 

@@ -15,9 +15,8 @@ import math
 import operator
 import os
 from collections.abc import Iterator
-from typing import TypeVar
+from typing import Any
 
-import flax.struct
 import orbax.checkpoint as ocp
 
 from alexnet_jax.runtime import processes
@@ -25,7 +24,7 @@ from alexnet_jax.runtime.errors import InputError
 
 log = logging.getLogger("alexnet_jax")
 
-State = TypeVar("State", bound=flax.struct.PyTreeNode)  # with fields `step` and `params`
+State = Any  # a flax.struct.PyTreeNode with fields `step` and `params`
 
 METRIC = "val_top1_error"
 _ASIDE = "damaged-"
@@ -68,7 +67,7 @@ class Checkpoints:
         self._manager.close()
 
     def save(self, state: State, metrics: dict[str, float] | None = None) -> None:
-        """Returns as soon as the state is copied. A step that is saved already is left alone."""
+        """Start to write a checkpoint; a step that is saved already is left alone."""
         step = int(state.step)
         if step in self._manager.all_steps():
             return
@@ -76,7 +75,7 @@ class Checkpoints:
         self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics)
 
     def restore_latest(self, abstract_state: State) -> State | None:
-        """The latest state that can be read, placed as `abstract_state` says; None where there is none.
+        """Return the latest state that can be read, placed as `abstract_state` says, or None.
 
         Later ones that cannot be read are reported and put aside, so that their steps can be saved again.
         Raises InputError, and leaves all as it is, where there are checkpoints and none can be read: the
@@ -86,7 +85,7 @@ class Checkpoints:
         for number, step in enumerate(steps):
             restored = self._try_restore(step, _items(abstract_state))
             if restored is not None:
-                processes.on_process_0(lambda steps=steps[:number]: [self._put_aside(step) for step in steps])
+                processes.on_process_0(self._put_aside, *steps[:number])
                 self._manager.reload()
                 return abstract_state.replace(params=restored["params"], **restored["rest"])
         if steps or any(name.startswith(_ASIDE) for name in os.listdir(self._folder)):
@@ -128,7 +127,7 @@ class Checkpoints:
         return sorted(errors, key=lambda step: (math.inf if errors[step] is None else errors[step], -step))
 
     def _error(self, step: int) -> float | None:
-        """The validation error of a checkpoint: infinite if it was not validated, None if cut short."""
+        """Return a checkpoint's validation error: infinite if it was not validated, None if cut short."""
         try:
             with open(os.path.join(self._folder, str(step), "metrics", "metrics")) as file:
                 return json.load(file)[METRIC]
@@ -145,12 +144,13 @@ class Checkpoints:
             if self._error(step) is None:
                 self._put_aside(step)
 
-    def _put_aside(self, step: int) -> None:
-        target, number = os.path.join(self._folder, f"{_ASIDE}{step}"), 0
-        while os.path.exists(target):
-            number += 1
-            target = os.path.join(self._folder, f"{_ASIDE}{step}.{number}")
-        os.rename(os.path.join(self._folder, str(step)), target)
+    def _put_aside(self, *steps: int) -> None:
+        for step in steps:
+            target, number = os.path.join(self._folder, f"{_ASIDE}{step}"), 0
+            while os.path.exists(target):
+                number += 1
+                target = os.path.join(self._folder, f"{_ASIDE}{step}.{number}")
+            os.rename(os.path.join(self._folder, str(step)), target)
 
     def _try_restore(self, step: int, items: dict) -> dict | None:
         """Restore items of a checkpoint; None, with a warning, if any process cannot read them."""

@@ -10,6 +10,7 @@ import logging
 import os
 import time
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import jax
 
@@ -135,7 +136,8 @@ class Clock:
     """Measure the speed since `restart`; the first step of a run, which compiles, is not counted."""
 
     def __init__(self, batch_size: int):
-        self._batch_size, self._start, self._images, self._waited = batch_size, None, 0, 0.0
+        self._start: Any = None  # a time, once the first step is done
+        self._batch_size, self._images, self._waited = batch_size, 0, 0.0
         self._reported = time.monotonic()
 
     def tick(self, loss) -> None:

@@ -74,6 +74,7 @@ def network(weights: dict[str, np.ndarray]):
 
 
 def session(weights: dict[str, np.ndarray], threads: int, platform: str = "cpu"):
+    """Return an inference session of the network; `platform` is jax's."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     provider = "CUDAExecutionProvider" if platform == "gpu" else "CPUExecutionProvider"

@@ -31,7 +31,7 @@ from experiments.benchmarks.program import Program
 from experiments.benchmarks.step_programs import PRODUCT, onnxruntime, ours, product, timed, torch
 
 STARTS = {"torch": torch, "onnxruntime": onnxruntime}
-PROGRAMS = {  # of each baseline, with their own arguments
+PROGRAMS: dict[str, dict[str, dict]] = {  # of each baseline, with their own arguments
     "torch": {
         "torch eager NCHW": {"compiled": False, "channels_last": False},
         "torch eager channels_last": {"compiled": False, "channels_last": True},
@@ -113,6 +113,7 @@ class Measured:
     def __init__(self, name: str, batch: int, config, start, *arguments):
         self.name, self.batch, self.config, self.rounds = name, batch, config, []  # config of ours only
         self.peak_memory = 0
+        self.facts: dict = {}
         self.program = Program(name, timed, start, time.time(), *arguments)
 
     def images_per_second(self, number: int | None = None) -> float:

@@ -1,6 +1,7 @@
 """Figure 4: predictions, and training images with the nearest features."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -72,7 +73,7 @@ def make_features(network: predict.Network) -> Callable[[np.ndarray], np.ndarray
     layer = layer_table(config)[-2]
     name = f"{layer.name}/activation" if "activation" in layer.then else layer.name
     activations = make_activations(config, network.mesh)
-    place = np.array(augment.test_views(config, 1)[0], np.int32)
+    place: Any = np.array(augment.test_views(config, 1)[0], np.int32)
     view = jax.jit(lambda images: augment.test_view(images, place, network.statistics, config))
 
     def features(images) -> np.ndarray:

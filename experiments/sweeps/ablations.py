@@ -1,4 +1,4 @@
-"""List every ablation of the paper as a change of the configuration given.
+r"""List every ablation of the paper as a change of the configuration given.
 
     python -m experiments.sweep --config=configs/paper.py:2010 --sweep=experiments/sweeps/ablations.py \\
         --workdir=DIR

@@ -1,4 +1,4 @@
-"""List the networks of figure 1: ReLU and tanh on CIFAR-10.
+r"""List the networks of figure 1: ReLU and tanh on CIFAR-10.
 
     python -m experiments.sweep --config=configs/cifar10.py --sweep=experiments/sweeps/figure1.py \\
         --workdir=DIR

@@ -24,7 +24,7 @@ os.execv(sys.argv[1], sys.argv[1:])
 """
 
 
-def run_here(command: list[str], workdir: str, started=lambda process: None) -> int:
+def run_here(command: list[str], workdir: str, started=lambda _: None) -> int:
     """Return the exit code of a command, whose first part is a path. The command ends with this process."""
     with open(os.path.join(workdir, "console.log"), "ab") as console:
         # In a session of its own: Ctrl-C in a terminal is for the sweep, which then asks its runs to save.

@@ -7,6 +7,7 @@ from experiments.sweeps.variants import Ensemble, Variant
 
 
 def get_variants(config) -> list[Variant | Ensemble]:
+    del config
     """Return a network, and the same with one view."""
     return [
         Variant("CNN", {"eval.views": 10}, "37.5 / 17.0 %"),

@@ -15,7 +15,7 @@ def get_variants(config, autumn2011: str = "") -> list[Variant | Ensemble]:
     """Return the published lines; with `autumn2011` also those with a star."""
     del config
     one, star = "1 CNN", "1 CNN*"
-    published = [
+    published: list[Variant | Ensemble] = [
         Variant(one, {}, "40.7 / 18.2 %"),
         Ensemble("5 CNNs", {one: 5}, "38.1 / 16.4 %"),
     ]

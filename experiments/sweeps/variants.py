@@ -34,7 +34,7 @@ class Ensemble:
         _check_overrides(self.name, self.overrides)
         numbers = self.members.values() if isinstance(self.members, dict) else [0]
         whole = [type(number) is int and number > 0 for number in numbers]
-        _check(whole and all(whole), f"{self.name}: members are not {{VARIANT: NUMBER OF SEEDS}}")
+        _check(bool(whole) and all(whole), f"{self.name}: members are not {{VARIANT: NUMBER OF SEEDS}}")
 
 
 def _check_overrides(name: str, overrides: dict) -> None:
