@@ -11,8 +11,8 @@ import time
 
 import numpy as np
 import pytest
-import small_archives
-from networks import TWO_COLUMNS, assert_close, draw_views, draw_weights, our_activations
+from helpers import small_archives
+from helpers.networks import TWO_COLUMNS, assert_close, draw_views, draw_weights, our_activations
 
 from alexnet_jax.runtime.errors import InputError
 from configs import paper

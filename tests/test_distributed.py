@@ -15,7 +15,7 @@ import time
 import jax
 import numpy as np
 import pytest
-from test_main import rows
+from helpers.runs import rows
 
 from alexnet_jax import optimizer
 from alexnet_jax.runtime.mesh import make_mesh

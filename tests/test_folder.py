@@ -5,7 +5,7 @@ import zlib
 
 import numpy as np
 import pytest
-import small_archives as small
+from helpers import small_archives as small
 
 from alexnet_jax import config as configuration
 from alexnet_jax.datasets import statistics

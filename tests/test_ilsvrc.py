@@ -15,8 +15,8 @@ import types
 
 import numpy as np
 import pytest
-import small_archives as small
 import tensorflow_datasets as tfds
+from helpers import small_archives as small
 
 from alexnet_jax import config as configuration
 from alexnet_jax.datasets import ilsvrc, prepared, raw

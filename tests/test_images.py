@@ -7,7 +7,7 @@ import zlib
 import jax
 import numpy as np
 import pytest
-import small_archives as small
+from helpers import small_archives as small
 from PIL import Image
 
 from alexnet_jax.datasets import images

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from helpers.runs import rows
 
 from alexnet_jax import main, train
 from alexnet_jax.runtime.errors import InputError
@@ -51,13 +52,6 @@ def small(data_dir, workdir):
 def params_at(workdir, step):
     folder = pathlib.Path(workdir) / "checkpoints" / str(step) / "params"
     return jax.tree.map(np.asarray, ocp.StandardCheckpointer().restore(folder.resolve()))
-
-
-def rows(workdir):
-    """metrics.jsonl without what depends on the machine's speed."""
-    lines = (pathlib.Path(workdir) / "metrics.jsonl").read_text().splitlines()
-    speed = "images_per_second", "input_wait"
-    return [{k: v for k, v in json.loads(line).items() if k not in speed} for line in lines]
 
 
 def same_end(one, other):

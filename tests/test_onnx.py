@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from networks import NETWORKS, assert_close, draw_views, draw_weights, our_activations
+from helpers.networks import NETWORKS, assert_close, draw_views, draw_weights, our_activations
 from onnx import TensorProto, helper
 
 

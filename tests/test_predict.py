@@ -4,7 +4,7 @@ import shutil
 
 import numpy as np
 import pytest
-import small_archives
+from helpers import small_archives
 
 from alexnet_jax import config as configuration
 from alexnet_jax import predict

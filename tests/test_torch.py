@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from networks import (
+from helpers.networks import (
     NETWORKS,
     assert_close,
     config_of,
