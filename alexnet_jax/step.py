@@ -22,7 +22,7 @@ import optax
 from jax import lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 from alexnet_jax import augment, optimizer
 from alexnet_jax.network import CLASSIFIER, Network
@@ -30,14 +30,14 @@ from alexnet_jax.runtime.mesh import AXIS, block_on_cpu, replicated
 
 
 class TrainState(flax.struct.PyTreeNode):
-    """All that decides how a run goes on."""
+    """All that decides how a run goes on: arrays or, of an abstract state, their shapes and shardings."""
 
-    step: Int[Array, ""]  # updates made
+    step: Any  # updates made, int32
     params: dict
-    opt_state: dict
-    loss_sum: Float[Array, ""]  # of the batches since the last validation
-    error_sum: Float[Array, ""]  # of their top-1 errors
-    loss_count: Int[Array, ""]  # their number
+    opt_state: Any
+    loss_sum: Any  # of the batches since the last validation, float32
+    error_sum: Any  # of their top-1 errors, float32
+    loss_count: Any  # their number, int32
 
 
 def _network(config, mesh: Mesh) -> Network:
