@@ -211,6 +211,17 @@ def test_a_program_that_fails_is_one_line(capfd):
     assert capfd.readouterr().err == ""
 
 
+def slow():
+    time.sleep(1)
+    return None, {}
+
+
+def test_a_program_that_is_stopped_while_it_starts_says_nothing(capfd):
+    with started(slow):
+        pass
+    assert capfd.readouterr().err == ""
+
+
 def test_a_program_that_is_killed_is_one_line():
     with started(timed, product, time.time()) as program:
         assert program.facts()["first_step_seconds"] > 0

@@ -73,17 +73,18 @@ class Program:
 
 
 def _serve(connection, start: Callable, arguments: tuple) -> None:
-    try:
-        turn, facts = start(*arguments)
-        connection.send(facts)
-        for request in _requests(connection):
-            connection.send(turn(*request))
-    except InputError as error:
-        connection.send(error)
-    except Exception as error:  # a program of others may raise any
-        connection.send(ChildProcessError(f"{type(error).__name__}: {first_line(error)}"))
-    except KeyboardInterrupt:  # a Ctrl-C in the terminal is for the benchmark, which then stops its programs
-        pass
+    # Nobody listens once the benchmark has stopped this program or has ended. A Ctrl-C in the terminal is for
+    # the benchmark, which then stops its programs.
+    with contextlib.suppress(ConnectionError, KeyboardInterrupt):
+        try:
+            turn, facts = start(*arguments)
+            connection.send(facts)
+            for request in _requests(connection):
+                connection.send(turn(*request))
+        except InputError as error:
+            connection.send(error)
+        except Exception as error:  # a program of others may raise any
+            connection.send(ChildProcessError(f"{type(error).__name__}: {first_line(error)}"))
 
 
 def _requests(connection) -> Iterator[tuple]:
