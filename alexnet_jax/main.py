@@ -44,10 +44,11 @@ def main(arguments: list[str]) -> None:
         config = configuration.load(given.config, given.overrides)
         _check_network(config, () if given.mode == "eval" else ("batch_size",))
     workdir = os.path.expanduser(given.workdir or _default_workdir(given.config))
-    with processes.end_together(), processes.exit_on_error():
+    with processes.exit_on_error():
         if given.mode != "describe":
             _join(given, config, workdir)
         _run(given, config, workdir)
+        processes.barrier(True)  # none ends before all have done their part, however long it takes
 
 
 # JAX and what needs it are imported inside functions, so that a mistake in the flags is reported at once.

@@ -23,6 +23,8 @@ from alexnet_jax.step import abstract_state
 from alexnet_jax.workdirs.checkpoint import Checkpoints
 from alexnet_jax.workdirs.workdir import read_config
 
+pytestmark = pytest.mark.program
+
 ROOT = pathlib.Path(__file__).parent.parent
 # Four steps an epoch.
 TINY = (

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.program
 ROOT = pathlib.Path(__file__).parent.parent
 
 
@@ -46,6 +47,32 @@ def test_an_error_of_the_program_itself_keeps_its_traceback():
     returned, _, err = run("with processes.exit_on_error():\n    raise KeyError('a bug')")
     assert returned == 1
     assert err.startswith("Traceback ") and "KeyError: 'a bug'" in err and "another process" not in err
+
+
+WATCHED = """
+import threading, time
+ended = threading.Event()
+class Watched(Client):
+    def blocking_key_value_get(self, *_):
+        if GONE: raise jax.errors.JaxRuntimeError("UNAVAILABLE: Socket closed\\na page")
+        ended.wait()
+    def key_value_set(self, *_): ended.set()
+State.client = Watched()
+processes._watch_process_0()
+"""
+
+
+def test_the_end_of_process_0_is_reported_while_this_process_computes():
+    returned, _, err = run(f"GONE = True\n{WATCHED}time.sleep(60)")
+    assert returned == 1
+    (line,) = err.splitlines()
+    assert line.startswith("error: another process has ended, ") and line.endswith(
+        "(UNAVAILABLE: Socket closed)"
+    )
+
+
+def test_a_process_that_has_done_its_part_does_not_report_the_end_of_process_0():
+    assert run(f"GONE = False\n{WATCHED}print('done')\nsys.exit(143)") == (143, "done\n", "")
 
 
 def test_processes_that_never_joined_are_named():

@@ -8,9 +8,9 @@ process_0_first    the same, process 0 first: it prepares what the others find
 on_process_0       call a function in process 0 alone
 barrier            wait for all; check_same: compare what they were given
 exit_on_error      end every process, each with one line, once one is lost or fails
-end_together       end every process only once all have done their part
 """
 
+import atexit
 import contextlib
 import itertools
 import json
@@ -18,7 +18,6 @@ import os
 import re
 import sys
 import threading
-import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
@@ -26,15 +25,14 @@ from typing import Any, NoReturn
 
 from alexnet_jax.runtime.errors import Diverged, InputError, first_line
 
-LOST_SECONDS = 30  # after which a silent process counts as lost
+HEARTBEAT_SECONDS = 30  # after which a silent process counts as lost
 SHUTDOWN_SECONDS = 10  # for which a process that ends with an error waits for the others to end too
-_LONG = 30 * 24 * 3600  # seconds; while process 0 prepares a data set, the others wait
+_LONG = 365 * 24 * 3600  # seconds; while process 0 prepares a data set, the others wait
 _LOST = (
     "error: another process has ended, cannot be reached or was started with other flags; start all of them"
     " again, and the run goes on from its last checkpoint"
 )
-_rounds = itertools.count()
-_ending = threading.Event()  # the others may be gone: this process has done its part
+_rounds, _exiting = itertools.count(), threading.Lock()
 
 
 def _private_jax():
@@ -84,8 +82,6 @@ def join(coordinator: str | None, processes: int | None, process: int | None, se
     timer.start()
     # A preemption notice is of use only once there is something to save: until then SIGTERM ends a process.
     jax.config.update("jax_enable_preemption_service", False)
-    # Without this, XLA aborts a process with a page when another is lost; `_watch` tells of it instead.
-    jax.config.update("jax_enable_recoverability", True)
     try:
         jax.distributed.initialize(
             coordinator,
@@ -94,7 +90,7 @@ def join(coordinator: str | None, processes: int | None, process: int | None, se
             local_device_ids=None if "JAX_LOCAL_DEVICE_IDS" in os.environ else devices,
             cluster_detection_method="deactivate",
             initialization_timeout=seconds + 60,
-            heartbeat_timeout_seconds=LOST_SECONDS,
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
             shutdown_timeout_seconds=SHUTDOWN_SECONDS,
         )
     except RuntimeError as error:
@@ -102,28 +98,8 @@ def join(coordinator: str | None, processes: int | None, process: int | None, se
     finally:
         jax.config.update("jax_enable_preemption_service", True)
         timer.cancel()
-    threading.Thread(target=_watch, daemon=True).start()
-
-
-def _watch() -> None:
-    """End this process with one line if another does not answer for LOST_SECONDS, or process 0 is gone."""
-    import jax
-
-    client, seen, pulse = _private_jax()[0].client, {}, itertools.count()
-    while not _ending.wait(LOST_SECONDS / 10):
-        now = time.monotonic()
-        try:
-            client.key_value_set(f"alexnet_jax/pulse/{index():06}", str(next(pulse)), allow_overwrite=True)
-            for key, value in client.key_value_dir_get("alexnet_jax/pulse/"):
-                if seen.get(key, ("", now))[0] != value:
-                    seen[key] = value, now
-        except jax.errors.JaxRuntimeError as error:
-            if not _ending.wait(3):  # for what waits for the lost process to tell of it itself
-                _exit(f"{_LOST} ({first_line(error)})")
-            return
-        silent = [key[-6:] for key, (_, when) in seen.items() if now - when > LOST_SECONDS]
-        if silent:
-            _exit(f"{_LOST} (process {int(silent[0])} does not answer)")
+    if process > 0:
+        _watch_process_0()
 
 
 def _detect(coordinator: str | None, processes: int | None, process: int | None, seconds: int) -> tuple:
@@ -165,6 +141,32 @@ def _never_joined(coordinator: str, processes: int, seconds: int) -> None:
         f"error: --coordinator={coordinator}: not all of the {processes} processes joined within {seconds} s;"
         " start them all with the same --coordinator and --processes, or give --join_seconds"
     )
+
+
+def _watch_process_0() -> None:
+    """Exit with one line once process 0 is gone, even within a long computation.
+
+    XLA aborts the process with a page then. A request that this thread has open ends at the same moment, and
+    the page takes longer to write than the line. A host that is silent for HEARTBEAT_SECONDS, but keeps its
+    connections, is left to XLA.
+    """
+    import jax
+
+    client, end = _private_jax()[0].client, f"alexnet_jax/end/{index()}"
+
+    def wait():
+        try:
+            client.blocking_key_value_get(end, 1000 * _LONG)
+        except jax.errors.JaxRuntimeError as error:
+            _exit(f"{_LOST} ({first_line(error)})")
+
+    def stop():
+        client.key_value_set(end, "")
+        thread.join()
+
+    thread = threading.Thread(target=wait, daemon=True)
+    thread.start()
+    atexit.register(stop)
 
 
 def _exchange(value: Any, seconds: int = _LONG) -> list:
@@ -243,55 +245,46 @@ def preempted(step: int) -> bool:
 
 
 @contextlib.contextmanager
-def end_together() -> Iterator[None]:
-    """End this process after the block, if there are others, once all have done their part."""
-    code = 0
-    try:
-        yield
-    except SystemExit as end:  # a run that was asked to stop
-        code = int(end.code or 0)
-        if count() == 1:
-            raise
-    if count() > 1:
-        barrier(True)
-        _ending.set()
-        if index() == 0:
-            time.sleep(1)  # XLA aborts those that find process 0 gone before them
-        _exit(code=code)
-
-
-@contextlib.contextmanager
 def exit_on_error() -> Iterator[None]:
-    """End this process at once when the block raises, if there are others: the usual end waits for them.
+    """End this process at once if the block raises and there are others: the usual end waits for them.
 
-    They may be waiting for this one in a collective, and notice only that it is gone.
+    They may be waiting for this one in a collective, and notice only that it is gone. An InputError, or
+    Diverged, that all processes raise passes through.
     """
     try:
         yield
+    except (InputError, Diverged) as error:
+        if not _all_fail():
+            _exit(f"error: {error}", 2 if isinstance(error, InputError) else 1)
+        raise
     except Exception as error:
-        _ending.set()
         if count() == 1:
             raise
         import jax
 
         lost = r"gloo|nccl|unavailable|deadline|connection|coordination|heartbeat|barrier"
         kinds = jax.errors.JaxRuntimeError | ValueError  # of a collective, as it is dispatched or later
-        if isinstance(error, InputError | Diverged):
-            print(f"error: {error}", file=sys.stderr, flush=True)
-            # Usually all have raised it. The first to leave would take the others' line from them.
-            with contextlib.suppress(jax.errors.JaxRuntimeError):
-                _private_jax()[0].client.wait_at_barrier("alexnet_jax/error", 1000 * SHUTDOWN_SECONDS)
-            _exit(code=2 if isinstance(error, InputError) else 1)
         if isinstance(error, kinds) and re.search(lost, str(error), re.IGNORECASE):
             _exit(f"{_LOST} ({first_line(error)})")
-        traceback.print_exc()
-        _exit()
+        _exit(traceback.format_exc())
 
 
-def _exit(message: str = "", code: int = 1) -> NoReturn:
-    """End this process at once: what Python does at the end would wait for the others."""
-    if message:
-        print(message, file=sys.stderr)
+def _all_fail() -> bool:
+    """Return whether every process comes here soon."""
+    if count() == 1:
+        return True
+    import jax
+
+    try:
+        _private_jax()[0].client.wait_at_barrier("alexnet_jax/failure", 1000 * SHUTDOWN_SECONDS)
+    except jax.errors.JaxRuntimeError:
+        return False
+    return True
+
+
+def _exit(message: str, code: int = 1) -> NoReturn:
+    """Print the message and end this process at once: the usual end would wait for the others."""
+    _exiting.acquire()  # and never let go: the thread that comes second has nothing to add
     sys.stdout.flush()
-    sys.stderr.flush()
+    print(message.rstrip(), file=sys.stderr, flush=True)
     os._exit(code)
