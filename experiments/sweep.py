@@ -14,7 +14,6 @@ what such a file holds.
 import concurrent.futures
 import contextlib
 import datetime
-import fcntl
 import logging
 import os
 import shlex
@@ -25,6 +24,7 @@ from collections.abc import Iterator
 from alexnet_jax import config as configuration
 from alexnet_jax.runtime import command_line
 from alexnet_jax.runtime.errors import InputError, first_line
+from alexnet_jax.runtime.files import folder_lock
 from experiments.sweeps import launchers, table
 from experiments.sweeps.plan import Plan, Run, as_flags, load_variants
 
@@ -150,20 +150,12 @@ def take(workdir: str) -> Iterator[None]:
     """Make the folder, and keep other sweeps out of it within the block. Raises InputError."""
     if os.path.exists(os.path.join(workdir, "config.json")):
         raise InputError(f"--workdir={workdir}: belongs to a run; give a folder for the sweep")
-    try:
-        os.makedirs(workdir, exist_ok=True)
-        lock = open(os.path.join(workdir, ".lock"), "a")  # noqa: SIM115
-    except OSError as error:
-        raise InputError(f"--workdir={workdir}: cannot be written ({error}); give another") from None
-    with lock:
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # let go by the system, however the process ends
-        except BlockingIOError:
-            raise InputError(
-                f"--workdir={workdir}: another sweep runs there; wait, or give another"
-            ) from None
-        except OSError:
-            log.warning(f"{workdir}: this file system has no locks; see that one sweep runs there")
+            os.makedirs(workdir, exist_ok=True)
+            stack.enter_context(folder_lock(workdir, "another sweep runs", "one sweep runs"))
+        except OSError as error:
+            raise InputError(f"--workdir={workdir}: cannot be written ({error}); give another") from None
         yield
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from alexnet_jax.datasets import statistics
+from alexnet_jax.runtime import files
 from alexnet_jax.runtime.errors import InputError
 from alexnet_jax.workdirs import workdir
 from configs import quickstart
@@ -116,7 +117,7 @@ def test_a_file_system_without_locks_is_told_of(tmp_path, source, monkeypatch, c
     def no_locks(*_):
         raise OSError(38, "Function not implemented")
 
-    monkeypatch.setattr(workdir.fcntl, "flock", no_locks)
+    monkeypatch.setattr(files.fcntl, "flock", no_locks)
     with workdir.take(quickstart.get_config(), str(tmp_path), source):
         assert "has no locks" in caplog.text
 

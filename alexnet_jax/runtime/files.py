@@ -7,6 +7,8 @@ import os
 from collections.abc import Iterator
 from typing import BinaryIO
 
+from alexnet_jax.runtime.errors import InputError
+
 log = logging.getLogger("alexnet_jax")
 
 
@@ -31,10 +33,10 @@ def write_text(path: str, text: str) -> None:
 
 @contextlib.contextmanager
 def file_lock(path) -> Iterator[bool]:
-    """Within the block no other process is in an `file_lock` block of the same file `path`; waits for it.
+    """Wait until no other process holds the lock of the file `path`, and hold it within the block.
 
-    Yields True, or False on a file system that has no locks. Where True, what lies half written beside
-    `path` is nobody's: its writer was killed. Raises OSError if `path` cannot be written.
+    Yield True, or False on a file system that has no locks. If True, what lies half written beside `path` is
+    nobody's: its writer was killed. Raises OSError if `path` cannot be written.
     """
     with open(path, "w") as file:
         try:
@@ -46,3 +48,20 @@ def file_lock(path) -> Iterator[bool]:
             yield False
             return
         yield True
+
+
+@contextlib.contextmanager
+def folder_lock(folder: str, busy: str, alone: str) -> Iterator[None]:
+    """Keep other programs out of a folder within the block, by its file .lock.
+
+    Raises InputError, which says `busy`, if another is there, and OSError if the folder cannot be written. A
+    file system without locks is a warning to see that `alone` is true.
+    """
+    with open(os.path.join(folder, ".lock"), "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # let go by the system, however the process ends
+        except BlockingIOError:
+            raise InputError(f"--workdir={folder}: {busy} there; wait, or give another") from None
+        except OSError:
+            log.warning(f"{folder}: this file system has no locks; see that {alone} there")
+        yield

@@ -12,8 +12,6 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-import jax
-
 from alexnet_jax.runtime import processes, quiet_tensorflow
 from alexnet_jax.runtime.errors import InputError
 from alexnet_jax.runtime.files import write_text
@@ -143,6 +141,8 @@ class Clock:
     def tick(self, loss) -> None:
         """Count a step, whose loss may still be computed."""
         if self._start is None:
+            import jax  # here: rows are read without it
+
             jax.block_until_ready(loss)
             self.restart()
         else:

@@ -4,7 +4,6 @@ Its checkpoints are in checkpoint.py, its rows of metrics in metrics.py.
 """
 
 import contextlib
-import fcntl
 import json
 import logging
 import os
@@ -16,7 +15,7 @@ import numpy as np
 from alexnet_jax.datasets import statistics
 from alexnet_jax.runtime import processes
 from alexnet_jax.runtime.errors import InputError
-from alexnet_jax.runtime.files import write_text
+from alexnet_jax.runtime.files import folder_lock, write_text
 
 log = logging.getLogger("alexnet_jax")
 
@@ -93,17 +92,9 @@ def _take(stack: contextlib.ExitStack, config, workdir: str, source) -> None:
     path = os.path.join(workdir, "statistics.npz")
     try:
         os.makedirs(workdir, exist_ok=True)
-        lock = stack.enter_context(open(os.path.join(workdir, ".lock"), "a"))  # noqa: SIM115
+        stack.enter_context(folder_lock(workdir, "another process trains", "one program trains"))
         handler = logging.FileHandler(os.path.join(workdir, "train.log"))
         stack.enter_context(contextlib.closing(handler))
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # let go by the system, however the process ends
-        except BlockingIOError:
-            raise InputError(
-                f"--workdir={workdir}: another process trains there; wait, or give another"
-            ) from None
-        except OSError:
-            log.warning(f"{workdir}: this file system has no locks; see that one program trains there")
         if read_config(workdir) is None or statistics.load(path) is None:
             label_names = np.array(source.label_names)
             statistics.save(path, {**statistics.of_source(source), "label_names": label_names})
