@@ -50,29 +50,41 @@ def test_an_error_of_the_program_itself_keeps_its_traceback():
 
 
 WATCHED = """
-import threading, time
-ended = threading.Event()
-class Watched(Client):
-    def blocking_key_value_get(self, *_):
-        if GONE: raise jax.errors.JaxRuntimeError("UNAVAILABLE: Socket closed\\na page")
-        ended.wait()
-    def key_value_set(self, *_): ended.set()
-State.client = Watched()
-processes._watch_process_0()
+import socket, time
+server = socket.create_server(("127.0.0.1", 0))
+Client.blocking_key_value_get = lambda *_: str(server.getsockname()[1])
+processes._watch_process_0("127.0.0.1")
+process_0, _ = server.accept()
 """
 
 
 def test_the_end_of_process_0_is_reported_while_this_process_computes():
-    returned, _, err = run(f"GONE = True\n{WATCHED}time.sleep(60)")
+    returned, _, err = run(f"{WATCHED}process_0.close()\ntime.sleep(60)")
     assert returned == 1
     (line,) = err.splitlines()
-    assert line.startswith("error: another process has ended, ") and line.endswith(
-        "(UNAVAILABLE: Socket closed)"
-    )
+    assert line.startswith("error: another process has ended, ") and line.endswith("its last checkpoint")
 
 
-def test_a_process_that_has_done_its_part_does_not_report_the_end_of_process_0():
-    assert run(f"GONE = False\n{WATCHED}print('done')\nsys.exit(143)") == (143, "done\n", "")
+def test_a_regular_end_of_process_0_is_not_reported():
+    end = "process_0.sendall(b'.')\nprocess_0.close()\ntime.sleep(1)\nprint('done')\nsys.exit(143)"
+    assert run(WATCHED + end) == (143, "done\n", "")
+
+
+def test_process_0_says_that_its_end_is_regular_and_only_then():
+    watch = """
+import socket
+Client.key_value_set = lambda _, key, port: setattr(Client, "port", int(port))
+State.process_id = 0
+processes._watch_process_0("127.0.0.1")
+process_1 = socket.create_connection(("127.0.0.1", Client.port))
+import atexit, time
+time.sleep(0.5)  # until it is accepted
+"""
+    told = "atexit._run_exitfuncs()\nprocess_1.settimeout(1)\n"
+    assert run(f"{watch}{told}print(process_1.recv(1))") == (0, "b'.'\n", "")
+    silent = "process_1.settimeout(1)\nprocess_1.recv(1)"
+    returned, _, err = run(watch + silent)
+    assert returned == 1 and "TimeoutError" in err
 
 
 def test_processes_that_never_joined_are_named():

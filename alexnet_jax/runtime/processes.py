@@ -16,6 +16,7 @@ import itertools
 import json
 import os
 import re
+import socket
 import sys
 import threading
 import traceback
@@ -98,8 +99,7 @@ def join(coordinator: str | None, processes: int | None, process: int | None, se
     finally:
         jax.config.update("jax_enable_preemption_service", True)
         timer.cancel()
-    if process > 0:
-        _watch_process_0()
+    _watch_process_0(coordinator.rpartition(":")[0])
 
 
 def _detect(coordinator: str | None, processes: int | None, process: int | None, seconds: int) -> tuple:
@@ -143,30 +143,44 @@ def _never_joined(coordinator: str, processes: int, seconds: int) -> None:
     )
 
 
-def _watch_process_0() -> None:
-    """Exit with one line once process 0 is gone, even within a long computation.
+def _watch_process_0(host: str) -> None:
+    """Exit with one line once process 0, on `host`, is gone, even within a long computation.
 
-    XLA aborts the process with a page then. A request that this thread has open ends at the same moment, and
-    the page takes longer to write than the line. A host that is silent for HEARTBEAT_SECONDS, but keeps its
-    connections, is left to XLA.
+    XLA aborts the process with a page then, which takes longer to write than the line. Each process has a
+    connection to process 0, on which a byte comes before a regular end and nothing before another. A host
+    that is silent for HEARTBEAT_SECONDS, but keeps its connections, is left to XLA.
     """
-    import jax
+    client, key = _private_jax()[0].client, "alexnet_jax/watch"
+    if index() == 0:
+        server = socket.create_server(("", 0), backlog=count())
+        connections: list[socket.socket] = []
 
-    client, end = _private_jax()[0].client, f"alexnet_jax/end/{index()}"
+        def accept():
+            with contextlib.suppress(OSError):
+                while True:
+                    connections.append(server.accept()[0])
 
-    def wait():
-        try:
-            client.blocking_key_value_get(end, 1000 * _LONG)
-        except jax.errors.JaxRuntimeError as error:
-            _exit(f"{_LOST} ({first_line(error)})")
+        def end():
+            for connection in connections:
+                with contextlib.suppress(OSError):
+                    connection.sendall(b".")
 
-    def stop():
-        client.key_value_set(end, "")
-        thread.join()
+        threading.Thread(target=accept, daemon=True).start()
+        client.key_value_set(key, str(server.getsockname()[1]))
+        atexit.register(end)
+        return
+    port = int(client.blocking_key_value_get(key, 1000 * HEARTBEAT_SECONDS))
+    with contextlib.suppress(OSError):  # closed to other ports: XLA's page tells of it
+        connection = socket.create_connection((host, port), timeout=SHUTDOWN_SECONDS)
+        connection.settimeout(None)
 
-    thread = threading.Thread(target=wait, daemon=True)
-    thread.start()
-    atexit.register(stop)
+        def wait():
+            with contextlib.suppress(OSError):
+                if connection.recv(1):
+                    return
+            _exit(_LOST)
+
+        threading.Thread(target=wait, daemon=True).start()
 
 
 def _exchange(value: Any, seconds: int = _LONG) -> list:
