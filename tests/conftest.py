@@ -1,16 +1,20 @@
 """jax starts with four CPU devices; data sets are prepared, and programs compiled, once for all tests."""
 
+import multiprocessing
 import os
 import pathlib
 import subprocess
 import sys
+import zlib
 
 import jax
 import pytest
+from helpers.sweeps import sweep_command
 
 os.environ["JAX_PLATFORMS"] = "cpu"  # of the programs that the tests start
 # Programs are compiled once, for all tests, the programs that they start, and the next run in this clone.
-COMPILED = pathlib.Path(__file__).parent.parent / ".cache" / "jax"
+CACHE = pathlib.Path(__file__).parent.parent / ".cache"
+COMPILED = CACHE / "jax"
 COMPILED.mkdir(parents=True, exist_ok=True)
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(COMPILED)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
@@ -25,38 +29,17 @@ if os.environ.get("ORACLE"):  # `make oracle`: what is skipped without PyTorch s
 
 
 @pytest.fixture(scope="session")
-def data_dir(tmp_path_factory):
-    """A folder with fashion_mnist_shipped prepared in it."""
-    from alexnet_jax.datasets.prepared import prepared_builder
+def data_dir():
+    """A folder with fashion_mnist_shipped prepared in it, kept for later runs while its code is the same."""
+    from alexnet_jax.datasets import prepared
     from configs import quickstart
 
     config = quickstart.get_config()
-    config.data.dir = str(tmp_path_factory.mktemp("data"))
-    prepared_builder(config)
+    code = pathlib.Path(prepared.__file__).parent.glob("*.py")
+    key = zlib.crc32(b"".join(file.read_bytes() for file in sorted(code)))
+    config.data.dir = str(CACHE / f"data-{key:08x}")
+    prepared.prepared_builder(config)
     return config.data.dir
-
-
-TWO = """
-from experiments.sweeps.variants import Ensemble, Variant
-
-def get_variants(config):
-    tanh = Variant("tanh", {"model.activation": "tanh"}, "slower")
-    return [Variant("ReLU", {}, ""), tanh, Ensemble("both", {"ReLU": 1, "tanh": 1}, "")]
-"""
-
-
-def sweep_command(folder: pathlib.Path, data_dir: str) -> list[str]:
-    """Two networks and their ensemble, in `folder`/w, as small as they may be."""
-    (folder / "two.py").write_text(TWO)
-    return [
-        sys.executable, "-m", "experiments.sweep", "--config=configs/quickstart.py",
-        f"--sweep={folder}/two.py", f"--workdir={folder}/w", "--seeds=1", "--jobs=2",
-        f"--config.data.dir={data_dir}", "--config.data.train_split=train[:640]",
-        "--config.data.val_split=train[-100:]", "--config.data.test_split=test[:100]",
-        "--config.num_epochs=2", "--config.batch_size=32", "--config.checkpoint.every_steps=5",
-        "--config.model.width=0.5", "--config.eval.views=1", "--config.eval.batch_size=100",
-        *(f"--config.model.layers.{layer}.enabled=False" for layer in ("conv3", "conv4", "fc6")),
-    ]  # fmt: skip
 
 
 @pytest.fixture(scope="session")
@@ -67,3 +50,32 @@ def swept(data_dir, tmp_path_factory):
     done = subprocess.run(sweep_command(folder, data_dir), cwd=root, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder / "w", done.stdout
+
+
+STARTING = {"finished", "swept"}  # fixtures of which each runs a program
+
+
+def pytest_collection_modifyitems(items):
+    """Mark the tests that start programs through a fixture."""
+    for item in items:
+        if STARTING & set(item.fixturenames):
+            item.add_marker("program")
+
+
+@pytest.fixture(autouse=True)
+def _programs_are_marked(request, monkeypatch):
+    """Fail a test that starts Python and is not marked `program`: `make check` leaves out those that are."""
+    if request.node.get_closest_marker("program"):
+        return
+    start = subprocess.Popen.__init__
+
+    def checked(self, command, *args, **kwargs):
+        if list(command)[:1] == [sys.executable]:
+            refused()
+        start(self, command, *args, **kwargs)  # such as uname, which TensorFlow Datasets asks
+
+    def refused(*_):
+        pytest.fail("this test starts a program: mark it `program`")
+
+    monkeypatch.setattr(subprocess.Popen, "__init__", checked)
+    monkeypatch.setattr(multiprocessing.process.BaseProcess, "start", refused)

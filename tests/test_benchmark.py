@@ -50,6 +50,7 @@ def data(tmp_path_factory):
     return PAPER, f"--config.data.manual_dir={archives}", f"--config.data.dir={folder}"
 
 
+@pytest.mark.program
 def test_input_measures_both_stores_beside_the_baselines(data, tmp_path):
     path = tmp_path / "input.json"
     # --steps=3 with 4 images each is more than an epoch of 9.
@@ -76,6 +77,7 @@ SMALL = (
 FACTS = {"compile_seconds", "first_step_seconds", "peak_memory_bytes", "fraction_of_product"}
 
 
+@pytest.mark.program
 def test_train_measures_variants_in_turn(tmp_path):
     path = tmp_path / "train.json"
     variants = ["mesh.column=1", "mesh.column=2,batch_size=6"]
@@ -100,6 +102,7 @@ def test_train_measures_variants_in_turn(tmp_path):
     assert "round 1/1" in printed and "0 s left" in printed
 
 
+@pytest.mark.program
 def test_infer_runs_beside_onnx_runtime(tmp_path):
     path = tmp_path / "infer.json"
     run("infer", PAPER, "--batch=1", "--steps=1", "--rounds=1", "--peer=onnxruntime", f"--json={path}")
@@ -184,6 +187,7 @@ def power(base):
     return lambda exponent: base**exponent, {"environment": dict(os.environ)}
 
 
+@pytest.mark.program
 def test_a_program_takes_turns_with_huge_pages_and_without_caches(monkeypatch):
     monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
     before = dict(os.environ)
@@ -199,6 +203,7 @@ def test_a_program_takes_turns_with_huge_pages_and_without_caches(monkeypatch):
     assert dict(os.environ) == before
 
 
+@pytest.mark.program
 def test_a_program_that_fails_is_one_line(capfd):
     with started(power, 0) as program:
         program.facts()
@@ -216,12 +221,14 @@ def slow():
     return None, {}
 
 
+@pytest.mark.program
 def test_a_program_that_is_stopped_while_it_starts_says_nothing(capfd):
     with started(slow):
         pass
     assert capfd.readouterr().err == ""
 
 
+@pytest.mark.program
 def test_a_program_that_is_killed_is_one_line():
     with started(timed, product, time.time()) as program:
         assert program.facts()["first_step_seconds"] > 0
@@ -233,6 +240,7 @@ def test_a_program_that_is_killed_is_one_line():
             program.turn(1)
 
 
+@pytest.mark.program
 def test_a_mesh_that_a_program_cannot_have_is_one_line():
     config = paper.get_config()
     config.mesh.data = 3
@@ -243,6 +251,7 @@ def test_a_mesh_that_a_program_cannot_have_is_one_line():
 QUICK = "--config=configs/quickstart.py"
 
 
+@pytest.mark.program
 @pytest.mark.parametrize(
     "flags, words",
     [
@@ -283,5 +292,6 @@ def test_bad_input_is_named(flags, words, tmp_path, monkeypatch):
     assert len(message.splitlines()) == 1 and all(word in message for word in words), message
 
 
+@pytest.mark.program
 def test_bad_input_is_one_line_and_exit_code_2():
     assert run("train", code=2).startswith("error: --config: missing; give --config=configs/")

@@ -151,6 +151,7 @@ gc.collect()
 """
 
 
+@pytest.mark.program
 def test_a_damaged_checkpoint_is_one_line_on_stderr_whatever_is_read_beside_it(tmp_path, state):
     """Orbax reads all arrays at once, and those that it gives up may fail at any later time."""
     write(tmp_path / "whole", state[0], {1: 0.1, 2: 0.2})

@@ -213,6 +213,7 @@ finally:
 """
 
 
+@pytest.mark.program
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_and_mistakes_of_each_command_are_told_at_once(command):
     for flags, code in (("--help",), 0), (("--config.nothing=1", "--workdri=x"), 2):
@@ -236,6 +237,7 @@ def test_help_and_mistakes_of_each_command_are_told_at_once(command):
             )
 
 
+@pytest.mark.program
 def test_a_mistake_in_a_field_is_told_at_once_and_without_warnings():
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", RUN, "alexnet_jax.main", "--config=configs/quickstart.py",

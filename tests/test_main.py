@@ -103,6 +103,7 @@ def test_a_second_start_finds_what_the_first_one_compiled(finished, data_dir, tm
     assert {path.name for path in kept.glob("*-cache")} == before
 
 
+@pytest.mark.program
 def test_programs_are_kept_in_the_users_cache(tmp_path):
     code = "import jax; from alexnet_jax.runtime.mesh import make_mesh; from configs import quickstart; "
     code += "make_mesh(quickstart.get_config()); print(jax.config.jax_compilation_cache_dir)"
@@ -240,6 +241,7 @@ def test_a_checkpoint_cut_short_is_skipped_and_more_epochs_go_on(finished, data_
     same_end(undisturbed, workdir)
 
 
+@pytest.mark.program
 def test_what_the_released_code_does_by_epoch_goes_on_after_a_stop(data_dir, tmp_path):
     """Rates, conv1's end, and the end of the noise: in one go, and stopped at the epoch that changes them."""
     fields = (
@@ -288,6 +290,7 @@ def test_layers_that_cannot_be_taken_are_named(finished, data_dir, tmp_path):
         assert not (tmp_path / "w").exists()
 
 
+@pytest.mark.program
 def test_a_workdir_takes_one_training_at_a_time(data_dir, tmp_path):
     flags = small(data_dir, tmp_path / "busy")
     first = subprocess.Popen(command(*flags), cwd=ROOT, stdout=subprocess.DEVNULL)
@@ -298,6 +301,7 @@ def test_a_workdir_takes_one_training_at_a_time(data_dir, tmp_path):
     assert "busy" in line and "another process" in line
 
 
+@pytest.mark.program
 def test_a_loss_that_is_not_finite_stops_the_run(data_dir, tmp_path):
     flags = *small(data_dir, tmp_path / "nan"), "--config.optimizer.learning_rate=1e30"
     printed = run(*flags, code=1)
@@ -305,6 +309,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(data_dir, tmp_path):
     assert "step " in line and "checkpoint" in line and "optimizer.learning_rate" in line
 
 
+@pytest.mark.program
 def test_describe_prints_the_table_and_trains_nothing(tmp_path):
     printed = run("--config=configs/paper.py", "--mode=describe", f"--workdir={tmp_path / 'x'}")
     assert printed.splitlines()[-1] == "total: 60,965,224 parameters, 724,406,816 multiply-adds"
@@ -313,6 +318,7 @@ def test_describe_prints_the_table_and_trains_nothing(tmp_path):
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.program
 def test_prepare_builds_the_data_set(data_dir):
     printed = run("--config=configs/quickstart.py", "--mode=prepare", f"--config.data.dir={data_dir}")
     assert "is prepared in" in printed

@@ -65,6 +65,7 @@ def test_rows_that_cannot_be_read_are_one_line(tmp_path, text, words):
     assert str(tmp_path / "metrics.jsonl") in str(error.value) and "\n" not in str(error.value)
 
 
+@pytest.mark.program
 def test_reading_loads_neither_tensorflow_nor_clu():
     code = (
         "import sys; from alexnet_jax.workdirs import metrics; print({'tensorflow', 'clu'} & {*sys.modules})"

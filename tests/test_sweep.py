@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from conftest import sweep_command
+from helpers.sweeps import sweep_command
 
 from alexnet_jax import config as configuration
 from alexnet_jax import network, predict
@@ -235,6 +235,7 @@ def test_mistakes_in_a_sweeps_file_are_named(listed, words, tmp_path):
     assert words in str(error.value) and len(str(error.value).splitlines()) == 1
 
 
+@pytest.mark.program
 def test_the_table_has_means_deviations_and_differences(tmp_path):
     sweep = go(tmp_path)
     assert not sweep.failed
@@ -258,6 +259,7 @@ def test_the_table_has_means_deviations_and_differences(tmp_path):
     assert "8 of 8 runs finished, 0 failed" in markdown
 
 
+@pytest.mark.program
 def test_what_is_finished_is_not_run_again_and_what_failed_is(tmp_path):
     (tmp_path / "baseline").mkdir(parents=True)
     (tmp_path / "baseline" / "do").write_text(
@@ -278,6 +280,7 @@ def test_what_is_finished_is_not_run_again_and_what_failed_is(tmp_path):
     assert float(rows(tmp_path)[1]["top1_error"]) == 0.5
 
 
+@pytest.mark.program
 def test_results_are_of_the_configuration_as_it_is_now(tmp_path):
     """The command alone does not tell: configs/NAME.py may have been edited since."""
     go(tmp_path, seeds=1)
@@ -287,6 +290,7 @@ def test_results_are_of_the_configuration_as_it_is_now(tmp_path):
     assert not any(run.result() for run in fake_plan(tmp_path, seeds=1, config=config).runs)
 
 
+@pytest.mark.program
 def test_more_seeds_are_added_to_those_there_are(tmp_path):
     for seeds in (1, 3, 2):
         go(tmp_path, seeds=seeds, variants=VARIANTS[:2])
@@ -296,6 +300,7 @@ def test_more_seeds_are_added_to_those_there_are(tmp_path):
     }
 
 
+@pytest.mark.program
 def test_damaged_files_of_a_run_are_its_own_trouble(tmp_path):
     go(tmp_path, seeds=1, variants=VARIANTS[:2])
     (tmp_path / "results.csv").write_text("variant,over")
@@ -340,6 +345,7 @@ def test_the_time_left_is_of_the_epochs_that_are_still_to_come(tmp_path, monkeyp
     assert caplog.messages == ["1 of 2 runs ended, about 0:01:20 left; baseline, seed 0: epoch 2/6"]
 
 
+@pytest.mark.program
 def test_a_stop_lets_the_runs_save_and_starts_no_more(tmp_path):
     (tmp_path / "baseline").mkdir(parents=True)
     waits = "import signal; signal.signal(15, lambda *_: ((workdir / 'saved').touch(), sys.exit(143)));"
@@ -377,6 +383,7 @@ def test_runs_at_the_same_time_share_the_cpus(tmp_path, monkeypatch, cpus):
     assert (tmp_path / "found").read_text() == str({min(machine)}) and os.sched_getaffinity(0) == machine
 
 
+@pytest.mark.program
 @pytest.mark.parametrize(
     "given, found", [(None, "a=b:glibc.malloc.hugetlb=1"), ("0", "glibc.malloc.hugetlb=0")]
 )
@@ -388,6 +395,7 @@ def test_runs_get_huge_pages_unless_the_user_has_decided(tmp_path, monkeypatch, 
     assert (tmp_path / "found").read_text() == found
 
 
+@pytest.mark.program
 def test_submitit_runs_the_same_commands(tmp_path):
     launcher = launchers.Submitit(str(tmp_path), {}, cluster="local", poll_seconds=0.05)
     (tmp_path / "tanh").mkdir()
@@ -418,6 +426,7 @@ done
 }
 
 
+@pytest.mark.program
 def test_slurm_jobs_outlive_the_sweep_and_are_found_again(tmp_path, monkeypatch):
     bin_folder = tmp_path / "bin"
     bin_folder.mkdir()
@@ -484,6 +493,7 @@ def test_an_ensemble_is_the_mean_of_the_softmax_outputs(swept, data_dir):
     assert result["loss"] == pytest.approx(-np.log(mean[range(100), labels]).mean(), rel=1e-5)
 
 
+@pytest.mark.program
 @pytest.mark.parametrize(
     "flags, words",
     [

@@ -509,6 +509,7 @@ def test_a_workdir_is_new_and_a_failed_write_leaves_nothing(tmp_path, monkeypatc
         weights.import_weights("caffe", str(tmp_path / "in.pth"), str(tmp_path / "new"), config)
 
 
+@pytest.mark.program
 def test_the_command_line(tmp_path):
     torch_zip(tmp_path / "attack.pth", {}, pickle.dumps(Attack(tmp_path / "proof"), 2))
     (tmp_path / "net.caffemodel").write_bytes(caffemodel(random_tensors(narrow(caffe))))
