@@ -15,16 +15,17 @@ def enable_compilation_cache() -> None:
     import jax  # here, so that a mistake in the flags is reported at once
 
     from alexnet_jax.runtime import processes
+    from alexnet_jax.runtime.files import user_cache
 
     config: Any = jax.config  # its options are no attributes of its class
     if config.jax_compilation_cache_dir is None and processes.count() == 1:
-        cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-        folder = os.path.join(cache, "alexnet_jax", _cpu())
-        with contextlib.suppress(OSError):
-            if os.path.isabs(folder):  # "~" stays if there is no home
-                os.makedirs(folder, exist_ok=True)
-        if os.access(folder, os.W_OK):
-            config.update("jax_compilation_cache_dir", folder)
+        cache = user_cache()
+        if cache is not None:
+            folder = cache / _cpu()
+            with contextlib.suppress(OSError):
+                folder.mkdir(parents=True, exist_ok=True)
+            if os.access(folder, os.W_OK):
+                config.update("jax_compilation_cache_dir", str(folder))
     config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 

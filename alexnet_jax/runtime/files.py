@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import logging
 import os
+import pathlib
 from collections.abc import Iterator
 from typing import BinaryIO
 
@@ -23,6 +24,12 @@ def atomic_write(path) -> Iterator[BinaryIO]:
     finally:
         with contextlib.suppress(OSError):
             os.remove(part)
+
+
+def user_cache() -> pathlib.Path | None:
+    """Return this project's folder in the user's cache, which may not exist yet, or None without a home."""
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return pathlib.Path(cache, "alexnet_jax") if os.path.isabs(cache) else None  # "~" stays if there is no home
 
 
 def write_text(path: str, text: str) -> None:

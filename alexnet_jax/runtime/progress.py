@@ -35,8 +35,8 @@ def in_order(function: Callable, items: Iterable, threads: int) -> Iterator:
 class Progress:
     """Logs every few seconds how far a pass over `total` images is, and how long it still takes."""
 
-    def __init__(self, what: str, total: int, every: float = 5):
-        self._what, self._total, self._every = what, total, every
+    def __init__(self, what: str, total: int, every: float = 5, unit: str = "images"):
+        self._what, self._total, self._every, self._unit = what, total, every, unit
         self._start = self._last = time.monotonic()
 
     def __call__(self, done: int) -> None:
@@ -46,7 +46,8 @@ class Progress:
             rate = done / max(now - self._start, 1e-9)
             left = (self._total - done) / rate
             log.info(
-                f"{self._what}: {done:,} of {self._total:,} images, {rate:,.0f} images/s, {left:,.0f} s left"
+                f"{self._what}: {done:,} of {self._total:,} {self._unit}, {rate:,.0f} {self._unit}/s,"
+                f" {left:,.0f} s left"
             )
 
 

@@ -1,0 +1,108 @@
+"""Fingerprints of data: a short text that changes when the content of a file, or its name, does.
+
+A copy or a moved folder has the fingerprint of the original. The digest of each file is kept in the data set's
+folder with the file's size and times, so that a second look reads new and changed files only; the user's cache
+keeps it if the folder cannot be written.
+"""
+
+import contextlib
+import hashlib
+import logging
+import os
+import pathlib
+import time
+import zipfile
+import zlib
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from alexnet_jax.runtime import progress
+from alexnet_jax.runtime.files import atomic_write, user_cache
+
+log = logging.getLogger("alexnet_jax")
+
+FILE = ".fingerprints.npz"
+BYTES = 16  # of a file's digest
+_CHUNK = 64  # files
+_RACY = 2_000_000_000  # nanoseconds: a file that young may change again and keep its times
+
+Stamp = tuple[int, int, int]  # size, time of modification, time of change
+
+
+def stamp(status: os.stat_result) -> Stamp:
+    """Return by what an unchanged file is known."""
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def of_bytes(*parts: bytes) -> bytes:
+    """Return the digest of bytes."""
+    return hashlib.blake2b(b"".join(parts), digest_size=BYTES).digest()
+
+
+def combined(*parts: bytes | str) -> str:
+    """Return the fingerprint of several parts, in their order."""
+    texts = (part.encode("utf-8", "surrogateescape") if isinstance(part, str) else part for part in parts)
+    return hashlib.blake2b(b"".join(of_bytes(text) for text in texts), digest_size=8).hexdigest()
+
+
+def digests(
+    folder: pathlib.Path, files: Sequence[tuple[str, Stamp]], digest: Callable[[str], bytes], what: str
+) -> list[bytes]:
+    """Return `digest(name)` of each file of a data set's folder, computed only if its stamp is new.
+
+    `files` has names within the folder and their stamps; `what` is how the progress is logged.
+    """
+    now, kept = time.time_ns(), _load(folder)
+    known = {name: kept[name][1] for name, stamp in files if name in kept and kept[name][0] == stamp}
+    new = [name for name, _ in files if name not in known]
+    if new:
+        report, done = progress.Progress(what, len(new), unit="files"), 0
+        chunks = [new[start : start + _CHUNK] for start in range(0, len(new), _CHUNK)]
+        read = progress.in_order(lambda names: [digest(name) for name in names], chunks, progress.cores())
+        for names, found in zip(chunks, read, strict=True):
+            known.update(zip(names, found, strict=True))
+            done += len(names)
+            if done < len(new):
+                report(done)
+        splits = {name.partition("/")[0] for name, _ in files}
+        others = {name: entry for name, entry in kept.items() if name.partition("/")[0] not in splits}
+        settled = {name: (stamp, known[name]) for name, stamp in files if max(stamp[1:]) < now - _RACY}
+        _save(folder, others | settled)
+    return [known[name] for name, _ in files]
+
+
+def _load(folder: pathlib.Path) -> dict[str, tuple[Stamp, bytes]]:
+    for path in _places(folder):
+        with contextlib.suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+            with np.load(path, allow_pickle=False) as file:
+                names = file["names"].tobytes().decode("utf-8", "surrogateescape").split("\0")
+                stamps = [tuple(row) for row in file["stamps"].tolist()]
+                digests = file["digests"].tobytes()
+            rows = [digests[start : start + BYTES] for start in range(0, len(digests), BYTES)]
+            return dict(zip(names, zip(stamps, rows, strict=True), strict=True))
+    return {}
+
+
+def _save(folder: pathlib.Path, entries: dict[str, tuple[Stamp, bytes]]) -> None:
+    names = "\0".join(entries).encode("utf-8", "surrogateescape")
+    arrays = {
+        "names": np.frombuffer(names, np.uint8),
+        "stamps": np.array([stamp for stamp, _ in entries.values()], np.int64),
+        "digests": np.frombuffer(b"".join(digest for _, digest in entries.values()), np.uint8),
+    }
+    for path in _places(folder):
+        with contextlib.suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_write(path) as file:
+                np.savez(file, **arrays)  # type: ignore[arg-type]  # of its other arguments
+            return
+    log.warning(f"{folder}: its fingerprint cannot be kept, and is computed at each start")
+
+
+def _places(folder: pathlib.Path) -> list[pathlib.Path]:
+    """Return where the digests may lie, the best place first."""
+    places, cache = [folder / FILE], user_cache()
+    if cache is not None:
+        places.append(cache / "fingerprints" / f"{combined(os.path.realpath(folder))}.npz")
+    return places
