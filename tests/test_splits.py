@@ -10,17 +10,17 @@ from alexnet_jax.datasets import splits
 
 LENGTHS = {"train": 1003, "val": 7, "a-b_2": 100, "empty": 0}
 BOUNDS = (
-    "", "0", "-0", "1", "5", "-5", "7", "-7", "8", "99", "100", "101", "1003", "-1003", "1004", "-1004", "1_0", "1__0",
-    "2.5", ".", "-", "--1", "+1", "1e1", "x", " 5", "5 ", "0%", "-0%", "0.05%", "0.15%", "33%", "33.3%", "50%", "-50%",
-    "99.95%", "100%", "-100%", "100.1%", "-101%", "1_0%", "%", "5%%", "1shard", "٣",
+    "", "0", "-0", "1", "5", "-5", "7", "-7", "8", "99", "100", "101", "1003", "-1003", "1004", "-1004",
+    "1_0", "1__0", "2.5", ".", "-", "--1", "+1", "1e1", "x", " 5", "5 ", "0%", "-0%", "0.05%", "0.15%", "33%",
+    "33.3%", "50%", "-50%", "99.95%", "100%", "-100%", "100.1%", "-101%", "1_0%", "%", "5%%", "1shard", "٣",
 )  # fmt: skip
 OTHERS = (
-    "", " ", "train", " train", "train ", "train[", "train]", "train[]", "train[:]", "train[5]", "train[5%]", "train[::]",
-    "train[1:2:3]", "train[1:2", "train[1:2]x", "train[1:2][1:2]", "train(1:2)", "no such", "nosuch", "nosuch[:5]", "Train",
-    "+", "train+", "+train", "train++val", "train+val", "train + val", "train  +\tval", "train-val", "train,val",
-    "train[:10]+val[50%:]+train[-3:]", "train[:5]+val[:8]", "a-b_2[10:20]", "empty", "empty[:0]", "empty[:50%]",
-    "empty[:1]", "train[0shard]", "train[:1shard]", "train[:50 %]", "träin", "val+no", "9" * 5000, f"train[:{'9' * 5000}]",
-    f"train[:{'9' * 400}%]",
+    "", " ", "train", " train", "train ", "train[", "train]", "train[]", "train[:]", "train[5]", "train[5%]",
+    "train[::]", "train[1:2:3]", "train[1:2", "train[1:2]x", "train[1:2][1:2]", "train(1:2)", "no such",
+    "nosuch", "Train", "nosuch[:5]", "+", "train+", "+train", "train++val", "train+val", "train + val",
+    "train  +\tval", "train-val", "train,val", "train[:10]+val[50%:]+train[-3:]", "train[:5]+val[:8]",
+    "a-b_2[10:20]", "empty", "empty[:0]", "empty[:50%]", "empty[:1]", "train[0shard]", "train[:1shard]",
+    "train[:50 %]", "träin", "val+no", "9" * 5000, f"train[:{'9' * 5000}]", f"train[:{'9' * 400}%]",
 )  # fmt: skip
 
 
