@@ -9,7 +9,7 @@ from alexnet_jax import optimizer
 from alexnet_jax.datasets import statistics
 from alexnet_jax.datasets.batches import evaluation_batches
 from alexnet_jax.datasets.labels import check_labels, with_labels_of
-from alexnet_jax.datasets.source import open_source
+from alexnet_jax.datasets.source import Source, open_source
 from alexnet_jax.runtime import processes, progress
 from alexnet_jax.runtime.errors import InputError
 from alexnet_jax.runtime.mesh import batch_sharding, make_mesh, replicated
@@ -20,7 +20,7 @@ from alexnet_jax.workdirs.workdir import read_result, read_statistics, write_res
 log = logging.getLogger("alexnet_jax")
 
 
-def error_rates(eval_step, params, source, config, mesh, statistics) -> dict[str, float]:
+def error_rates(eval_step, params, source: Source, config, mesh, statistics) -> dict[str, float]:
     """Return means over all examples of `source`: examples, loss, top1_error, top5_error (fractions).
 
     `eval_step` is make_eval_step's; `statistics` are on the devices.
@@ -92,7 +92,7 @@ def in_words(result: dict) -> str:
     )
 
 
-def test_source(config, stored: dict):
+def test_source(config, stored: dict) -> Source:
     """Open the test split with the labels of the network whose statistics.npz is `stored`.
 
     Raises InputError.

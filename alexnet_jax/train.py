@@ -26,7 +26,7 @@ from alexnet_jax import config as configuration
 from alexnet_jax import evaluate, network, optimizer
 from alexnet_jax.datasets.batches import training_batches
 from alexnet_jax.datasets.labels import check_labels, with_labels_of
-from alexnet_jax.datasets.source import open_source
+from alexnet_jax.datasets.source import Source, open_source
 from alexnet_jax.runtime import processes
 from alexnet_jax.runtime.errors import Diverged, InputError
 from alexnet_jax.runtime.mesh import batch_sharding, block_on_cpu, make_mesh, replicated
@@ -86,7 +86,7 @@ def train(config, workdir: str) -> None:
         evaluate.evaluate(config, workdir)
 
 
-def _open_data(config) -> tuple:
+def _open_data(config) -> tuple[Source, Source]:
     """Open the training and the validation split, preparing them first if necessary."""
     train_source = open_source(config, "train_split")
     val_source = open_source(config, "val_split")
@@ -123,8 +123,8 @@ class Run:
     tx: optax.GradientTransformation
     checkpoints: Checkpoints
     statistics: dict  # on the devices
-    train_source: Any
-    val_source: Any
+    train_source: Source
+    val_source: Source
 
     def restore_or_init(self, taken: tuple[int, dict] | None) -> TrainState:
         """Restore the latest state or, if there is none, draw the first one, with layers `taken` over."""

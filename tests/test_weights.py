@@ -17,7 +17,6 @@ import safetensors.numpy
 
 from alexnet_jax import augment, evaluate, main, optimizer, train, weights
 from alexnet_jax.datasets import fashion_mnist, images, statistics
-from alexnet_jax.datasets.labels import with_labels_of
 from alexnet_jax.network import layer_table
 from alexnet_jax.pretrained import conversion, formats
 from alexnet_jax.pretrained.normalization import published_statistics
@@ -570,44 +569,11 @@ def test_bad_arguments_are_named(flags, words, monkeypatch, tmp_path):
 # Labels
 
 
-class Source:
-    def __init__(self, label_names):
-        self.label_names = label_names
-
-    def __len__(self):
-        return len(self.label_names)
-
-    def read(self, indices):
-        return "images", np.array(indices, np.int32)
-
-
 IMAGENET = [
     line
     for line in (ROOT / "alexnet_jax/datasets/imagenet_classes.txt").read_text().splitlines()
     if not line.startswith("#")
 ]
-
-
-@pytest.mark.parametrize(
-    "network, data, labels",
-    [
-        (IMAGENET, ["n02099601", "n01440764 tench, Tinca tinca"], [207, 0]),
-        (IMAGENET, ["n02099601", "dog"], [0, 1]),
-        (["class 0", "class 1"], ["n02099601", "n01440764"], [0, 1]),
-        (["n02099601x", "n01440764"], ["n01440764"], [0]),
-        ([], ["n01440764"], [0]),
-        (np.array(["n02099601", "n01440764"]), ("n01440764", "n02099601"), [1, 0]),
-    ],
-)
-def test_labels_are_found_by_wordnet_id_where_both_have_them(network, data, labels):
-    source = with_labels_of(network, Source(data))
-    assert len(source) == len(data)
-    assert source.read(range(len(data)))[1].tolist() == labels
-
-
-def test_a_class_that_the_network_has_not_is_told():
-    with pytest.raises(InputError, match="lacks 1 classes.*n99999999"):
-        with_labels_of(IMAGENET, Source(["n02099601", "n99999999"]))
 
 
 def test_training_on_and_validation_take_the_labels_of_imported_weights(tmp_path):

@@ -1,12 +1,10 @@
-"""From prepared examples to batches on the devices.
+"""Batches on the devices, from the examples of a source.
 
-    open_source   a split of a data set: `source.read(indices)` -> uint8 images and labels, in any order,
-                  from a TFDS data set, its raw copy, or a folder of pictures
-    batches       training: the examples of step n are a function of (seed, n), so a run resumes at any step
-    padded        evaluation: every example once, the last batch padded and marked
+    training_batches     the examples of step n are a function of (seed, n), so a run resumes at any step
+    evaluation_batches   every example once, the last batch padded and marked
 
-The host reads and decodes, on Grain's threads; cropping, flipping and normalizing are
-part of the compiled step (augment.py). TensorFlow is not imported here: only preparing a data set needs it.
+The host reads and decodes, on Grain's threads; cropping, flipping and normalizing are part of the compiled
+step (augment.py). TensorFlow is not imported here: only preparing a data set needs it.
 """
 
 import functools
@@ -15,6 +13,8 @@ from collections.abc import Iterator
 import grain
 import jax
 import numpy as np
+
+from alexnet_jax.datasets.source import Source
 
 
 @functools.lru_cache(maxsize=4)
@@ -62,8 +62,13 @@ def _read_ahead(read, first: int, last: int, threads: int):
     return iter(grain.MapDataset.range(first, last).map(read).to_iter_dataset(options))
 
 
-def training_batches(source, config, sharding, first_step: int, last_step: int) -> Iterator[tuple]:
-    """(images, labels) of each step from first_step up to last_step, as global arrays."""
+def training_batches(
+    source: Source, config, sharding, first_step: int, last_step: int
+) -> Iterator[tuple[jax.Array, jax.Array]]:
+    """Yield (images, labels) of each step from first_step up to last_step, as global arrays.
+
+    uint8 [batch_size, image_size, image_size, channels] and int32 [batch_size]. Raises as `source.read` does.
+    """
     rows = _local_rows(sharding, config.batch_size)
 
     def read(step):
@@ -76,8 +81,14 @@ def training_batches(source, config, sharding, first_step: int, last_step: int) 
         yield _to_devices(sharding, config.batch_size, rows, local)
 
 
-def evaluation_batches(source, batch_size: int, sharding, threads: int) -> Iterator[tuple]:
-    """(images, labels, real) over the whole source once, as global arrays; `real` is False for padding."""
+def evaluation_batches(
+    source: Source, batch_size: int, sharding, threads: int
+) -> Iterator[tuple[jax.Array, jax.Array, jax.Array]]:
+    """Yield (images, labels, real) over the whole source once, as global arrays.
+
+    Images and labels are those of `training_batches`; `real`, bool [batch_size], is False for padding, which
+    repeats the last example. Raises as `source.read` does.
+    """
     rows = _local_rows(sharding, batch_size)
 
     def read(batch):

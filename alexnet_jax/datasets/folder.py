@@ -3,13 +3,11 @@
 import hashlib
 import os
 import pathlib
-import re
 import zlib
 
 import numpy as np
-import tensorflow_datasets as tfds
 
-from alexnet_jax.datasets import images
+from alexnet_jax.datasets import images, splits
 from alexnet_jax.runtime.errors import InputError
 
 
@@ -32,21 +30,18 @@ class FolderSource:
             raise InputError(
                 f"{self.folder / 'train'}: has no folders of classes; put pictures into train/CLASS"
             )
-        # Of the splits only those named are listed: a listing of a million files takes seconds.
-        named = [name for name in _subfolders(self.folder) if name in re.findall(r"[\w-]+", split)]
-        files = {name: self._list(name) for name in named}
-        lengths = {
-            name: tfds.core.SplitInfo(name=name, shard_lengths=[len(found)], num_bytes=0)
-            for name, found in files.items()
-        }
+        there = _subfolders(self.folder)
         try:
-            parts = tfds.core.ReadInstruction.from_spec(split).to_absolute(lengths)
-        except (ValueError, NotImplementedError):
-            there = " and ".join(_subfolders(self.folder))
+            parts = splits.parse(split)
+            # Only the splits that are named are listed: a listing of a million files takes seconds.
+            files = {name: self._list(name) for name in there if name in {part.name for part in parts}}
+            slices = [files[part.name][part.places(len(files[part.name]))] for part in parts]
+        except (ValueError, KeyError):
             raise InputError(
-                f"{field}: {split!r} does not work; {folder} has {there}, and slices such as train[:90%]"
+                f"{field}: {split!r} does not work; {folder} has {' and '.join(there)}, and slices such as"
+                " train[:90%]"
             ) from None
-        self._files = [file for part in parts for file in files[part.splitname][part.from_ : part.to]]
+        self._files = [file for part in slices for file in part]
         if not self._files:
             raise InputError(f"{field}: {split!r} is empty; give a split with pictures")
         # Pictures come and go in a folder; statistics are of those that this names.

@@ -1,20 +1,56 @@
-"""A split of any data set as one kind of object."""
+"""A split of any data set as one kind of object, a `Source`, and `open_source`, which opens one."""
 
-from alexnet_jax.datasets.folder import FolderSource
-from alexnet_jax.datasets.prepared import TfdsSource, prepared_builder
-from alexnet_jax.datasets.raw import RawSource
+import pathlib
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
 
 
-def open_source(config, split_field: str):
+class Source(Protocol):
+    """A split of a data set: images of one shape with their labels, read in any order and from any thread."""
+
+    @property
+    def label_names(self) -> Sequence[str]:
+        """The names of the classes; label i is the i-th."""
+
+    @property
+    def folder(self) -> pathlib.Path:
+        """The folder of the data set, where the statistics of the split are kept."""
+
+    @property
+    def split(self) -> str:
+        """The split as the configuration gives it, such as `train[:90%]`."""
+
+    def __len__(self) -> int:
+        """Return the number of examples, at least one."""
+
+    def read(self, indices: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the examples at `indices` [n], each in [0, len), in their order; an index may repeat.
+
+        The images are uint8 [n, image_size, image_size, channels] on the scale of 0 to 255, the labels int32
+        [n] in [0, len(label_names)). Raises InputError if a file is missing, damaged or no picture.
+        """
+
+
+def open_source(config, split_field: str) -> Source:
     """Open a split of the data set of `config.data`; `split_field` is train_split, val_split or test_split.
 
-    A source has `len`, `read(indices)` -> (uint8 [n, image_size, image_size, channels], int32 [n]),
-    `label_names`, `folder`, where its statistics are kept, and `split`. It is prepared first where it is not
-    yet. Raises InputError if it cannot be, or cannot be read.
+    A data set that is not prepared yet is prepared first. Raises InputError if it cannot be prepared or read,
+    or the split is unknown, empty or without labels.
     """
+    # Each kind is imported when it is opened: a folder is opened faster than TFDS is imported.
     data, field = config.data, f"data.{split_field}"
     what = data[split_field], data.image_size, data.channels, field
     if data.name == "folder":
+        from alexnet_jax.datasets.folder import FolderSource
+
         return FolderSource(data.dir, *what)
+    from alexnet_jax.datasets.prepared import TfdsSource, prepared_builder
+
     source = TfdsSource(prepared_builder(config), *what)
-    return RawSource(source) if data.store == "raw" else source
+    if data.store != "raw":
+        return source
+    from alexnet_jax.datasets.raw import RawSource
+
+    return RawSource(source)

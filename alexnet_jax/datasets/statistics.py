@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from alexnet_jax.datasets.source import Source
 from alexnet_jax.runtime import progress
 from alexnet_jax.runtime.files import atomic_write
 
@@ -20,7 +21,7 @@ ARRAYS = (
 )  # fmt: skip
 
 
-def compute(source, what: str = "statistics", batch: int = 32) -> dict[str, np.ndarray]:
+def compute(source: Source, what: str = "statistics", batch: int = 32) -> dict[str, np.ndarray]:
     """Make one pass over `source`, on all cores; float32 arrays on the scale of 0 to 255, C channels.
 
     mean_image [S, S, C]; channel_mean, channel_std [C]; covariance [C, C] of all pixels about the channel
@@ -42,7 +43,7 @@ def compute(source, what: str = "statistics", batch: int = 32) -> dict[str, np.n
     return {name: array.astype(np.float32) for name, array in zip(ARRAYS, arrays, strict=True)}
 
 
-def _sums(source, indices) -> tuple[np.ndarray, np.ndarray, int]:
+def _sums(source: Source, indices) -> tuple[np.ndarray, np.ndarray, int]:
     """(sum of the images [S, S, C], of the products of channels [C, C], number of pixels), all exact."""
     images, _ = source.read(indices)
     flat = (image.reshape(-1, image.shape[-1]).astype(np.float64) for image in images)
@@ -50,7 +51,7 @@ def _sums(source, indices) -> tuple[np.ndarray, np.ndarray, int]:
     return images.sum(axis=0, dtype=np.uint32).astype(np.int64), squares, images[..., 0].size
 
 
-def of_source(source) -> dict[str, np.ndarray]:
+def of_source(source: Source) -> dict[str, np.ndarray]:
     """Return a split's statistics, computed once and kept in the data set's folder."""
     size, channels = source.read([0])[0].shape[2:]
     # The checksum tells train[:20] from train[20:] and train[:20%], and the pictures in a folder from others.

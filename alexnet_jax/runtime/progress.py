@@ -4,7 +4,7 @@ import collections
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from concurrent.futures import ThreadPoolExecutor
 
 log = logging.getLogger("alexnet_jax")
@@ -51,8 +51,8 @@ class Progress:
             )
 
 
-def over(source, function: Callable, what: str, batch: int) -> Iterator:
-    """function(indices) for every `batch` examples of `source`, in order, on all cores; logs the progress."""
+def over(source: Sized, function: Callable, what: str, batch: int) -> Iterator:
+    """Yield function(indices) for every `batch` examples of `source`, in order, on all cores; log how far."""
     batches = [range(start, min(start + batch, len(source))) for start in range(0, len(source), batch)]
     progress = Progress(what, len(source))
     for indices, result in zip(batches, in_order(function, batches, cores()), strict=True):

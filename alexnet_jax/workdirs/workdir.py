@@ -13,6 +13,7 @@ import ml_collections
 import numpy as np
 
 from alexnet_jax.datasets import statistics
+from alexnet_jax.datasets.source import Source
 from alexnet_jax.runtime import processes
 from alexnet_jax.runtime.errors import InputError
 from alexnet_jax.runtime.files import folder_lock, write_text
@@ -76,7 +77,7 @@ def read_statistics(workdir: str) -> dict[str, np.ndarray]:
 
 
 @contextlib.contextmanager
-def take(config, workdir: str, source) -> Iterator[None]:
+def take(config, workdir: str, source: Source) -> Iterator[None]:
     """Take the workdir for training within the block: lock it, log there and write what its run needs.
 
     Process 0 writes config.json and statistics.npz, of the training split `source`, unless they are there.
@@ -88,7 +89,7 @@ def take(config, workdir: str, source) -> Iterator[None]:
         yield
 
 
-def _take(stack: contextlib.ExitStack, config, workdir: str, source) -> None:
+def _take(stack: contextlib.ExitStack, config, workdir: str, source: Source) -> None:
     path = os.path.join(workdir, "statistics.npz")
     try:
         os.makedirs(workdir, exist_ok=True)

@@ -11,7 +11,7 @@ from alexnet_jax import augment, predict
 from alexnet_jax import config as configuration
 from alexnet_jax.datasets.batches import evaluation_batches
 from alexnet_jax.datasets.labels import with_labels_of
-from alexnet_jax.datasets.source import open_source
+from alexnet_jax.datasets.source import Source, open_source
 from alexnet_jax.network import layer_table
 from alexnet_jax.runtime.errors import InputError
 from alexnet_jax.runtime.mesh import batch_sharding
@@ -52,7 +52,7 @@ def draw(workdir: str, overrides: dict, indices: list[int]) -> Figure:
     return figure
 
 
-def nearest(network: predict.Network, images: np.ndarray, train, count: int = 6) -> np.ndarray:
+def nearest(network: predict.Network, images: np.ndarray, train: Source, count: int = 6) -> np.ndarray:
     """Return [n, count] indices of the images of `train` whose features are nearest to each image's.
 
     Features are the last hidden layer's activations for the central view; the distance is Euclidean.
@@ -67,7 +67,7 @@ def nearest(network: predict.Network, images: np.ndarray, train, count: int = 6)
     return np.argsort(np.hstack(distances), axis=1, kind="stable")[:, :count]
 
 
-def make_features(network: predict.Network) -> Callable[[np.ndarray], np.ndarray]:
+def make_features(network: predict.Network) -> Callable[[np.ndarray | jax.Array], np.ndarray]:
     """Return a function of images to [n, features], the last hidden layer's for the central view."""
     config = network.config
     layer = layer_table(config)[-2]
