@@ -228,6 +228,12 @@ def _read(field: str, text: Any) -> Any:
         raise InputError(f"{field}: expected {_rule(field, kind)[0]}, got {text!r}") from None
 
 
+def run_fields(config) -> dict[str, Any]:
+    """Return the fields that decide a run's parameters. The place of another run is not one: it may move."""
+    fields = dict(flatten(config))
+    return {field: fields[field] for field in fields if _RUN_FIELDS.fullmatch(field) and field != "init_from"}
+
+
 def check_same_run(config, workdir: str, data: bool = True) -> None:
     """Raise InputError, naming the fields that differ, if `workdir` holds a run of another configuration.
 

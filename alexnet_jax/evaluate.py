@@ -2,6 +2,7 @@
 
 import logging
 import os
+from typing import Any
 
 import jax
 
@@ -14,6 +15,7 @@ from alexnet_jax.runtime import processes, progress
 from alexnet_jax.runtime.errors import InputError
 from alexnet_jax.runtime.mesh import batch_sharding, make_mesh, replicated
 from alexnet_jax.step import abstract_state, make_eval_step
+from alexnet_jax.workdirs import identity
 from alexnet_jax.workdirs.checkpoint import Checkpoints
 from alexnet_jax.workdirs.workdir import read_result, read_statistics, write_result
 
@@ -49,33 +51,36 @@ def evaluate(config, workdir: str) -> None:
     """Evaluate a checkpoint of a workdir, eval.step, on data.test_split and write eval.json."""
     stored = processes.all_processes(_statistics_of_writable, workdir)
     mesh = make_mesh(config, ("eval.batch_size",))
-    source = processes.process_0_first(test_source, config, stored)
+    source = processes.process_0_first(test_source, config)
+    processes.check_same({f"data.test_split {key}": text for key, text in identity.of_result(source).items()})
     step, params = stored_params(config, workdir, mesh)
     images = f"{len(source):,} images of {config.data.test_split}, views of each: {config.eval.views}"
     log.info(f"evaluating step {step} on {images}")
     eval_step = make_eval_step(config, mesh, config.eval.views)
-    rates = error_rates(eval_step, params, source, config, mesh, on_devices(stored, mesh))
-    data = {"data": config.data.name, "split": config.data.test_split}
-    result = {**data, "views": config.eval.views, "step": step, **rates}
+    labelled = with_labels_of(stored.get("label_names", ()), source)
+    rates = error_rates(eval_step, params, labelled, config, mesh, on_devices(stored, mesh))
+    result = {**_task(config, workdir, source, step), **rates}
     if processes.index() == 0:
         write_result(result, workdir)
     log.info(f"{in_words(result)}; written to {workdir}/eval.json")
 
 
-def is_done(config, workdir: str, step: int | None) -> bool:
-    """Return whether eval.json is of checkpoint `step` with this configuration; say so if it is."""
-    result = read_result(workdir)
-    wanted = {
-        "step": step,
-        "views": config.eval.views,
-        "split": config.data.test_split,
-        "data": config.data.name,
-    }
-    done = wanted.items() <= result.items()
-    if done:
+def is_done(config, workdir: str, source: Source, step: int | None) -> bool:
+    """Return whether eval.json is of checkpoint `step` on the test split `source`; say so, or what is not."""
+    result, wanted = read_result(workdir), _task(config, workdir, source, step)
+    other = [name for name in wanted if result.get(name) != wanted[name]]
+    if result and other:
+        log.info(f"{workdir}/eval.json: is of another {' and '.join(other)}; evaluating again")
+    elif result:
         where = f"step {step} on {result['split']}"
         log.info(f"the run in {workdir} is finished: {in_words(result)}; {where}")
-    return done
+    return bool(result) and not other
+
+
+def _task(config, workdir: str, source: Source, step: int | None) -> dict[str, Any]:
+    """Return what decides the error rates: the data, the views and the weights."""
+    data = {"data": config.data.name, "split": config.data.test_split, **identity.of_result(source)}
+    return {**data, "views": config.eval.views, "run": identity.of_workdir(workdir), "step": step}
 
 
 def _statistics_of_writable(workdir: str) -> dict:
@@ -92,14 +97,12 @@ def in_words(result: dict) -> str:
     )
 
 
-def test_source(config, stored: dict) -> Source:
-    """Open the test split with the labels of the network whose statistics.npz is `stored`.
-
-    Raises InputError.
-    """
+def test_source(config) -> Source:
+    """Open the test split. Raises InputError."""
     source = open_source(config, "test_split")
     check_labels(config, source)
-    return with_labels_of(stored.get("label_names", ()), source)
+    log.debug(f"fingerprint of {source.split}: {source.fingerprint}")  # computed now, in process 0 first
+    return source
 
 
 def stored_params(config, workdir: str, mesh) -> tuple[int, dict]:

@@ -14,7 +14,6 @@ for checkpoints.
 
 import dataclasses
 import logging
-import os
 from typing import Any, NoReturn
 
 import jax
@@ -40,9 +39,9 @@ from alexnet_jax.step import (
     make_train_step,
 )
 from alexnet_jax.transfer import layers_of_other_run
-from alexnet_jax.workdirs import metrics
+from alexnet_jax.workdirs import identity, metrics
 from alexnet_jax.workdirs.checkpoint import METRIC, Checkpoints, has_checkpoints
-from alexnet_jax.workdirs.workdir import read_statistics, take, write_config
+from alexnet_jax.workdirs.workdir import read_config, read_statistics, take, write_config
 
 log = logging.getLogger("alexnet_jax")
 
@@ -58,12 +57,17 @@ def train(config, workdir: str) -> None:
             f"eval.step: {config.eval.step} is for --mode=eval; training evaluates the best (-1)"
         )
     mesh = make_mesh(config, ("batch_size", "eval.batch_size"))
-    train_source, val_source = processes.process_0_first(_open_data, config)
-    taken = None
-    if config.init_from and not has_checkpoints(workdir):
-        taken = layers_of_other_run(config, mesh)
+    train_source, val_source, test_source = processes.process_0_first(_open_data, config)
+    processes.check_same(_fingerprints(train_source, val_source, test_source))
+    former, taken = processes.all_processes(_former_identity, workdir), None
+    origin = former["origin"] if former else identity.UNKNOWN if config.init_from else identity.DRAWN
+    if config.init_from and not processes.from_process_0(has_checkpoints, workdir):
+        taken, origin = layers_of_other_run(config, mesh)
+    fields = configuration.run_fields(config)
+    of_run = identity.of_run(fields, train_source, val_source, origin)
+    processes.all_processes(identity.check, workdir, former, of_run)
     with (
-        take(config, workdir, train_source),
+        take(config, workdir, train_source, of_run),
         Checkpoints(workdir, config.checkpoint.keep) as checkpoints,
         processes.exit_on_error(),
     ):
@@ -75,8 +79,8 @@ def train(config, workdir: str) -> None:
             with_labels_of(label_names, train_source), with_labels_of(label_names, val_source),
         )  # fmt: skip
         state = run.restore_or_init(taken)
-        ended = run.has_ended(state)
-        if ended and evaluate.is_done(config, workdir, checkpoints.best_step()):
+        ended, best = run.has_ended(state), checkpoints.best_step()
+        if ended and processes.from_process_0(evaluate.is_done, config, workdir, test_source, best):
             return
         if processes.index() == 0:
             write_config(config, workdir)
@@ -86,13 +90,21 @@ def train(config, workdir: str) -> None:
         evaluate.evaluate(config, workdir)
 
 
-def _open_data(config) -> tuple[Source, Source]:
-    """Open the training and the validation split, preparing them first if necessary."""
-    train_source = open_source(config, "train_split")
-    val_source = open_source(config, "val_split")
-    open_source(config, "test_split")  # only to know now that it is there
-    check_labels(config, train_source)
-    return train_source, val_source
+def _open_data(config) -> list[Source]:
+    """Open the three splits, preparing them first if necessary, and know what they hold."""
+    sources = [open_source(config, split) for split in ("train_split", "val_split", "test_split")]
+    check_labels(config, sources[0])
+    _fingerprints(*sources)
+    return sources
+
+
+def _former_identity(workdir: str) -> identity.Identity | None:
+    """Return the identity of the run that `workdir` holds, if it holds one."""
+    return identity.read(workdir) if read_config(workdir) else None
+
+
+def _fingerprints(*sources: Source) -> dict[str, str]:
+    return {f"the content of {source.split}": source.fingerprint for source in sources}
 
 
 def epochs(config, examples: int, step: int) -> int:
@@ -126,16 +138,13 @@ class Run:
     train_source: Source
     val_source: Source
 
-    def restore_or_init(self, taken: tuple[int, dict] | None) -> TrainState:
+    def restore_or_init(self, taken: dict | None) -> TrainState:
         """Restore the latest state or, if there is none, draw the first one, with layers `taken` over."""
         state = self.checkpoints.restore_latest(abstract_state(self.config, self.mesh, self.tx))
         if state is None:
             state = init_state(self.config, self.mesh, self.tx)
             if taken:
-                step, layers = taken
-                source = os.path.expanduser(self.config.init_from)
-                log.info(f"starting from step {step} of {source}: {', '.join(layers)}")
-                state = state.replace(params=state.params | layers)
+                state = state.replace(params=state.params | taken)
         return state
 
     def has_ended(self, state: TrainState) -> bool:

@@ -1,5 +1,6 @@
 """Layers of another run as a network's first parameters (section 7, table 2: ImageNet 2011 before 2012)."""
 
+import logging
 import os
 
 import jax
@@ -8,13 +9,17 @@ from alexnet_jax import config as configuration
 from alexnet_jax import evaluate, optimizer
 from alexnet_jax.runtime.errors import InputError
 from alexnet_jax.step import abstract_state
+from alexnet_jax.workdirs import identity
 from alexnet_jax.workdirs.workdir import read_config
 
+log = logging.getLogger("alexnet_jax")
 
-def layers_of_other_run(config, mesh) -> tuple[int, dict]:
+
+def layers_of_other_run(config, mesh) -> tuple[dict, dict]:
     """Restore `init_layers` of the best checkpoint of the workdir `init_from` (section 7, table 2).
 
-    Returns its step and {layer: parameters}. Raises InputError if it has no such layer, or of other shapes.
+    Return {layer: parameters} and their origin, for identity.json. Raises InputError if the other run has no
+    such layer, or of other shapes.
     """
     workdir = os.path.expanduser(config.init_from)
     other = read_config(workdir)
@@ -32,4 +37,6 @@ def layers_of_other_run(config, mesh) -> tuple[int, dict]:
         if there != here:
             raise InputError(f"init_layers: {layer} is {there} in {workdir} and {here} here; leave it out")
     step, params = evaluate.stored_params(other, workdir, mesh)
-    return step, {layer: params[layer] for layer in config.init_layers}
+    log.info(f"starting from step {step} of {workdir}: {', '.join(config.init_layers)}")
+    origin = {"kind": "run", "run": identity.of_workdir(workdir), "step": step, "workdir": workdir}
+    return {layer: params[layer] for layer in config.init_layers}, origin

@@ -2,11 +2,14 @@
 
 Average the predictions of the best checkpoints of several workdirs over the test split (table 2), with 1 or
 10 views each as eval.views says, and print the top-1 and top-5 error. Fields that are not given come from the
-first workdir's config.json. The networks may differ; their data and classes must not.
+first workdir's config.json. The networks may differ, and so may the order of their classes, which are matched
+by name.
 """
 
 import json
 import logging
+
+import numpy as np
 
 from alexnet_jax import config as configuration
 from alexnet_jax.runtime import command_line
@@ -22,14 +25,16 @@ def ensemble(workdirs: list[str], overrides: dict) -> dict:
     """Evaluate the mean of the networks' softmax outputs; return what eval.json has. Raises InputError."""
     # Imported here, so that a mistake in the flags is reported at once.
     from alexnet_jax import evaluate
+    from alexnet_jax.datasets.labels import with_labels_of
     from alexnet_jax.runtime.mesh import make_mesh
     from alexnet_jax.step import make_top_k_sums, make_view_outputs
+    from alexnet_jax.workdirs import identity
     from alexnet_jax.workdirs.workdir import read_statistics
 
     configs = [configuration.of_run(workdir, overrides) for workdir in workdirs]
     stored = [read_statistics(workdir) for workdir in workdirs]
     names = [[str(name) for name in arrays.get("label_names", ())] for arrays in stored]
-    config = configs[0]
+    config, places = configs[0], []
     for workdir, other, other_names in zip(workdirs, configs, names, strict=True):
         ours, theirs = dict(configuration.flatten(config)), dict(configuration.flatten(other))
         for field in SAME:
@@ -38,30 +43,47 @@ def ensemble(workdirs: list[str], overrides: dict) -> dict:
                     f"{workdir}: {field} is {theirs[field]!r}, and {ours[field]!r} in {workdirs[0]}; give"
                     " networks of one data set"
                 )
-        if other_names != names[0]:
-            raise InputError(
-                f"{workdir}: its classes are not those of {workdirs[0]}; give networks of one data set"
-            )
+        places.append(_places_of_classes(workdir, other_names, names[0]))
         # Networks of one and of two columns share a mesh: every device runs all columns.
         other.mesh.column = 1
     mesh = make_mesh(config, ("eval.batch_size",))
-    source = evaluate.test_source(config, stored[0])
+    source = evaluate.test_source(config)
+    labelled = with_labels_of(names[0], source)
     members, steps = [], []
-    for workdir, other, arrays in zip(workdirs, configs, stored, strict=True):
+    for workdir, other, arrays, own in zip(workdirs, configs, stored, places, strict=True):
         step, params = evaluate.stored_params(other, workdir, mesh)
         outputs = make_view_outputs(other, mesh, config.eval.views)
-        members.append((outputs, params, evaluate.on_devices(arrays, mesh)))
+        members.append((outputs, params, evaluate.on_devices(arrays, mesh), own))
         steps.append(step)
     sums = make_top_k_sums(mesh)
 
     def eval_step(_, images, labels, real, __):
-        each = (outputs(params, images, arrays) for outputs, params, arrays in members)
-        return sums([view for views in each for view in views], labels, real)
+        views = [
+            view if own is None else view[:, own]
+            for outputs, params, arrays, own in members
+            for view in outputs(params, images, arrays)
+        ]
+        return sums(views, labels, real)
 
     log.info(f"averaging {len(members)} networks on {len(source):,} images of {config.data.test_split}")
-    rates = evaluate.error_rates(eval_step, None, source, config, mesh, None)
-    data = {"data": config.data.name, "split": config.data.test_split}
-    return {**data, "views": config.eval.views, "workdirs": workdirs, "steps": steps, **rates}
+    rates = evaluate.error_rates(eval_step, None, labelled, config, mesh, None)
+    data = {"data": config.data.name, "split": config.data.test_split, **identity.of_result(source)}
+    runs = [identity.of_workdir(workdir) for workdir in workdirs]
+    weights = {"workdirs": workdirs, "runs": runs, "steps": steps}
+    return {**data, "views": config.eval.views, **weights, **rates}
+
+
+def _places_of_classes(workdir: str, names: list[str], first: list[str]) -> np.ndarray | None:
+    """Return where a network has each class of the first one; None if they are in the same order."""
+    from alexnet_jax.datasets.labels import classes_by_name
+
+    try:
+        places = classes_by_name(names, first)
+    except InputError as error:
+        raise InputError(f"{workdir}: its classes are not those of the first network ({error})") from None
+    if places is None and names != first:
+        log.info(f"{workdir}: its classes, or those of the first network, have no names; they go by position")
+    return None if places is None or places == list(range(len(places))) else np.array(places)
 
 
 def main(arguments: list[str]) -> None:

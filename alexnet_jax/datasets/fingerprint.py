@@ -1,8 +1,8 @@
 """Fingerprints of data: a short text that changes when the content of a file, or its name, does.
 
-A copy or a moved folder has the fingerprint of the original. The digest of each file is kept in the data set's
-folder with the file's size and times, so that a second look reads new and changed files only; the user's cache
-keeps it if the folder cannot be written.
+A copy, or a moved folder, has the fingerprint of the original. The digest of each file is kept in the data
+set's folder with the file's size and times, so that a second look reads new and changed files only. If that
+folder cannot be written, the user's cache keeps it.
 """
 
 import contextlib

@@ -1,13 +1,13 @@
 """A folder of pictures as a data set: train/CLASS/* and val/CLASS/*, resized as they are read."""
 
-import hashlib
+import functools
 import os
 import pathlib
 import zlib
 
 import numpy as np
 
-from alexnet_jax.datasets import images, splits
+from alexnet_jax.datasets import fingerprint, images, splits
 from alexnet_jax.runtime.errors import InputError
 
 
@@ -44,9 +44,22 @@ class FolderSource:
         self._files = [file for part in slices for file in part]
         if not self._files:
             raise InputError(f"{field}: {split!r} is empty; give a split with pictures")
-        # Pictures come and go in a folder; statistics are of those that this names.
-        listing = "\0".join(f"{name}/{label}/{size}" for name, label, size in self._files)
-        self.fingerprint = hashlib.sha256(listing.encode("utf-8", "surrogateescape")).hexdigest()[:12]
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Return the fingerprint of the files' names and contents, in their order."""
+        files = [(name, stamp) for name, _, stamp in self._files]
+        what = f"fingerprint of {self.split}"
+        digests = fingerprint.digests(self.folder, files, self._digest, what)
+        return fingerprint.combined("\0".join(name for name, _ in files), b"".join(digests))
+
+    def _digest(self, name: str) -> bytes:
+        try:
+            return fingerprint.of_bytes((self.folder / name).read_bytes())
+        except OSError as error:
+            raise InputError(
+                f"{self.folder / name}: cannot be read as a picture ({error}); remove it"
+            ) from None
 
     def __len__(self) -> int:
         return len(self._files)
@@ -65,8 +78,8 @@ class FolderSource:
                 raise InputError(f"{path}: cannot be read as a picture ({error}); remove it") from None
         return batch, np.array([self._files[index][1] for index in indices], np.int32)
 
-    def _list(self, split: str) -> list[tuple[str, int, int]]:
-        """(path within the folder, label, bytes) of every picture of a split, the classes mixed.
+    def _list(self, split: str) -> list[tuple[str, int, fingerprint.Stamp]]:
+        """(path within the folder, label, stamp) of every picture of a split, the classes mixed.
 
         In an order that depends on the names alone, so that a slice of a split is a sample of it.
         """
@@ -80,7 +93,7 @@ class FolderSource:
                 raise InputError(
                     f"{self.folder / split / name}: is a class without pictures; add some, or remove it"
                 )
-            found += [(f"{split}/{name}/{file.name}", labels[name], _size(file)) for file in files]
+            found += [(f"{split}/{name}/{file.name}", labels[name], _stamp(file)) for file in files]
         return sorted(found, key=lambda file: (zlib.crc32(os.fsencode(file[0])), file[0]))
 
 
@@ -100,8 +113,8 @@ def _entries(folder: pathlib.Path) -> list[os.DirEntry]:
         raise InputError(f"{folder}: cannot be read ({error.strerror}); see to its permissions") from None
 
 
-def _size(file: os.DirEntry) -> int:
+def _stamp(file: os.DirEntry) -> fingerprint.Stamp:
     try:
-        return file.stat().st_size
+        return fingerprint.stamp(file.stat())
     except OSError as error:
         raise InputError(f"{file.path}: cannot be read as a picture ({error.strerror}); remove it") from None

@@ -3,6 +3,7 @@
 import logging
 import pathlib
 import re
+import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
@@ -30,27 +31,87 @@ def imagenet_classes() -> list[str]:
 
 
 def with_labels_of(label_names: Sequence[str] | np.ndarray, source: Source) -> Source:
-    """Return `source` with the labels of the network whose classes are `label_names`, found by WordNet id.
+    """Return `source` with the labels of the network whose classes are `label_names`, found by name.
 
-    A WordNet id is n and eight digits, and both must name every class by one, as a folder with 10 of
-    ImageNet's 1000 classes does. Otherwise `source` is returned as it is: its label i is the network's class
-    i. Raises InputError for a class that the network lacks.
+    If one side has no names, label i of the data set is class i of the network, and a line says so. Raises
+    InputError for classes that the network lacks.
     """
-    network, data = (
-        [match[0] for match in (re.match(r"n\d{8}(?!\S)", str(name)) for name in names) if match]
-        for names in (label_names, source.label_names)
-    )
-    all_named = len(network) == len(label_names) > 0 and len(data) == len(source.label_names)
-    if not all_named or network == data:
+    network, data = [str(name) for name in label_names], [str(name) for name in source.label_names]
+    classes = classes_by_name(network, data)
+    if classes is None:
+        side = "network" if _has_no_names(network) else "data set"
+        log.info(f"labels go by position: the {side} has no names of classes")
+    if classes is None or classes == list(range(len(network))):
         return source
-    unknown = [wnid for wnid in data if wnid not in network]
-    if unknown:
+    log.info(f"the {len(data)} classes of the data set are found by name among the network's {len(network)}")
+    return _Relabelled(source, label_names, classes)
+
+
+def classes_by_name(network: Sequence[str], data: Sequence[str]) -> list[int] | None:
+    """Return the class of the network that has the name of each class of the data set.
+
+    Names are equal if their WordNet ids are (n and eight digits at the start), or their whole text is, or, if
+    one side has no id, the words after it. Capitals do not count unless two classes differ by them. None if
+    one side has no names, or numbers in their order. Raises InputError for names that the network lacks.
+    """
+    places: dict[tuple, list[int]] = {}
+    for label, name in enumerate(network):
+        for key in _keys(name):
+            places.setdefault(key, []).append(label)
+    found = [next((places[key] for key in _keys(name, sought=True) if key in places), []) for name in data]
+    if all(len(classes) == 1 for classes in found):
+        classes = [label for (label,) in found]
+        for label in set(classes) if len(set(classes)) < len(classes) else ():
+            same = [name for name, other in zip(data, classes, strict=True) if other == label]
+            if len(same) > 1:
+                raise InputError(
+                    f"data.name: its classes {_some(same)} are the network's {network[label]!r}; join them"
+                )
+        return classes
+    if _has_no_names(network) or _has_no_names(data):
+        if any(name.isdecimal() for name in data) and not _has_no_names(data):
+            raise InputError(
+                f"data.name: its classes are numbers in the order of text, {_some(list(data))}, and the"
+                " network has no names; rename them 00, 01, …"
+            )
+        return None
+    lacking = [name for name, classes in zip(data, found, strict=True) if not classes]
+    if lacking:
         raise InputError(
-            f"data.name: the network lacks {len(unknown)} classes of the data set, first {unknown[0]}; leave"
-            " them out"
+            f"data.name: the network lacks {len(lacking)} of its {len(data)} classes, {_some(lacking)}; the"
+            f" network has {_some(list(network))}; rename them, or leave them out"
         )
-    log.info(f"the {len(data)} classes of the data set are found among the network's by their WordNet ids")
-    return _Relabelled(source, label_names, [network.index(wnid) for wnid in data])
+    name, classes = next(both for both in zip(data, found, strict=True) if len(both[1]) > 1)
+    raise InputError(
+        f"data.name: its class {name!r} may be any of the network's {_some([network[c] for c in classes])};"
+        " rename it"
+    )
+
+
+def _keys(name: str, sought: bool = False) -> list[tuple]:
+    """Return by what a name is found, the strictest first; `sought` is the name that is looked for."""
+    # Editors and file systems change capitals, spaces, byte-order marks and the form of accents.
+    text = " ".join(unicodedata.normalize("NFC", name).replace("\ufeff", "").casefold().split())
+    wnid = re.match(r"n\d{8}(?!\S)", text)
+    words = text[wnid.end() :].strip() if wnid else text
+    by_words = bool(wnid) != sought, words
+    return [
+        ("name", name),
+        *([("id", wnid[0])] if wnid else []),
+        ("text", text),
+        *([by_words] if words else []),
+    ]
+
+
+def _has_no_names(names: Sequence[str]) -> bool:
+    """Whether there are none, or numbers in their order, as TFDS has where a data set gives no names."""
+    numbers = [re.fullmatch(r"(?:class )?0*(\d+)", name) for name in names]
+    return all(match and int(match[1]) == label for label, match in enumerate(numbers))
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(map(repr, names[:3])) + more
 
 
 class _Relabelled:
@@ -62,6 +123,10 @@ class _Relabelled:
 
     def __len__(self) -> int:
         return len(self._source)
+
+    @property
+    def fingerprint(self) -> str:
+        return self._source.fingerprint
 
     def read(self, indices) -> tuple[np.ndarray, np.ndarray]:
         images, labels = self._source.read(indices)

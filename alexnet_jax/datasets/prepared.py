@@ -4,6 +4,7 @@ TensorFlow is not imported here: only TFDS's preparation needs it.
 """
 
 import contextlib
+import functools
 import logging
 import os
 import pathlib
@@ -17,6 +18,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from alexnet_jax.datasets import (
     fashion_mnist,  # noqa: F401  (TFDS registers the builders that it sees)
+    fingerprint,
     ilsvrc,  # noqa: F401
     images,
 )
@@ -26,6 +28,7 @@ from alexnet_jax.runtime.files import file_lock
 
 # TFDS keeps 1 GiB of examples in memory before it shuffles them on disk; a quarter of that serves as well.
 _SHUFFLE_BUFFER = 256 << 20
+_RECORDS = 256  # read at a time for a fingerprint
 _ANEW = "delete the folder, and it is prepared anew"
 log = logging.getLogger("alexnet_jax")
 
@@ -158,6 +161,34 @@ class TfdsSource:
 
     def __len__(self) -> int:
         return self._length
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Return the fingerprint of the records, in their order."""
+        texts = []
+        for part in self.parts:
+            info = self.builder.info.splits[part.splitname]
+            first, last = part.from_ or 0, info.num_examples if part.to is None else part.to
+            shards = [
+                (name, fingerprint.stamp(os.stat(self.folder / name))) for name in sorted(info.filenames)
+            ]
+            what = f"fingerprint of {part.splitname}"
+            found = fingerprint.digests(self.folder, shards, self._digest, what)
+            texts.append(fingerprint.combined(b"".join(found), f"{first} to {last}"))
+        return texts[0] if len(texts) == 1 else fingerprint.combined(*texts)
+
+    def _digest(self, name: str) -> bytes:
+        # Of the records: the bytes of their file depend on the version of the library that wrote it.
+        reader = array_record_module.ArrayRecordReader(str(self.folder / name))
+        records = []
+        with self._telling_damage():
+            for start in range(0, reader.num_records(), _RECORDS):
+                places = list(range(start, min(start + _RECORDS, reader.num_records())))
+                for record in reader.read(places):
+                    feature = tf_example_pb2.Example.FromString(record).features.feature
+                    parts = (key.encode() + feature[key].SerializeToString() for key in sorted(feature))
+                    records.append(fingerprint.of_bytes(*parts))
+        return fingerprint.of_bytes(*records)
 
     def read(self, indices) -> tuple[np.ndarray, np.ndarray]:
         """(images uint8 [n, image_size, image_size, channels], labels int32 [n]).

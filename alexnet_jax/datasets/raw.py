@@ -30,6 +30,7 @@ class RawSource:
     def __init__(self, source: TfdsSource):
         """Make the files first if they are not there. Raises InputError if they cannot be made or read."""
         self.label_names, self.folder, self.split = source.label_names, source.folder, source.split
+        self._source = source
         self._parts, labels, self._starts = [], [], [0]  # of a sum such as train[:90%]+validation
         for part in source.parts:
             images, all_labels = _opened(source, part.splitname)
@@ -40,6 +41,10 @@ class RawSource:
 
     def __len__(self) -> int:
         return len(self._labels)
+
+    @property
+    def fingerprint(self) -> str:
+        return self._source.fingerprint
 
     def read(self, indices) -> tuple[np.ndarray, np.ndarray]:
         """(images uint8 [n, image_size, image_size, channels], labels int32 [n])."""

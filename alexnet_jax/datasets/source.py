@@ -22,6 +22,13 @@ class Source(Protocol):
     def split(self) -> str:
         """The split as the configuration gives it, such as `train[:90%]`."""
 
+    @property
+    def fingerprint(self) -> str:
+        """A text that changes with the content, the order and the labels of the examples.
+
+        Its first use may read all of the data. Raises InputError as `read` does.
+        """
+
     def __len__(self) -> int:
         """Return the number of examples, at least one."""
 

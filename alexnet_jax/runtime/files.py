@@ -28,8 +28,8 @@ def atomic_write(path) -> Iterator[BinaryIO]:
 
 def user_cache() -> pathlib.Path | None:
     """Return this project's folder in the user's cache, which may not exist yet, or None without a home."""
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return pathlib.Path(cache, "alexnet_jax") if os.path.isabs(cache) else None  # "~" stays if there is no home
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # "~" stays without a home
+    return pathlib.Path(cache, "alexnet_jax") if os.path.isabs(cache) else None
 
 
 def write_text(path: str, text: str) -> None:

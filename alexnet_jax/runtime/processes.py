@@ -6,6 +6,7 @@ index, count       this process's number and how many there are; process 0 alone
 all_processes      call a function in every process; an error in one is raised in all
 process_0_first    the same, process 0 first: it prepares what the others find
 on_process_0       call a function in process 0 alone
+from_process_0     the same, and tell all what it returned: folders may be listed differently in each
 barrier            wait for all; check_same: compare what they were given
 exit_on_error      end every process, each with one line, once one is lost or fails
 """
@@ -221,6 +222,11 @@ def all_processes(function: Callable, *args) -> Any:
 def on_process_0(function: Callable, *args) -> Any:
     """Return function(*args) in process 0; the others wait, and get None. Raises as `all_processes`."""
     return all_processes(lambda: function(*args) if index() == 0 else None)
+
+
+def from_process_0(function: Callable, *args) -> Any:
+    """Return in all processes what function(*args) returns in process 0, as JSON has it."""
+    return _exchange(on_process_0(function, *args))[0]
 
 
 def process_0_first(function: Callable, *args) -> Any:

@@ -5,6 +5,7 @@ a validation, `metrics`. Writing is asynchronous; a folder has its final name on
 are the latest `checkpoint.keep` and the best: lowest validation top-1 error, the later of equals.
 
 Of several processes all save and restore, each what its devices hold; the workdir is a folder they share.
+Process 0 decides which step is read.
 """
 
 import asyncio
@@ -69,7 +70,7 @@ class Checkpoints:
     def save(self, state: State, metrics: dict[str, float] | None = None) -> None:
         """Start to write a checkpoint; a step that is saved already is left alone."""
         step = int(state.step)
-        if step in self._manager.all_steps():
+        if step in self._steps():
             return
         items = {name: ocp.args.StandardSave(item) for name, item in _items(state).items()}
         self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics)
@@ -81,7 +82,7 @@ class Checkpoints:
         Raises InputError, and leaves all as it is, where there are checkpoints and none can be read: the
         cause may pass, and a run must not start over because of it.
         """
-        steps = sorted(self._manager.all_steps(), reverse=True)
+        steps = sorted(self._steps(), reverse=True)
         for number, step in enumerate(steps):
             restored = self._try_restore(step, _items(abstract_state))
             if restored is not None:
@@ -97,9 +98,9 @@ class Checkpoints:
 
         Raises InputError if there is no such checkpoint or it cannot be read.
         """
-        steps = self._manager.all_steps()
+        steps = self._steps()
         if step == -1:
-            candidates = self._best_first()
+            candidates = processes.from_process_0(self._best_first)
         elif step in steps:
             candidates = [step]
         else:
@@ -117,10 +118,14 @@ class Checkpoints:
         processes.barrier(True)
 
     def best_step(self) -> int | None:
-        return next(iter(self._best_first()), None)
+        return next(iter(processes.from_process_0(self._best_first)), None)
 
     def latest_step(self) -> int | None:
         return self._manager.latest_step()
+
+    def _steps(self) -> list[int]:
+        """Return the steps that process 0 finds: the folder of another process may be listed late."""
+        return processes.from_process_0(lambda: list(self._manager.all_steps()))
 
     def _best_first(self) -> list[int]:
         errors = {step: self._error(step) for step in self._manager.all_steps()}

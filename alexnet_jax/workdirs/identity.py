@@ -1,28 +1,31 @@
 """Identity: by what a run and a result know their data, their classes and the origin of their weights.
 
-    of_split      the identity of a split: names of the classes in order, number of examples, fingerprint
-    difference    one line about two that are not of the same data
-    Identity      that of a run, in identity.json: its splits and where its first parameters came from
-    digest        of a run: equal runs have equal parameters, up to rounding; eval.json has it as `run`
+identity.json of a workdir has the splits that a run learns from, each with the names of its classes in order,
+its number of examples and a fingerprint of their content, and the origin of the first parameters. It is
+compared before a run goes on. A data set may move: its fingerprint is of what its files hold.
 
-All of it is compared before anything is resumed or taken for finished. A data set may move: its fingerprint is
-of the content of its files.
+    of_split      the identity of a split
+    check         raise if a workdir is of other data
+    of_workdir    what stands for a run in eval.json and in the identity of runs that start from it
 """
 
-import dataclasses
-import hashlib
 import json
 import logging
 import os
 from typing import Any
 
+from alexnet_jax.datasets import fingerprint
 from alexnet_jax.datasets.source import Source
 from alexnet_jax.runtime.errors import InputError
 from alexnet_jax.runtime.files import write_text
 
 log = logging.getLogger("alexnet_jax")
 
-FILE = "identity.json"
+SPLITS = ("train", "val")
+# Origins of the first parameters, besides another run and a file.
+DRAWN = {"kind": "drawn"}  # from the seed
+UNKNOWN = {"kind": "unknown"}  # in a workdir of an earlier version
+Identity = dict[str, Any]  # `train` and `val`, or None of weights that were not trained here, and `origin`
 
 
 def of_split(source: Source) -> dict[str, Any]:
@@ -31,40 +34,101 @@ def of_split(source: Source) -> dict[str, Any]:
     return {"classes": names, "examples": len(source), "fingerprint": source.fingerprint}
 
 
+def of_run(fields: dict[str, Any], train: Source | None, val: Source | None, origin: dict) -> Identity:
+    """Return the identity of a run, for identity.json.
+
+    `fields` are those of the configuration that decide the parameters; `val` does because it decides when the
+    learning rate drops; None of weights that were imported. `run` stands for all of it: two runs share it only
+    if they compute the same.
+    """
+    identity = {
+        "train": train and of_split(train),
+        "val": val and of_split(val),
+        "origin": {key: value for key, value in origin.items() if key != "workdir"},  # it may move
+    }
+    return {
+        "run": fingerprint.combined(json.dumps([fields, identity], sort_keys=True)),
+        **identity,
+        "origin": origin,
+    }
+
+
+def of_result(source: Source) -> dict[str, str]:
+    """Return what eval.json says of the data that an evaluation read."""
+    classes = fingerprint.combined("\0".join(map(str, source.label_names)))
+    return {"fingerprint": source.fingerprint, "classes": classes}
+
+
+def of_workdir(workdir: str) -> str | None:
+    """Return what stands for the run of a workdir, or None in a workdir of an earlier version."""
+    identity = read(workdir)
+    return identity["run"] if identity else None
+
+
+def read(workdir: str) -> Identity | None:
+    """Read identity.json, or return None if there is none. Raises InputError if it is damaged."""
+    path = os.path.join(workdir, "identity.json")
+    try:
+        with open(path) as file:
+            stored = json.load(file)
+        for split in SPLITS:
+            if stored[split] is not None:
+                difference(stored[split], stored[split])
+        stored["run"], stored["origin"]["kind"]
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise InputError(
+            f"{path}: cannot be read ({reason}); delete it, and the next start fills it in"
+        ) from None
+    return stored
+
+
+def write(workdir: str, identity: Identity) -> None:
+    """Write identity.json, whole or not at all."""
+    write_text(os.path.join(workdir, "identity.json"), json.dumps(identity, indent=1) + "\n")
+
+
+def check(workdir: str, stored: Identity | None, identity: Identity) -> None:
+    """Raise InputError if the run of a workdir, `stored`, learned from other data than that of `identity`."""
+    for split in SPLITS if stored else ():
+        there, here = (stored or {})[split], identity[split]
+        if there is not None and (what := difference(there, here)):
+            raise InputError(
+                f"data.{split}_split: is not the data that {workdir} was trained on: {what}; give the former"
+                " data, or another --workdir"
+            )
+
+
+def complete(workdir: str, identity: Identity) -> None:
+    """Add what identity.json lacks: all in a workdir of an earlier version, the data after an import."""
+    stored = read(workdir)
+    if stored is None:
+        sizes = " and ".join(f"{identity[split]['examples']:,}" for split in SPLITS)
+        log.info(
+            f"{workdir}/identity.json: missing, as of an earlier version; it now names the data found here,"
+            f" {sizes} examples"
+        )
+    if stored is None or stored["train"] is None:
+        write(workdir, identity)
+
+
 def difference(there: dict, here: dict) -> str:
-    """Return how two identities of a split differ, in a few words, or "" if they are equal."""
+    """Return how two identities of a split differ, in a few words, or "" if they do not."""
     if there["classes"] != here["classes"]:
         lacking = [name for name in there["classes"] if name not in here["classes"]]
         added = [name for name in here["classes"] if name not in there["classes"]]
-        parts = [f"lacks {_some(lacking)}"] * bool(lacking) + [f"has {_some(added)} besides"] * bool(added)
-        what = " and ".join(parts) or "has them in another order"
+        parts = [f"lack {_some(lacking)}"] * bool(lacking) + [f"have {_some(added)} besides"] * bool(added)
+        what = " and ".join(parts) or "are in another order"
         return f"{len(there['classes'])} classes there, {len(here['classes'])} here, which {what}"
     if there["examples"] != here["examples"]:
         return f"{there['examples']:,} examples there, {here['examples']:,} here"
     if there["fingerprint"] != here["fingerprint"]:
-        return (
-            f"{here['examples']:,} examples in both, of another content (fingerprint {there['fingerprint']}"
-            f" there, {here['fingerprint']} here)"
-        )
+        return f"the content differs (fingerprint {there['fingerprint']} there, {here['fingerprint']} here)"
     return ""
 
 
 def _some(names: list[str]) -> str:
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(repr(name) for name in names[:3]) + more
-
-
-@dataclasses.dataclass(frozen=True)
-class Identity:
-    """The data that a run learns from, and where its first parameters came from."""
-
-    train: dict[str, Any] | None  # None of weights that were imported, and not trained here
-    val: dict[str, Any] | None  # it decides when the learning rate drops
-    origin: dict[str, Any]  # {"drawn": seed}, {"from": digest, …} or {"imported": fingerprint, …}
-
-    def digest(self, config) -> str:
-        """Return a short text that two runs share only if they compute the same."""
-        from alexnet_jax.config import run_fields
-
-        parts = run_fields(config), self.train, self.val, self.origin
-        return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=8).hexdigest()
+    return ", ".join(map(repr, names[:3])) + more

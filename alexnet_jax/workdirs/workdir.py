@@ -1,6 +1,6 @@
 """The folder of a run: config.json, eval.json, statistics.npz, the lock and the log.
 
-Its checkpoints are in checkpoint.py, its rows of metrics in metrics.py.
+Its checkpoints are in checkpoint.py, its rows of metrics in metrics.py, its identity.json in identity.py.
 """
 
 import contextlib
@@ -17,6 +17,7 @@ from alexnet_jax.datasets.source import Source
 from alexnet_jax.runtime import processes
 from alexnet_jax.runtime.errors import InputError
 from alexnet_jax.runtime.files import folder_lock, write_text
+from alexnet_jax.workdirs import identity
 
 log = logging.getLogger("alexnet_jax")
 
@@ -77,19 +78,20 @@ def read_statistics(workdir: str) -> dict[str, np.ndarray]:
 
 
 @contextlib.contextmanager
-def take(config, workdir: str, source: Source) -> Iterator[None]:
+def take(config, workdir: str, source: Source, of_run: identity.Identity) -> Iterator[None]:
     """Take the workdir for training within the block: lock it, log there and write what its run needs.
 
-    Process 0 writes config.json and statistics.npz, of the training split `source`, unless they are there.
-    Raises InputError if another process trains there, or it cannot be written or is not shared by all.
+    Process 0 writes identity.json, statistics.npz of the training split `source`, and config.json, unless
+    they are there. Raises InputError if another process trains there, or it cannot be written or is not
+    shared by all.
     """
     with contextlib.ExitStack() as stack:
-        processes.on_process_0(_take, stack, config, workdir, source)
+        processes.on_process_0(_take, stack, config, workdir, source, of_run)
         processes.all_processes(_find, workdir)
         yield
 
 
-def _take(stack: contextlib.ExitStack, config, workdir: str, source: Source) -> None:
+def _take(stack, config, workdir: str, source: Source, of_run: identity.Identity) -> None:
     path = os.path.join(workdir, "statistics.npz")
     try:
         os.makedirs(workdir, exist_ok=True)
@@ -100,12 +102,14 @@ def _take(stack: contextlib.ExitStack, config, workdir: str, source: Source) -> 
             label_names = np.array(source.label_names)
             statistics.save(path, {**statistics.of_source(source), "label_names": label_names})
         if read_config(workdir) is None:
+            identity.write(workdir, of_run)
             write_config(config, workdir)
     except OSError as error:
         raise InputError(f"--workdir={workdir}: cannot be written ({error}); give another") from None
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     log.addHandler(handler)
     stack.callback(log.removeHandler, handler)
+    identity.complete(workdir, of_run)
 
 
 def _find(workdir: str) -> None:
