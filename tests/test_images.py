@@ -1,6 +1,7 @@
 """alexnet_jax/images.py: every kind of picture as the array that Pillow gives."""
 
 import io
+import re
 import struct
 import zlib
 
@@ -32,16 +33,140 @@ def test_cmyk_has_the_colours_that_were_meant():
         np.testing.assert_allclose(images.decode(content)[16, 16], (255, 0, 0), atol=3)
 
 
-def test_sixteen_bits_lose_the_lower_eight():
-    values = np.random.default_rng(0).integers(0, 2**16, (9, 11)).astype(np.uint16)
-    decoded = images.decode(small.file_of(Image.fromarray(values), "PNG"))
-    np.testing.assert_array_equal(decoded[..., 0], values >> 8)
+def png(width: int, bits: int, kind: int, rows: list[bytes]) -> bytes:
+    """Write a PNG of any depth, whose `kind` is 0 for grey, 2 for RGB, 4 and 6 for these with alpha."""
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+        )
+
+    header = struct.pack(">IIBBBBB", width, len(rows), bits, kind, 0, 0, 0)
+    pixels = zlib.compress(b"".join(b"\0" + row for row in rows))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
 
 
-def test_sixteen_bits_of_a_portable_graymap_too():
-    values = np.random.default_rng(0).integers(0, 2**16, (9, 11)).astype(">u2")
-    decoded = images.decode(b"P5 11 9 65535\n" + values.tobytes())
-    np.testing.assert_array_equal(decoded[..., 0], values >> 8)
+def with_tag(tiff: bytes, tag: int, value: int) -> bytes:
+    """Replace a number in the directory of a little-endian TIFF."""
+    entry = re.search(re.escape(struct.pack("<H", tag)) + rb"[\x03\x04]\0\x01\0\0\0", tiff).end()
+    return tiff[:entry] + struct.pack("<H", value) + tiff[entry + 2 :]
+
+
+DEEP = np.random.default_rng(0).integers(0, 2**16, (9, 11)).astype(np.uint16)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        small.file_of(Image.fromarray(DEEP), "PNG"),
+        small.file_of(Image.fromarray(DEEP), "TIFF"),
+        small.file_of(Image.fromarray(DEEP), "TIFF", compression="tiff_lzw"),
+        small.file_of(Image.fromarray(DEEP.astype(">u2")), "TIFF"),
+        with_tag(small.file_of(Image.fromarray(~DEEP), "TIFF"), 262, 0),
+        b"P5 11 9 65535\n" + DEEP.astype(">u2").tobytes(),
+        b"P2 11 9 65535\n" + " ".join(map(str, DEEP.ravel())).encode(),
+        small.file_of(Image.fromarray(DEEP), "JPEG2000", irreversible=False),
+    ],
+    ids=[
+        "PNG",
+        "TIFF",
+        "TIFF, LZW",
+        "TIFF, big-endian",
+        "TIFF, 0 is white",
+        "PGM",
+        "PGM in text",
+        "JPEG 2000",
+    ],
+)
+def test_sixteen_bits_lose_the_lower_eight(content):
+    np.testing.assert_array_equal(images.decode(content)[..., 0], DEEP >> 8)
+
+
+@pytest.mark.parametrize("kind, channels", [(2, 3), (4, 2), (6, 4)], ids=["RGB", "grey, alpha", "RGB, alpha"])
+def test_sixteen_bits_of_colour_or_with_alpha_too(kind, channels):
+    values = np.random.default_rng(1).integers(0, 2**16, (5, 7, channels)).astype(">u2")
+    decoded = images.decode(png(7, 16, kind, [row.tobytes() for row in values]))
+    expected = values[..., :3] >> 8 if channels > 2 else (values[..., :1] >> 8).repeat(3, axis=2)
+    np.testing.assert_array_equal(decoded, expected)
+
+
+def test_other_depths_are_scaled_to_eight_bits():
+    codes = np.random.default_rng(2).integers(0, 2**12, (6, 8)).astype(np.uint16)
+    first, second = codes[:, ::2], codes[:, 1::2]
+    packed = np.stack([first >> 4, (first & 15) << 4 | second >> 8, second & 255], axis=2).astype(np.uint8)
+    tiff = small.file_of(Image.fromarray(packed.reshape(6, 12)), "TIFF")
+    twelve = with_tag(with_tag(tiff, 256, 8), 258, 12)
+    np.testing.assert_array_equal(images.decode(twelve)[..., 0], codes >> 4)
+    # A graymap names its white, here 1000.
+    graymap = b"P5 8 6 1000\n" + (codes % 1001).astype(">u2").tobytes()
+    expected = np.round((codes % 1001) / 1000 * 65535).astype(int) >> 8
+    np.testing.assert_array_equal(images.decode(graymap)[..., 0], expected)
+    for bits in (1, 2, 4):
+        content = png(8 // bits, bits, 0, [bytes([0b00011011])])
+        levels = [0b00011011 >> (8 - bits - start) & (2**bits - 1) for start in range(0, 8, bits)]
+        np.testing.assert_array_equal(
+            images.decode(content)[0, :, 0], np.array(levels) * 255 // (2**bits - 1)
+        )
+
+
+@pytest.mark.parametrize(
+    "content, kind",
+    [
+        (small.file_of(Image.new("I", (4, 4), 100_000), "TIFF"), r"32-bit signed integers \(TIFF\)"),
+        (with_tag(small.file_of(Image.new("I", (4, 4)), "TIFF"), 339, 1), r"32-bit integers \(TIFF\)"),
+        (
+            with_tag(small.file_of(Image.new("I;16", (4, 4)), "TIFF", tiffinfo={339: 2}), 339, 2),
+            "16-bit signed",
+        ),
+        (small.file_of(Image.new("L", (4, 4)), "TIFF", tiffinfo={339: 2}), "8-bit signed"),
+        (small.file_of(Image.new("F", (4, 4), 0.5), "TIFF"), r"floating-point numbers \(TIFF\)"),
+        (small.file_of(Image.new("F", (4, 4), 0.5), "PPM"), r"floating-point numbers \(PPM\)"),
+        (small.file_of(Image.new("LAB", (4, 4)), "TIFF"), r"Lab colour \(TIFF\)"),
+        (small.file_of(Image.new("YCbCr", (4, 4)), "TIFF"), r"YCbCr colour \(TIFF\)"),
+        (
+            with_tag(small.file_of(Image.new("F", (4, 4)), "TIFF"), 258, 64),
+            "a TIFF of a kind that is not read",
+        ),
+    ],
+)
+def test_samples_without_a_known_scale_are_refused_by_name(content, kind):
+    with pytest.raises(ValueError, match=f"^{kind}.*; convert it to 8 bits"):
+        images.decode(content)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK"])
+def test_a_tiff_of_every_mode_is_what_pillow_makes_of_it(mode):
+    picture = small.photograph(3).convert("RGBA" if mode == "RGBX" else "L" if mode == "1" else "RGB")
+    content = small.file_of(picture.convert(mode), "TIFF")
+    expected = np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
+    np.testing.assert_array_equal(np.broadcast_to(images.decode(content), expected.shape), expected)
+
+
+def test_a_tiff_with_jpeg_inside_has_its_colours():
+    picture = small.photograph(3)
+    decoded = images.decode(small.file_of(picture, "TIFF", compression="jpeg", quality=95))
+    assert np.abs(decoded.astype(int) - np.asarray(picture)).mean() < 2
+
+
+def test_a_palette_with_transparency_is_read_without_a_warning(recwarn):
+    palette = small.photograph(3).quantize(16)
+    content = small.file_of(palette, "PNG", transparency=bytes(range(16)))
+    np.testing.assert_array_equal(images.decode(content), np.asarray(palette.convert("RGB")))
+    assert not recwarn.list
+
+
+def test_ycck_is_what_pillow_makes_of_it():
+    """As Photoshop writes CMYK: in the Adobe marker transform 2, YCCK, which Pillow does not write."""
+    jpeg = bytearray(small.file_of(small.photograph(20, mode="CMYK")))
+    jpeg[jpeg.index(b"\xff\xee") + 15] = 2
+    picture = Image.open(io.BytesIO(jpeg))
+    assert picture.info["adobe_transform"] == 2
+    np.testing.assert_array_equal(images.decode(bytes(jpeg)), np.asarray(picture.convert("RGB")))
+
+
+def test_a_jpeg_of_rgb_is_what_pillow_makes_of_it():
+    jpeg = small.file_of(small.photograph(20), keep_rgb=True)
+    np.testing.assert_array_equal(images.decode(jpeg), np.asarray(Image.open(io.BytesIO(jpeg))))
 
 
 def test_a_line_of_pixels_is_refused_before_memory_is_taken():

@@ -6,7 +6,7 @@ import tempfile
 
 import numpy as np
 import simplejpeg
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
 from alexnet_jax.runtime.errors import first_line
 
@@ -15,6 +15,11 @@ JPEG_QUALITY = 95  # of what `encode` writes; colour is not subsampled
 _FORMATS = (
     "JPEG", "PNG", "GIF", "BMP", "DIB", "TIFF", "WEBP", "AVIF", "JPEG2000", "PPM", "TGA", "PCX", "ICO", "QOI",
 )  # fmt: skip
+# Pillow's modes whose samples have 8 bits, or one, and that it converts to grey or RGB; other files are
+# refused by name. YCbCr is refused because Pillow leaves its range and its subsampling aside.
+_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK")
+_REFUSED = {"I": "32-bit integers", "F": "floating-point numbers", "LAB": "Lab colour"}
+_CONVERT = "convert it to 8 bits of grey or RGB"
 
 
 def empty_batch(count: int, size: int, channels: int) -> np.ndarray:
@@ -37,16 +42,19 @@ def decode_into(target: np.ndarray, content: bytes) -> None:
 
 
 def decode(content: bytes, target: np.ndarray | None = None) -> np.ndarray:
-    """uint8 [height, width, 1 or 3]: grey, or RGB. Raises ValueError if it is no picture, or is cut short.
+    """uint8 [height, width, 1 or 3]: grey, or RGB.
+
+    Of 16 bits the higher 8 are kept; greyscale of other depths is scaled to 8. Raises ValueError if it is no
+    picture, is cut short, or has samples whose scale is unknown, such as floating-point numbers.
 
     Colour profiles, orientation tags and transparency are ignored, as they are by the paper's successors. A
     JPEG of the shape of `target` is decoded into it, which saves a copy, and `target` is what is returned.
     """
     if simplejpeg.is_jpeg(content):
-        # Bit for bit what Pillow gives, and faster. Pillow has CMYK, a limit of size, and more patience.
+        # Bit for bit what Pillow gives, and faster. Pillow has CMYK and YCCK, and more patience.
         try:
             height, width, space, _ = simplejpeg.decode_jpeg_header(content)
-            if space != "CMYK" and height * width <= Image.MAX_IMAGE_PIXELS:
+            if space in ("Gray", "RGB", "YCbCr") and height * width <= Image.MAX_IMAGE_PIXELS:
                 colour, channels = ("GRAY", 1) if space == "Gray" else ("RGB", 3)
                 if target is None or target.shape != (height, width, channels):
                     return simplejpeg.decode_jpeg(content, colour)
@@ -57,22 +65,48 @@ def decode(content: bytes, target: np.ndarray | None = None) -> np.ndarray:
     try:
         return _decode_with_pillow(content)
     except UnidentifiedImageError:
-        raise ValueError("not a picture of a known format") from None
+        tiff = content.startswith((b"II*\0", b"MM\0*"))
+        kind = f"a TIFF of a kind that is not read; {_CONVERT}" if tiff else "not a picture of a known format"
+        raise ValueError(kind) from None
     except Exception as error:  # Pillow raises nearly every kind for a damaged file
         raise ValueError(first_line(error)) from None
 
 
 def _decode_with_pillow(content: bytes) -> np.ndarray:
     with Image.open(io.BytesIO(content), formats=_FORMATS) as picture:
-        if picture.mode.startswith("I"):  # 16 bits; of some formats Pillow makes 32 of them
-            return (np.asarray(picture) >> 8).clip(0, 255).astype(np.uint8)[..., None]
+        picture.load()
+        bits, signed, inverted = _samples(picture)
+        deep = picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format == "PPM")
+        if signed or not (deep or picture.mode in _MODES):
+            kind = (
+                f"{bits}-bit signed integers"
+                if signed
+                else _REFUSED.get(picture.mode, f"{picture.mode} colour")
+            )
+            raise ValueError(f"{kind} ({picture.format}); {_CONVERT}")
+        if deep:
+            grey = (np.asarray(picture) >> (bits - 8)).astype(np.uint8)[..., None]
+            return 255 - grey if inverted else grey
+        picture.info.pop("transparency", None)  # Pillow would warn of some palettes with it
         if picture.mode == "CMYK" and picture.format == "JPEG" and "adobe" not in picture.info:
             # Pillow takes every CMYK JPEG for inverted, as Adobe's are; without its marker it is not.
-            inverted = 255 - np.asarray(picture)
-            return np.asarray(Image.fromarray(inverted, "CMYK").convert("RGB"))
+            unlike_adobe = 255 - np.asarray(picture)
+            return np.asarray(Image.fromarray(unlike_adobe, "CMYK").convert("RGB"))
         if picture.mode in ("1", "L", "LA"):
             return np.asarray(picture.convert("L"))[..., None]
         return np.asarray(picture.convert("RGB"))
+
+
+def _samples(picture: Image.Image) -> tuple[int, bool, bool]:
+    """(bits, whether they are signed, whether 0 is white) of the samples of 9 to 16 bits, and of any TIFF.
+
+    Pillow scales 9 to 15 bits to 16, and turns white 0 into white 255; it leaves both to us in a TIFF.
+    """
+    if not isinstance(picture, TiffImagePlugin.TiffImageFile):
+        return 16, False, False
+    tags = picture.tag_v2
+    bits, kinds = tags.get(TiffImagePlugin.BITSPERSAMPLE, (1,)), tags.get(TiffImagePlugin.SAMPLEFORMAT, (1,))
+    return bits[0], 2 in kinds, tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION, 0) == 0
 
 
 def fit(image: np.ndarray, size: int, channels: int) -> np.ndarray:
