@@ -1,15 +1,19 @@
 """alexnet_jax/images.py: every kind of picture as the array that Pillow gives."""
 
 import io
+import os
 import re
 import struct
+import subprocess
+import sys
+import warnings
 import zlib
 
 import jax
 import numpy as np
 import pytest
 from helpers import small_archives as small
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from alexnet_jax.datasets import images
 
@@ -192,16 +196,83 @@ def test_what_is_no_picture_is_a_value_error_of_one_line(content):
     assert str(raised.value) and "\n" not in str(raised.value)
 
 
-def test_a_picture_that_claims_a_giant_size_is_refused_before_memory_is_taken():
-    giant = b"IHDR" + struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
-    png = bytearray(small.file_of(small.photograph(0), "PNG"))
-    png[12:33] = giant + struct.pack(">I", zlib.crc32(giant))
-    jpeg = bytearray(small.file_of(small.photograph(0)))
+def giants() -> dict[str, bytes]:
+    """Files of few bytes that claim 60000x60000 pixels, or twice 11000x11000, within Pillow's tolerance."""
+    png = small.file_of(small.photograph(0), "PNG")
+    jpeg = small.file_of(small.photograph(0))
     frame = jpeg.index(b"\xff\xc0")
-    jpeg[frame + 5 : frame + 9] = struct.pack(">HH", 60_000, 60_000)
-    for content in (bytes(png), bytes(jpeg)):
-        with pytest.raises(ValueError, match="pixels"):
+    found = {}
+    for side in (11_000, 60_000):
+        header = b"IHDR" + struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+        claimed = png[:12] + header + struct.pack(">I", zlib.crc32(header)) + png[33:]
+        found[f"PNG {side}"] = claimed
+        found[f"JPEG {side}"] = jpeg[: frame + 5] + struct.pack(">HH", side, side) + jpeg[frame + 9 :]
+        entry = struct.pack("<BBBBHHII", 64, 64, 0, 0, 1, 24, len(claimed), 22)
+        found[f"PNG in an ICO {side}"] = struct.pack("<HHH", 0, 1, 1) + entry + claimed
+        found[f"PPM {side}"] = b"P6 %d %d 255\n" % (side, side)
+    return found
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("name, content", giants().items(), ids=giants())
+def test_a_picture_that_claims_a_giant_size_is_refused_before_memory_is_taken(name, content):
+    if name == "PNG in an ICO 11000":
+        warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
+    side = int(name.split()[-1])
+    with pytest.raises(ValueError, match=f"^{side**2:,} pixels; at most 100,000,000 are read$"):
+        images.decode(content)
+
+
+def test_pillow_does_not_warn_of_a_giant(tmp_path):
+    names = []
+    for name, content in giants().items():
+        (tmp_path / name).write_bytes(content)
+        names.append(str(tmp_path / name))
+    program = (
+        "import sys\n"
+        "from alexnet_jax.datasets import images\n"
+        "for path in sys.argv[1:]:\n"
+        "    try:\n"
+        "        images.decode(images.read_file(path))\n"
+        "    except ValueError as error:\n"
+        "        print(error)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", program, *names], capture_output=True, text=True)
+    assert ended.stderr == "" and ended.stdout.count("are read\n") == len(names)
+
+
+def test_the_largest_picture_is_read():
+    content = b"P4 10000 10000\n" + bytes(10_000 * 1250)
+    assert images.decode(content).shape == (10_000, 10_000, 1)
+
+
+def test_a_long_text_or_profile_in_a_png_is_refused():
+    text = PngImagePlugin.PngInfo()
+    text.add_text("comment", "x" * 2_000_000, zip=True)
+    for options in ({"pnginfo": text}, {"icc_profile": bytes(2_000_000)}):
+        content = small.file_of(small.photograph(0), "PNG", **options)
+        assert len(content) < 20_000
+        with pytest.raises(ValueError, match="too large"):
             images.decode(content)
+
+
+def test_a_file_of_more_bytes_than_any_picture_has_is_not_read(tmp_path):
+    with open(tmp_path / "zeros", "wb") as file:
+        file.truncate(images.MAX_BYTES + 1)
+    with pytest.raises(ValueError, match="more than 1,073,741,824 bytes"):
+        images.read_file(tmp_path / "zeros")
+
+
+def test_a_pipe_is_read_and_a_device_without_an_end_refused(tmp_path, monkeypatch):
+    content = small.file_of(small.photograph(0))
+    reading, writing = os.pipe()
+    with open(writing, "wb") as file:
+        file.write(content)
+    with open(reading, "rb"):
+        assert images.read_file(f"/dev/fd/{reading}") == content
+    monkeypatch.setattr(images, "MAX_BYTES", 10_000)
+    with pytest.raises(ValueError, match="more than 10,000 bytes"):
+        images.read_file("/dev/zero")
 
 
 def test_programs_outside_are_not_started_for_a_picture():

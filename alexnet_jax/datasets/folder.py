@@ -65,7 +65,7 @@ class FolderSource:
         for row, index in enumerate(indices):
             path = self.folder / self._files[index][0]
             try:
-                images.decode_into(batch[row], path.read_bytes())
+                images.decode_into(batch[row], images.read_file(path))
             except (OSError, ValueError) as error:
                 raise InputError(f"{path}: cannot be read as a picture ({error}); remove it") from None
         return batch, np.array([self._files[index][1] for index in indices], np.int32)

@@ -2,13 +2,24 @@
 
 import io
 import math
+import os
+import re
+import stat
 import tempfile
+import warnings
 
 import numpy as np
 import simplejpeg
 from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
 from alexnet_jax.runtime.errors import first_line
+
+# A file of a few kilobytes can claim any size. At the limit, decoding takes 1.1 to 1.4 GB of memory.
+MAX_PIXELS = 100_000_000
+MAX_BYTES = 2**30  # of a file: MAX_PIXELS of 16-bit RGBA, not compressed, are 0.8 GB
+# Pillow checks pictures within pictures too (ICO), with a warning up to twice its limit.
+Image.MAX_IMAGE_PIXELS = MAX_PIXELS
+warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
 
 JPEG_QUALITY = 95  # of what `encode` writes; colour is not subsampled
 # Pillow hands some formats to other programs (EPS to Ghostscript): a file of unknown origin may not.
@@ -34,6 +45,17 @@ def empty_batch(count: int, size: int, channels: int) -> np.ndarray:
     return memory[start : start + math.prod(shape)].reshape(shape)
 
 
+def read_file(path: str | os.PathLike) -> bytes:
+    """Return a file's content. Raises OSError, and ValueError if it is longer than MAX_BYTES."""
+    with open(path, "rb") as file:
+        status = os.fstat(file.fileno())
+        endless = not stat.S_ISREG(status.st_mode)  # a pipe or a device
+        content = file.read(MAX_BYTES + 1) if endless else b""
+        if max(len(content), status.st_size) > MAX_BYTES:
+            raise ValueError(f"more than {MAX_BYTES:,} bytes")
+        return content if endless else file.read()
+
+
 def decode_into(target: np.ndarray, content: bytes) -> None:
     """Decode a picture's file and `fit` it into uint8 [size, size, channels]. Raises as `decode` does."""
     image = decode(content, target)
@@ -45,7 +67,8 @@ def decode(content: bytes, target: np.ndarray | None = None) -> np.ndarray:
     """uint8 [height, width, 1 or 3]: grey, or RGB.
 
     Of 16 bits the higher 8 are kept; greyscale of other depths is scaled to 8. Raises ValueError if it is no
-    picture, is cut short, or has samples whose scale is unknown, such as floating-point numbers.
+    picture, is cut short, claims more than MAX_PIXELS (it is not decoded then), or has samples whose scale is
+    unknown, such as floating-point numbers.
 
     Colour profiles, orientation tags and transparency are ignored, as they are by the paper's successors. A
     JPEG of the shape of `target` is decoded into it, which saves a copy, and `target` is what is returned.
@@ -54,7 +77,7 @@ def decode(content: bytes, target: np.ndarray | None = None) -> np.ndarray:
         # Bit for bit what Pillow gives, and faster. Pillow has CMYK and YCCK, and more patience.
         try:
             height, width, space, _ = simplejpeg.decode_jpeg_header(content)
-            if space in ("Gray", "RGB", "YCbCr") and height * width <= Image.MAX_IMAGE_PIXELS:
+            if space in ("Gray", "RGB", "YCbCr") and height * width <= MAX_PIXELS:
                 colour, channels = ("GRAY", 1) if space == "Gray" else ("RGB", 3)
                 if target is None or target.shape != (height, width, channels):
                     return simplejpeg.decode_jpeg(content, colour)
@@ -68,12 +91,16 @@ def decode(content: bytes, target: np.ndarray | None = None) -> np.ndarray:
         tiff = content.startswith((b"II*\0", b"MM\0*"))
         kind = f"a TIFF of a kind that is not read; {_CONVERT}" if tiff else "not a picture of a known format"
         raise ValueError(kind) from None
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise ValueError(_too_large(int(re.findall("[0-9]+", str(error))[0]))) from None
     except Exception as error:  # Pillow raises nearly every kind for a damaged file
         raise ValueError(first_line(error)) from None
 
 
 def _decode_with_pillow(content: bytes) -> np.ndarray:
     with Image.open(io.BytesIO(content), formats=_FORMATS) as picture:
+        if picture.width * picture.height > MAX_PIXELS:  # others may have changed the filters of warnings
+            raise ValueError(_too_large(picture.width * picture.height))
         picture.load()
         bits, signed, inverted = _samples(picture)
         deep = picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format == "PPM")
@@ -92,9 +119,13 @@ def _decode_with_pillow(content: bytes) -> np.ndarray:
             # Pillow takes every CMYK JPEG for inverted, as Adobe's are; without its marker it is not.
             unlike_adobe = 255 - np.asarray(picture)
             return np.asarray(Image.fromarray(unlike_adobe, "CMYK").convert("RGB"))
-        if picture.mode in ("1", "L", "LA"):
-            return np.asarray(picture.convert("L"))[..., None]
-        return np.asarray(picture.convert("RGB"))
+        mode = "L" if picture.mode in ("1", "L", "LA") else "RGB"
+        image = np.asarray(picture if picture.mode == mode else picture.convert(mode))
+        return image[..., None] if mode == "L" else image
+
+
+def _too_large(pixels: int) -> str:
+    return f"{pixels:,} pixels; at most {MAX_PIXELS:,} are read"
 
 
 def _samples(picture: Image.Image) -> tuple[int, bool, bool]:
