@@ -84,7 +84,7 @@ def read(paths: list[str], config) -> Iterator[tuple[str, np.ndarray]]:
 
     for path in paths:
         try:
-            picture = images.decode(images.read_file(path))
+            picture = images.decode(images.read_file(path), oriented=True)
             yield path, images.fit(picture, config.data.image_size, config.data.channels)
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) and error.strerror else error

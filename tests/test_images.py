@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 from helpers import small_archives as small
-from PIL import Image, PngImagePlugin
+from PIL import ExifTags, Image, ImageOps, PngImagePlugin
 
 from alexnet_jax.datasets import images
 
@@ -171,6 +171,119 @@ def test_ycck_is_what_pillow_makes_of_it():
 def test_a_jpeg_of_rgb_is_what_pillow_makes_of_it():
     jpeg = small.file_of(small.photograph(20), keep_rgb=True)
     np.testing.assert_array_equal(images.decode(jpeg), np.asarray(Image.open(io.BytesIO(jpeg))))
+
+
+# Where a stored picture's first row and first column lie when it is seen upright, by EXIF's tag Orientation.
+SIDES = {
+    1: ("top", "left"),
+    2: ("top", "right"),
+    3: ("bottom", "right"),
+    4: ("bottom", "left"),
+    5: ("left", "top"),
+    6: ("right", "top"),
+    7: ("right", "bottom"),
+    8: ("left", "bottom"),
+}
+
+
+def upright(stored: np.ndarray, first_row: str, first_column: str) -> np.ndarray:
+    if first_row in ("left", "right"):
+        stored, first_row, first_column = stored.swapaxes(0, 1), first_column, first_row
+    stored = stored[::-1] if first_row == "bottom" else stored
+    return stored[:, ::-1] if first_column == "right" else stored
+
+
+def oriented(kind: str, orientation: int, mode: str = "RGB", **options) -> tuple[np.ndarray, bytes]:
+    """(the stored pixels [height, width, ...], the file)."""
+    picture = small.photograph(7, (40, 24), mode)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    content = small.file_of(picture, kind, exif=exif, **options)
+    stored = picture if kind == "TIFF" else Image.open(io.BytesIO(content)).convert(mode)
+    return np.asarray(stored), content
+
+
+@pytest.mark.parametrize("orientation", SIDES)
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP", "AVIF"])
+def test_an_oriented_picture_is_set_upright(kind, orientation):
+    stored, content = oriented(kind, orientation)
+    expected = upright(stored, *SIDES[orientation])
+    decoded = images.decode(content, oriented=True)
+    np.testing.assert_array_equal(decoded, expected)
+    np.testing.assert_array_equal(decoded, ImageOps.exif_transpose(Image.open(io.BytesIO(content))))
+    batch = images.empty_batch(1, 24, 3)
+    images.decode_into(batch[0], content, oriented=True)
+    np.testing.assert_array_equal(batch[0], images.fit(expected, 24, 3))
+    if kind != "TIFF":  # which Pillow always sets upright
+        np.testing.assert_array_equal(images.decode(content), stored)
+
+
+@pytest.mark.parametrize("orientation", SIDES)
+def test_grey_and_deep_pictures_are_set_upright(orientation):
+    stored, content = oriented("JPEG", orientation, "L")
+    expected = upright(stored, *SIDES[orientation])
+    np.testing.assert_array_equal(images.decode(content, oriented=True)[..., 0], expected)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    for kind in ("PNG", "TIFF"):
+        content = small.file_of(Image.fromarray(DEEP), kind, exif=exif)
+        expected = upright(DEEP >> 8, *SIDES[orientation])
+        np.testing.assert_array_equal(images.decode(content, oriented=True)[..., 0], expected)
+
+
+def jpeg_with(*segments: bytes) -> bytes:
+    """Write a JPEG with these APP1 segments after the one of JFIF."""
+    content = small.file_of(small.photograph(7, (40, 24)))
+    written = b"".join(b"\xff\xe1" + struct.pack(">H", len(segment) + 2) + segment for segment in segments)
+    return content[:20] + written + content[20:]
+
+
+def exif_segment(order: str, kind: int = 3, value: int = 6, entries: int = 0) -> bytes:
+    """Write EXIF in either byte order, in which `entries` others come before the orientation."""
+    width = {3: "H2x", 4: "I"}[kind]
+    others = b"".join(struct.pack(order + "HHIH2x", 0x100 + tag, 3, 1, 0) for tag in range(entries))
+    entry = struct.pack(f"{order}HHI{width}", 0x112, kind, 1, value)
+    start = struct.pack(order + "2sHIH", b"II" if order == "<" else b"MM", 42, 8, entries + 1)
+    return b"Exif\0\0" + start + others + entry + bytes(4)
+
+
+XMP = b'http://ns.adobe.com/xap/1.0/\0<rdf:Description tiff:Orientation="6"/>'
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+@pytest.mark.parametrize(
+    "segments, turned",
+    [
+        ([exif_segment("<")], True),
+        ([exif_segment(">")], True),
+        ([exif_segment(">", entries=12)], True),
+        ([exif_segment("<", kind=4)], True),
+        ([exif_segment(">", kind=4)], True),
+        ([XMP], True),
+        ([b"other" * 9000, exif_segment("<")], True),
+        ([exif_segment("<", value=1)], False),
+        ([exif_segment(">", value=1)], False),
+        ([exif_segment("<", value=0)], False),
+        ([exif_segment(">", value=9)], False),
+        ([b"Exif\0\0damaged\x01\x12\0\x03\0\0\0\x01\0\x06"], False),
+        ([exif_segment("<")[:20]], False),
+        ([], False),
+    ],
+)
+def test_a_jpeg_is_turned_if_its_exif_or_xmp_says_so(segments, turned):
+    content = jpeg_with(*segments)
+    stored = np.asarray(Image.open(io.BytesIO(content)))
+    decoded = images.decode(content, oriented=True)
+    np.testing.assert_array_equal(decoded, upright(stored, "right", "top") if turned else stored)
+    np.testing.assert_array_equal(images.decode(content), stored)
+
+
+def test_a_jpeg_without_a_turn_is_not_given_to_pillow(monkeypatch):
+    contents = [jpeg_with(), jpeg_with(b"other"), jpeg_with(exif_segment("<", value=1))]
+    contents += [jpeg_with(exif_segment(">", value=1)), small.file_of(small.photograph(1), progressive=True)]
+    monkeypatch.setattr(images, "_decode_with_pillow", lambda *_: pytest.fail("the slower decoder"))
+    for content in contents:
+        images.decode(content, oriented=True)
 
 
 def test_a_line_of_pixels_is_refused_before_memory_is_taken():

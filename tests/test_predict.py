@@ -12,6 +12,7 @@ from alexnet_jax.datasets import images
 from alexnet_jax.datasets.source import open_source
 from alexnet_jax.runtime.errors import InputError
 from alexnet_jax.workdirs.workdir import read_result
+from configs import paper
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +41,13 @@ def test_every_kind_of_picture_gets_five_named_labels(workdir, tmp_path, capsys)
     assert all(path in errors for path in wrong)
     assert images.decode((tmp_path / "figure.png").read_bytes()).shape[2] == 3
     assert predict.main([f"--workdir={workdir}", str(paths[0])]) == 0
+
+
+def test_a_picture_that_lies_on_its_side_is_set_upright(tmp_path):
+    content = small_archives.odd_pictures()["oriented"]
+    (tmp_path / "a.jpg").write_bytes(content)
+    [(_, picture)] = predict.read([str(tmp_path / "a.jpg")], paper.get_config())
+    np.testing.assert_array_equal(picture, small_archives.prepared(content, oriented=True))
 
 
 def test_classes_named_by_a_wordnet_id_alone_are_given_their_words(workdir, tmp_path, capsys):

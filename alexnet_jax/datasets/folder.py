@@ -49,8 +49,8 @@ class FolderSource:
         self._files = [file for part in parts for file in files[part.splitname][part.from_ : part.to]]
         if not self._files:
             raise InputError(f"{field}: {split!r} is empty; give a split with pictures")
-        # Pictures come and go in a folder; statistics are of those that this names.
-        listing = "\0".join(f"{name}/{label}/{size}" for name, label, size in self._files)
+        # Pictures come and go in a folder; statistics are of those that this names, set upright.
+        listing = "\0".join(["upright", *(f"{name}/{label}/{size}" for name, label, size in self._files)])
         self.fingerprint = hashlib.sha256(listing.encode("utf-8", "surrogateescape")).hexdigest()[:12]
 
     def __len__(self) -> int:
@@ -65,7 +65,7 @@ class FolderSource:
         for row, index in enumerate(indices):
             path = self.folder / self._files[index][0]
             try:
-                images.decode_into(batch[row], images.read_file(path))
+                images.decode_into(batch[row], images.read_file(path), oriented=True)
             except (OSError, ValueError) as error:
                 raise InputError(f"{path}: cannot be read as a picture ({error}); remove it") from None
         return batch, np.array([self._files[index][1] for index in indices], np.int32)
