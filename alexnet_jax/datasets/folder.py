@@ -4,21 +4,22 @@ import hashlib
 import os
 import pathlib
 import re
+import stat
 import zlib
 
 import numpy as np
 import tensorflow_datasets as tfds
 
 from alexnet_jax.datasets import images
-from alexnet_jax.runtime.errors import InputError
+from alexnet_jax.runtime.errors import InputError, printable, reason
 
 
 class FolderSource:
     """One split, in the syntax of TFDS: `train` or `val`, slices such as `train[:90%]`, sums with +.
 
     A class is a folder in `folder`/train, its label the position of its name among the sorted ones. Each of
-    its files is taken for a picture, whatever its kind, except those whose names begin with a dot; folders
-    within it are not looked into.
+    its files is taken for a picture, whatever its kind, and set upright by its EXIF. Names that begin with a
+    dot are ignored; a folder within a class, or anything else that is no file, is refused.
     """
 
     def __init__(self, folder: str, split: str, size: int, channels: int, field: str):
@@ -29,9 +30,8 @@ class FolderSource:
             raise InputError(f"data.dir: {folder!r} is no folder; give the one with train and val in it")
         self.label_names = tuple(_subfolders(self.folder / "train"))
         if not self.label_names:
-            raise InputError(
-                f"{self.folder / 'train'}: has no folders of classes; put pictures into train/CLASS"
-            )
+            place = printable(self.folder / "train")
+            raise InputError(f"{place}: has no folders of classes; put pictures into train/CLASS")
         # Of the splits only those named are listed: a listing of a million files takes seconds.
         named = [name for name in _subfolders(self.folder) if name in re.findall(r"[\w-]+", split)]
         files = {name: self._list(name) for name in named}
@@ -67,7 +67,9 @@ class FolderSource:
             try:
                 images.decode_into(batch[row], images.read_file(path), oriented=True)
             except (OSError, ValueError) as error:
-                raise InputError(f"{path}: cannot be read as a picture ({error}); remove it") from None
+                raise InputError(
+                    f"{printable(path)}: cannot be read as a picture ({reason(error)}); replace or remove it"
+                ) from None
         return batch, np.array([self._files[index][1] for index in indices], np.int32)
 
     def _list(self, split: str) -> list[tuple[str, int, int]]:
@@ -78,20 +80,19 @@ class FolderSource:
         labels = {name: label for label, name in enumerate(self.label_names)}
         found = []
         for name in _subfolders(self.folder / split):
+            place = self.folder / split / name
             if name not in labels:
-                raise InputError(f"{self.folder / split / name}: train has no such class; remove it")
-            files = [entry for entry in _entries(self.folder / split / name) if not entry.is_dir()]
+                raise InputError(f"{printable(place)}: train has no such class; remove it")
+            files = [(entry.name, _size(entry)) for entry in _entries(place)]
             if not files and split == "train":
-                raise InputError(
-                    f"{self.folder / split / name}: is a class without pictures; add some, or remove it"
-                )
-            found += [(f"{split}/{name}/{file.name}", labels[name], _size(file)) for file in files]
+                raise InputError(f"{printable(place)}: is a class without pictures; add some, or remove it")
+            found += [(f"{split}/{name}/{file}", labels[name], size) for file, size in files]
         return sorted(found, key=lambda file: (zlib.crc32(os.fsencode(file[0])), file[0]))
 
 
 def _subfolders(folder: pathlib.Path) -> list[str]:
     """Their names, sorted; none where there is no such folder."""
-    return [entry.name for entry in _entries(folder) if entry.is_dir()]
+    return [entry.name for entry in _entries(folder) if os.path.isdir(entry)]
 
 
 def _entries(folder: pathlib.Path) -> list[os.DirEntry]:
@@ -102,11 +103,21 @@ def _entries(folder: pathlib.Path) -> list[os.DirEntry]:
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
-        raise InputError(f"{folder}: cannot be read ({error.strerror}); see to its permissions") from None
+        raise InputError(
+            f"{printable(folder)}: cannot be read ({error.strerror}); see to its permissions"
+        ) from None
 
 
-def _size(file: os.DirEntry) -> int:
+def _size(entry: os.DirEntry) -> int:
+    """Return the bytes of a file in a class. Raises InputError for anything else."""
+    path = printable(entry.path)
     try:
-        return file.stat().st_size
+        status = entry.stat()
     except OSError as error:
-        raise InputError(f"{file.path}: cannot be read as a picture ({error.strerror}); remove it") from None
+        raise InputError(f"{path}: cannot be read as a picture ({error.strerror}); remove it") from None
+    if stat.S_ISDIR(status.st_mode):
+        place = printable(os.path.dirname(entry.path))
+        raise InputError(f"{path}: pictures in folders below a class are not read; move them into {place}")
+    if not stat.S_ISREG(status.st_mode):
+        raise InputError(f"{path}: is a pipe, a socket or a device, not a picture; remove it")
+    return status.st_size
