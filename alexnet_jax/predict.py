@@ -13,7 +13,7 @@ import numpy as np
 
 from alexnet_jax import config as configuration
 from alexnet_jax.runtime import command_line
-from alexnet_jax.runtime.errors import InputError
+from alexnet_jax.runtime.errors import InputError, printable, reason
 
 BATCH = 32
 CORRECT, OTHER = "#D55E00", "#0072B2"  # vermilion and blue, which are told apart without colour vision
@@ -39,7 +39,9 @@ class Network:
         self.label_names = [str(name) for name in stored.get("label_names", ())]
         unnamed = range(len(self.label_names), config.model.num_classes)
         words = {line.split(" ", 1)[0]: line for line in imagenet_classes()}
-        named = [words.get(name, name) for name in self.label_names]  # folders may have the WordNet id alone
+        named = [
+            printable(words.get(name, name)) for name in self.label_names
+        ]  # folders may have the WordNet id alone
         self.names = [*named, *(f"class {label}" for label in unnamed)]
         self._outputs = make_view_outputs(config, self.mesh, config.eval.views)
 
@@ -79,17 +81,16 @@ def short(name: str, length: int = 22) -> str:
 
 
 def read(paths: list[str], config) -> Iterator[tuple[str, np.ndarray]]:
-    """(path, its picture as the network takes it) of each that is one; a line on stderr for each other."""
+    """Yield (path, preprocessed image) for each readable picture; report the others on stderr."""
     from alexnet_jax.datasets import images
 
     for path in paths:
         try:
-            with open(path, "rb") as file:
-                picture = images.decode(file.read())
+            picture = images.decode(images.read_file(path), oriented=True)
             yield path, images.fit(picture, config.data.image_size, config.data.channels)
         except (OSError, ValueError) as error:
-            reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-            print(f"error: {path}: cannot be read as a picture ({reason})", file=sys.stderr)
+            line = f"error: {printable(path)}: cannot be read as a picture ({reason(error)})"
+            print(line, file=sys.stderr)
 
 
 def figure_of(pictures: list, network: Network):
@@ -106,7 +107,7 @@ def figure_of(pictures: list, network: Network):
         row, column = divmod(number, 4)
         above, below = grid[2 * row, column], grid[2 * row + 1, column]
         above.imshow(picture.squeeze(), cmap="gray", vmin=0, vmax=255)
-        above.set_title(short(os.path.basename(path), 26), fontsize="small", parse_math=False)
+        above.set_title(short(printable(os.path.basename(path)), 26), fontsize="small", parse_math=False)
         below.set_axis_on()
         draw_top_five(below, probabilities, network.names)
     return figure
@@ -132,7 +133,7 @@ def main(arguments: list[str]) -> int:
             continue
         probabilities = network.probabilities(np.stack([picture for _, picture in pictures]))
         for (path, picture), row in zip(pictures, probabilities, strict=True):
-            print(path)
+            print(printable(path))
             for label in top_five(row):
                 print(f"  {row[label]:.4f}  {network.names[label]}")
             found.append((path, picture, row) if given.figure else path)

@@ -28,7 +28,7 @@ def main(arguments: list[str]) -> None:
         raise InputError(f"{given.source}: has no files; give a folder of pictures")
     for path in paths:
         try:
-            picture = images.fit(images.decode(path.read_bytes()), given.size, 3)
+            picture = images.fit(images.decode(images.read_file(path), oriented=True), given.size, 3)
         except ValueError as error:
             raise InputError(f"{path}: cannot be read as a picture ({error}); remove it") from None
         copy = given.target / path.relative_to(given.source)

@@ -65,7 +65,9 @@ def test_pictures_are_resized_as_read_and_labelled_by_their_folder(folder, part)
     assert images.dtype == np.uint8 and labels.dtype == np.int32
     for path, image, label in zip(paths, images, labels, strict=True):
         assert source.label_names[label] == path.parent.name
-        np.testing.assert_array_equal(image, small.prepared(path.read_bytes()), err_msg=str(path))
+        np.testing.assert_array_equal(
+            image, small.prepared(path.read_bytes(), oriented=True), err_msg=str(path)
+        )
 
 
 @pytest.mark.parametrize(
@@ -165,10 +167,84 @@ def test_a_link_to_nothing_is_named(folder):
         opened(folder, "train")
 
 
-def test_what_is_nested_or_hidden_is_not_looked_into_and_names_may_be_any(folder):
+@pytest.mark.parametrize("part", ["train", "val"])
+@pytest.mark.parametrize("linked", [False, True])
+def test_a_folder_below_a_class_is_refused(folder, part, linked):
+    place = folder / "elsewhere" if linked else folder / part / "ant" / "nested"
+    place.mkdir()
+    (place / "1.jpg").write_bytes(small.file_of(small.photograph(0)))
+    if linked:
+        (folder / part / "ant" / "nested").symlink_to(place)
+    with pytest.raises(InputError) as raised:
+        opened(folder, part)
+    assert str(raised.value) == (
+        f"{folder}/{part}/ant/nested: pictures in folders below a class are not read; move them into "
+        f"{folder}/{part}/ant"
+    )
+
+
+def test_what_is_no_file_is_refused_and_not_opened(folder):
+    odd = folder / "train" / "ant" / "odd.jpg"
+    os.mkfifo(odd)
+    with pytest.raises(InputError, match=f"^{odd}: is a pipe, a socket or a device"):
+        opened(folder, "train")
+    odd.unlink()
+    odd.symlink_to("/dev/zero")
+    with pytest.raises(InputError, match=f"^{odd}: is a pipe, a socket or a device"):
+        opened(folder, "train")
+
+
+def test_a_link_to_itself_is_named_in_a_class_and_ignored_beside_the_classes(folder):
+    (folder / "train" / "loop").symlink_to(folder / "train" / "loop")
+    before = len(opened(folder, "train"))
+    (folder / "train" / "ant" / "loop").symlink_to(folder / "train" / "ant" / "loop")
+    with pytest.raises(InputError, match="ant/loop: cannot be read as a picture"):
+        opened(folder, "train")
+    assert before == 25
+
+
+@pytest.mark.parametrize("name, shown", [(b"\xff.jpg", r"\xff.jpg"), (b"a\nb.jpg", r"a\x0ab.jpg")])
+def test_names_that_are_not_utf8_or_have_lines_are_shown(folder, name, shown):
+    path = folder / "val" / "ant" / os.fsdecode(name)
+    path.write_text("not a picture")
+    source = opened(folder, "val")
+    with pytest.raises(InputError) as raised:
+        source.read(range(len(source)))
+    assert str(raised.value).startswith(f"{folder}/val/ant/{shown}: cannot be read as a picture (not a")
+    path.unlink()
+    path.symlink_to("nowhere")
+    with pytest.raises(InputError) as raised:
+        opened(folder, "val")
+    assert str(raised.value).startswith(f"{folder}/val/ant/{shown}: ")
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(InputError) as raised:
+        opened(folder, "val")
+    assert str(raised.value).startswith(f"{folder}/val/ant/{shown}: ")
+
+
+def test_a_picture_whose_name_is_not_utf8_is_read(folder):
+    picture = small.file_of(small.photograph(0))
+    (folder / "val" / os.fsdecode(b"ant") / os.fsdecode(b"\xff.jpg")).write_bytes(picture)
+    source = opened(folder, "val")
+    read, _ = source.read(range(len(source)))
+    assert any(np.array_equal(image, small.prepared(picture)) for image in read)
+
+
+def test_a_file_that_is_gone_is_named_once(folder):
+    source = opened(folder, "val")
+    gone = listed(folder, "val")[0]
+    gone.unlink()
+    with pytest.raises(
+        InputError, match=f"^{gone}: cannot be read as a picture .No such file or directory.; "
+    ):
+        source.read([0])
+
+
+def test_what_is_hidden_is_not_looked_into_and_names_may_be_any(folder):
     before = len(opened(folder, "train"))
     picture = small.file_of(small.photograph(0))
-    for name in ("train/ant/nested/1.jpg", "train/.hidden/1.jpg", "train/Ähre 漢/ß.jpg"):
+    for name in ("train/ant/.nested/1.jpg", "train/.hidden/1.jpg", "train/Ähre 漢/ß.jpg"):
         (folder / name).parent.mkdir()
         (folder / name).write_bytes(picture)
     source = opened(folder, "train")

@@ -1,6 +1,9 @@
 """alexnet_jax/predict.py: pictures of any kind and size, named labels, what is no picture."""
 
+import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -12,6 +15,7 @@ from alexnet_jax.datasets import images
 from alexnet_jax.datasets.source import open_source
 from alexnet_jax.runtime.errors import InputError
 from alexnet_jax.workdirs.workdir import read_result
+from configs import paper
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +44,34 @@ def test_every_kind_of_picture_gets_five_named_labels(workdir, tmp_path, capsys)
     assert all(path in errors for path in wrong)
     assert images.decode((tmp_path / "figure.png").read_bytes()).shape[2] == 3
     assert predict.main([f"--workdir={workdir}", str(paths[0])]) == 0
+
+
+def test_a_picture_that_lies_on_its_side_is_set_upright(tmp_path):
+    content = small_archives.odd_pictures()["oriented"]
+    (tmp_path / "a.jpg").write_bytes(content)
+    [(_, picture)] = predict.read([str(tmp_path / "a.jpg")], paper.get_config())
+    np.testing.assert_array_equal(picture, small_archives.prepared(content, oriented=True))
+
+
+def test_names_that_are_not_utf8_are_printed(workdir, tmp_path):
+    """By the program, whose streams are UTF-8, and in a figure."""
+    good, bad = (os.fsencode(tmp_path) + name for name in (b"/\xff.png", b"/\xfe.jpg"))
+    with open(good, "wb") as picture, open(bad, "wb") as text:
+        picture.write(small_archives.file_of(small_archives.photograph(0), "PNG"))
+        text.write(b"not a picture")
+    command = [
+        sys.executable,
+        "-m",
+        "alexnet_jax.predict",
+        f"--workdir={workdir}",
+        f"--figure={tmp_path}/f.png",
+    ]
+    ended = subprocess.run([*command, good, bad], capture_output=True, env={**os.environ, "PYTHONUTF8": "1"})
+    assert ended.returncode == 1
+    assert ended.stdout.decode().splitlines()[0] == f"{tmp_path}/\\xff.png"
+    expected = f"error: {tmp_path}/\\xfe.jpg: cannot be read as a picture (not a picture of a known format)\n"
+    assert ended.stderr.decode() == expected
+    assert (tmp_path / "f.png").exists()
 
 
 def test_classes_named_by_a_wordnet_id_alone_are_given_their_words(workdir, tmp_path, capsys):

@@ -3,20 +3,21 @@
 import functools
 import os
 import pathlib
+import stat
 import zlib
 
 import numpy as np
 
-from alexnet_jax.datasets import fingerprint, images, splits
-from alexnet_jax.runtime.errors import InputError
+from alexnet_jax.datasets import fingerprints, images, splits
+from alexnet_jax.runtime.errors import InputError, printable, reason
 
 
 class FolderSource:
     """One split, in the syntax of TFDS: `train` or `val`, slices such as `train[:90%]`, sums with +.
 
     A class is a folder in `folder`/train, its label the position of its name among the sorted ones. Each of
-    its files is taken for a picture, whatever its kind, except those whose names begin with a dot; folders
-    within it are not looked into.
+    its files is taken for a picture, whatever its kind, and set upright by its EXIF. Names that begin with a
+    dot are ignored; a folder within a class, or anything else that is no file, is refused.
     """
 
     def __init__(self, folder: str, split: str, size: int, channels: int, field: str):
@@ -50,16 +51,15 @@ class FolderSource:
         """Return the fingerprint of the files' names and contents, in their order."""
         files = [(name, stamp) for name, _, stamp in self._files]
         what = f"fingerprint of {self.split}"
-        digests = fingerprint.digests(self.folder, files, self._digest, what)
-        return fingerprint.combined("\0".join(name for name, _ in files), b"".join(digests))
+        digests = fingerprints.digests(self.folder, files, self._digest, what)
+        return fingerprints.combined("\0".join(name for name, _ in files), b"".join(digests))
 
     def _digest(self, name: str) -> bytes:
+        path = self.folder / name
         try:
-            return fingerprint.of_bytes((self.folder / name).read_bytes())
-        except OSError as error:
-            raise InputError(
-                f"{self.folder / name}: cannot be read as a picture ({error}); remove it"
-            ) from None
+            return fingerprints.of_bytes(images.read_file(path))
+        except (OSError, ValueError) as error:
+            raise _unreadable(path, error) from None
 
     def __len__(self) -> int:
         return len(self._files)
@@ -73,12 +73,12 @@ class FolderSource:
         for row, index in enumerate(indices):
             path = self.folder / self._files[index][0]
             try:
-                images.decode_into(batch[row], path.read_bytes())
+                images.decode_into(batch[row], images.read_file(path), oriented=True)
             except (OSError, ValueError) as error:
-                raise InputError(f"{path}: cannot be read as a picture ({error}); remove it") from None
+                raise _unreadable(path, error) from None
         return batch, np.array([self._files[index][1] for index in indices], np.int32)
 
-    def _list(self, split: str) -> list[tuple[str, int, fingerprint.Stamp]]:
+    def _list(self, split: str) -> list[tuple[str, int, fingerprints.Stamp]]:
         """(path within the folder, label, stamp) of every picture of a split, the classes mixed.
 
         In an order that depends on the names alone, so that a slice of a split is a sample of it.
@@ -86,20 +86,27 @@ class FolderSource:
         labels = {name: label for label, name in enumerate(self.label_names)}
         found = []
         for name in _subfolders(self.folder / split):
+            place = self.folder / split / name
             if name not in labels:
-                raise InputError(f"{self.folder / split / name}: train has no such class; remove it")
-            files = [entry for entry in _entries(self.folder / split / name) if not entry.is_dir()]
+                raise InputError(f"{printable(place)}: train has no such class; remove it")
+            files = [(entry.name, _stamp(entry)) for entry in _entries(place)]
             if not files and split == "train":
                 raise InputError(
                     f"{self.folder / split / name}: is a class without pictures; add some, or remove it"
                 )
-            found += [(f"{split}/{name}/{file.name}", labels[name], _stamp(file)) for file in files]
+            found += [(f"{split}/{name}/{file}", labels[name], stamp) for file, stamp in files]
         return sorted(found, key=lambda file: (zlib.crc32(os.fsencode(file[0])), file[0]))
+
+
+def _unreadable(path: pathlib.Path, error: Exception) -> InputError:
+    return InputError(
+        f"{printable(path)}: cannot be read as a picture ({reason(error)}); replace or remove it"
+    )
 
 
 def _subfolders(folder: pathlib.Path) -> list[str]:
     """Their names, sorted; none where there is no such folder."""
-    return [entry.name for entry in _entries(folder) if entry.is_dir()]
+    return [entry.name for entry in _entries(folder) if os.path.isdir(entry)]
 
 
 def _entries(folder: pathlib.Path) -> list[os.DirEntry]:
@@ -110,11 +117,21 @@ def _entries(folder: pathlib.Path) -> list[os.DirEntry]:
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
-        raise InputError(f"{folder}: cannot be read ({error.strerror}); see to its permissions") from None
+        raise InputError(
+            f"{printable(folder)}: cannot be read ({error.strerror}); see to its permissions"
+        ) from None
 
 
-def _stamp(file: os.DirEntry) -> fingerprint.Stamp:
+def _stamp(entry: os.DirEntry) -> fingerprints.Stamp:
+    """Return the stamp of a file in a class. Raises InputError for anything else."""
+    path = printable(entry.path)
     try:
-        return fingerprint.stamp(file.stat())
+        status = entry.stat()
     except OSError as error:
-        raise InputError(f"{file.path}: cannot be read as a picture ({error.strerror}); remove it") from None
+        raise InputError(f"{path}: cannot be read as a picture ({error.strerror}); remove it") from None
+    if stat.S_ISDIR(status.st_mode):
+        place = printable(os.path.dirname(entry.path))
+        raise InputError(f"{path}: pictures in folders below a class are not read; move them into {place}")
+    if not stat.S_ISREG(status.st_mode):
+        raise InputError(f"{path}: is a pipe, a socket or a device, not a picture; remove it")
+    return fingerprints.stamp(status)

@@ -2,19 +2,51 @@
 
 import io
 import math
+import os
+import re
+import stat
 import tempfile
+import warnings
+from typing import Any
 
 import numpy as np
 import simplejpeg
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
 
 from alexnet_jax.runtime.errors import first_line
+
+# A file of a few kilobytes can claim any size. At the limit, decoding takes 1.1 to 1.4 GB of memory.
+MAX_PIXELS = 100_000_000
+MAX_BYTES = 2**30  # of a file: MAX_PIXELS of 16-bit RGBA, not compressed, are 0.8 GB
+# Pillow checks pictures within pictures too (ICO), with a warning up to twice its limit.
+Image.MAX_IMAGE_PIXELS = MAX_PIXELS
+warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")  # of damaged EXIF, and the like
 
 JPEG_QUALITY = 95  # of what `encode` writes; colour is not subsampled
 # Pillow hands some formats to other programs (EPS to Ghostscript): a file of unknown origin may not.
 _FORMATS = (
     "JPEG", "PNG", "GIF", "BMP", "DIB", "TIFF", "WEBP", "AVIF", "JPEG2000", "PPM", "TGA", "PCX", "ICO", "QOI",
 )  # fmt: skip
+# Pillow's modes whose samples have 8 bits, or one, and that it converts to grey or RGB; other files are
+# refused by name. YCbCr is refused because Pillow leaves its range and its subsampling aside.
+_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK")
+_REFUSED = {"I": "32-bit integers", "F": "floating-point numbers", "LAB": "Lab colour"}
+_CONVERT = "convert it to 8 bits of grey or RGB"
+# By the EXIF tag Orientation, how to set a picture upright (EXIF 2.32, section 4.6.4.A).
+_TURNS: dict[Any, Image.Transpose] = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# In EXIF of either byte order, the tag with one value other than 1; in XMP, the tag.
+_TURNED = re.compile(
+    rb"\x01\x12\0.\0\0\0\x01(?!\0\x01)|\x12\x01.\0\x01\0\0\0(?!\x01\0)|tiff:Orientation", re.DOTALL
+)
 
 
 def empty_batch(count: int, size: int, channels: int) -> np.ndarray:
@@ -29,24 +61,40 @@ def empty_batch(count: int, size: int, channels: int) -> np.ndarray:
     return memory[start : start + math.prod(shape)].reshape(shape)
 
 
-def decode_into(target: np.ndarray, content: bytes) -> None:
+def read_file(path: str | os.PathLike) -> bytes:
+    """Return a file's content. Raises OSError, and ValueError if it is longer than MAX_BYTES."""
+    with open(path, "rb") as file:
+        status = os.fstat(file.fileno())
+        endless = not stat.S_ISREG(status.st_mode)  # a pipe or a device
+        content = file.read(MAX_BYTES + 1) if endless else b""
+        if max(len(content), status.st_size) > MAX_BYTES:
+            raise ValueError(f"more than {MAX_BYTES:,} bytes")
+        return content if endless else file.read()
+
+
+def decode_into(target: np.ndarray, content: bytes, *, oriented: bool = False) -> None:
     """Decode a picture's file and `fit` it into uint8 [size, size, channels]. Raises as `decode` does."""
-    image = decode(content, target)
+    image = decode(content, target, oriented=oriented)
     if image is not target:
         target[:] = fit(image, len(target), target.shape[2])
 
 
-def decode(content: bytes, target: np.ndarray | None = None) -> np.ndarray:
-    """uint8 [height, width, 1 or 3]: grey, or RGB. Raises ValueError if it is no picture, or is cut short.
+def decode(content: bytes, target: np.ndarray | None = None, *, oriented: bool = False) -> np.ndarray:
+    """uint8 [height, width, 1 or 3]: grey, or RGB.
 
-    Colour profiles, orientation tags and transparency are ignored, as they are by the paper's successors. A
-    JPEG of the shape of `target` is decoded into it, which saves a copy, and `target` is what is returned.
+    Of 16 bits the higher 8 are kept; greyscale of other depths is scaled to 8. Raises ValueError if it is no
+    picture, is cut short, claims more than MAX_PIXELS (it is not decoded then), or has samples whose scale is
+    unknown, such as floating-point numbers.
+
+    Colour profiles, transparency and, unless `oriented`, orientation tags are ignored, as they are by the
+    paper's successors. `oriented` sets a picture upright by its tag; Pillow does so with every TIFF. A JPEG
+    of the shape of `target` is decoded into it, which saves a copy, and `target` is what is returned.
     """
-    if simplejpeg.is_jpeg(content):
-        # Bit for bit what Pillow gives, and faster. Pillow has CMYK, a limit of size, and more patience.
+    if simplejpeg.is_jpeg(content) and not (oriented and _may_be_turned(content)):
+        # Bit for bit what Pillow gives, and faster. Pillow has CMYK and YCCK, and more patience.
         try:
             height, width, space, _ = simplejpeg.decode_jpeg_header(content)
-            if space != "CMYK" and height * width <= Image.MAX_IMAGE_PIXELS:
+            if space in ("Gray", "RGB", "YCbCr") and height * width <= MAX_PIXELS:
                 colour, channels = ("GRAY", 1) if space == "Gray" else ("RGB", 3)
                 if target is None or target.shape != (height, width, channels):
                     return simplejpeg.decode_jpeg(content, colour)
@@ -55,24 +103,83 @@ def decode(content: bytes, target: np.ndarray | None = None) -> np.ndarray:
         except ValueError:
             pass
     try:
-        return _decode_with_pillow(content)
+        return _decode_with_pillow(content, oriented)
     except UnidentifiedImageError:
-        raise ValueError("not a picture of a known format") from None
+        tiff = content.startswith((b"II*\0", b"MM\0*"))
+        kind = f"a TIFF of a kind that is not read; {_CONVERT}" if tiff else "not a picture of a known format"
+        raise ValueError(kind) from None
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise ValueError(_too_large(int(re.findall("[0-9]+", str(error))[0]))) from None
     except Exception as error:  # Pillow raises nearly every kind for a damaged file
         raise ValueError(first_line(error)) from None
 
 
-def _decode_with_pillow(content: bytes) -> np.ndarray:
+def _may_be_turned(jpeg: bytes) -> bool:
+    """Whether the segments before the pixels have an orientation tag, or are not as they should be."""
+    at = 2
+    while jpeg[at : at + 1] == b"\xff" and jpeg[at + 1 : at + 2] not in (b"", b"\0", b"\xff"):
+        if jpeg[at + 1] == 0xDA:  # the pixels
+            return False
+        end = at + 2 + int.from_bytes(jpeg[at + 2 : at + 4], "big")
+        if jpeg[at + 1] == 0xE1 and _TURNED.search(jpeg, at, end):  # EXIF or XMP
+            return True
+        at = end
+    return True
+
+
+def _decode_with_pillow(content: bytes, oriented: bool) -> np.ndarray:
     with Image.open(io.BytesIO(content), formats=_FORMATS) as picture:
-        if picture.mode.startswith("I"):  # 16 bits; of some formats Pillow makes 32 of them
-            return (np.asarray(picture) >> 8).clip(0, 255).astype(np.uint8)[..., None]
-        if picture.mode == "CMYK" and picture.format == "JPEG" and "adobe" not in picture.info:
-            # Pillow takes every CMYK JPEG for inverted, as Adobe's are; without its marker it is not.
-            inverted = 255 - np.asarray(picture)
-            return np.asarray(Image.fromarray(inverted, "CMYK").convert("RGB"))
-        if picture.mode in ("1", "L", "LA"):
-            return np.asarray(picture.convert("L"))[..., None]
-        return np.asarray(picture.convert("RGB"))
+        if picture.width * picture.height > MAX_PIXELS:  # others may have changed the filters of warnings
+            raise ValueError(_too_large(picture.width * picture.height))
+        picture.load()
+        turn = _TURNS.get(_orientation(picture)) if oriented else None
+        picture = _grey_or_rgb(picture)
+        picture = picture if turn is None else picture.transpose(turn)
+        return np.asarray(picture).reshape(picture.height, picture.width, -1)
+
+
+def _orientation(picture: Image.Image) -> Any:
+    """Return the EXIF tag's value; 1, which is upright, if there is none or EXIF is damaged."""
+    try:
+        return picture.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # Pillow raises many kinds
+        return 1
+
+
+def _grey_or_rgb(picture: Image.Image) -> Image.Image:
+    """Return the picture in Pillow's mode L or RGB. Raises ValueError for samples whose scale is unknown."""
+    bits, signed, inverted = _samples(picture)
+    deep = picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format == "PPM")
+    if signed or not (deep or picture.mode in _MODES):
+        kind = (
+            f"{bits}-bit signed integers" if signed else _REFUSED.get(picture.mode, f"{picture.mode} colour")
+        )
+        raise ValueError(f"{kind} ({picture.format}); {_CONVERT}")
+    if deep:
+        grey = (np.asarray(picture) >> (bits - 8)).astype(np.uint8)
+        return Image.fromarray(255 - grey if inverted else grey)
+    picture.info.pop("transparency", None)  # Pillow would warn of some palettes with it
+    if picture.mode == "CMYK" and picture.format == "JPEG" and "adobe" not in picture.info:
+        # Pillow takes every CMYK JPEG for inverted, as Adobe's are; without its marker it is not.
+        picture = Image.fromarray(255 - np.asarray(picture), "CMYK")
+    mode = "L" if picture.mode in ("1", "L", "LA") else "RGB"
+    return picture if picture.mode == mode else picture.convert(mode)
+
+
+def _too_large(pixels: int) -> str:
+    return f"{pixels:,} pixels; at most {MAX_PIXELS:,} are read"
+
+
+def _samples(picture: Image.Image) -> tuple[int, bool, bool]:
+    """(bits, whether they are signed, whether 0 is white) of the samples of 9 to 16 bits, and of any TIFF.
+
+    Pillow scales 9 to 15 bits to 16, and turns white 0 into white 255; it leaves both to us in a TIFF.
+    """
+    if not isinstance(picture, TiffImagePlugin.TiffImageFile):
+        return 16, False, False
+    tags = picture.tag_v2
+    bits, kinds = tags.get(TiffImagePlugin.BITSPERSAMPLE, (1,)), tags.get(TiffImagePlugin.SAMPLEFORMAT, (1,))
+    return bits[0], 2 in kinds, tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION, 0) == 0
 
 
 def fit(image: np.ndarray, size: int, channels: int) -> np.ndarray:

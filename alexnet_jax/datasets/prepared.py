@@ -18,7 +18,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from alexnet_jax.datasets import (
     fashion_mnist,  # noqa: F401  (TFDS registers the builders that it sees)
-    fingerprint,
+    fingerprints,
     ilsvrc,  # noqa: F401
     images,
 )
@@ -170,12 +170,12 @@ class TfdsSource:
             info = self.builder.info.splits[part.splitname]
             first, last = part.from_ or 0, info.num_examples if part.to is None else part.to
             shards = [
-                (name, fingerprint.stamp(os.stat(self.folder / name))) for name in sorted(info.filenames)
+                (name, fingerprints.stamp(os.stat(self.folder / name))) for name in sorted(info.filenames)
             ]
             what = f"fingerprint of {part.splitname}"
-            found = fingerprint.digests(self.folder, shards, self._digest, what)
-            texts.append(fingerprint.combined(b"".join(found), f"{first} to {last}"))
-        return texts[0] if len(texts) == 1 else fingerprint.combined(*texts)
+            found = fingerprints.digests(self.folder, shards, self._digest, what)
+            texts.append(fingerprints.combined(b"".join(found), f"{first} to {last}"))
+        return texts[0] if len(texts) == 1 else fingerprints.combined(*texts)
 
     def _digest(self, name: str) -> bytes:
         # Of the records: the bytes of their file depend on the version of the library that wrote it.
@@ -187,8 +187,8 @@ class TfdsSource:
                 for record in reader.read(places):
                     feature = tf_example_pb2.Example.FromString(record).features.feature
                     parts = (key.encode() + feature[key].SerializeToString() for key in sorted(feature))
-                    records.append(fingerprint.of_bytes(*parts))
-        return fingerprint.of_bytes(*records)
+                    records.append(fingerprints.of_bytes(*parts))
+        return fingerprints.of_bytes(*records)
 
     def read(self, indices) -> tuple[np.ndarray, np.ndarray]:
         """(images uint8 [n, image_size, image_size, channels], labels int32 [n]).

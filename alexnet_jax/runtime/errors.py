@@ -1,6 +1,8 @@
 """What stops the program with one line instead of a traceback."""
 
 import difflib
+import os
+import re
 
 
 class InputError(Exception):
@@ -14,6 +16,17 @@ class Diverged(Exception):
 def first_line(error: Exception) -> str:
     """Return the first line of another's exception, for a line of ours; its kind if it says nothing."""
     return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def reason(error: Exception) -> str:
+    """Return why a file could not be read, without its path: the system's words, or the first line."""
+    return (isinstance(error, OSError) and error.strerror) or first_line(error)
+
+
+def printable(path: str | os.PathLike) -> str:
+    """Return a path on one line of UTF-8; bytes that are not UTF-8 and control characters become escapes."""
+    text = os.fspath(path).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return re.sub(r"[\x00-\x1f\x7f]", lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
 def nearest(field: str, known) -> str:

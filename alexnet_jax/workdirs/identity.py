@@ -14,7 +14,7 @@ import logging
 import os
 from typing import Any
 
-from alexnet_jax.datasets import fingerprint
+from alexnet_jax.datasets import fingerprints
 from alexnet_jax.datasets.source import Source
 from alexnet_jax.runtime.errors import InputError
 from alexnet_jax.runtime.files import write_text
@@ -37,8 +37,8 @@ def of_split(source: Source) -> dict[str, Any]:
 def of_run(fields: dict[str, Any], train: Source | None, val: Source | None, origin: dict) -> Identity:
     """Return the identity of a run, for identity.json.
 
-    `fields` are those of the configuration that decide the parameters; `val` does because it decides when the
-    learning rate drops; None of weights that were imported. `run` stands for all of it: two runs share it only
+    `fields` are those of the configuration that decide the parameters; `val` decides when the learning rate
+    drops. Weights that were imported have neither split. `run` stands for all of it: two runs share it only
     if they compute the same.
     """
     identity = {
@@ -47,7 +47,7 @@ def of_run(fields: dict[str, Any], train: Source | None, val: Source | None, ori
         "origin": {key: value for key, value in origin.items() if key != "workdir"},  # it may move
     }
     return {
-        "run": fingerprint.combined(json.dumps([fields, identity], sort_keys=True)),
+        "run": fingerprints.combined(json.dumps([fields, identity], sort_keys=True)),
         **identity,
         "origin": origin,
     }
@@ -55,7 +55,7 @@ def of_run(fields: dict[str, Any], train: Source | None, val: Source | None, ori
 
 def of_result(source: Source) -> dict[str, str]:
     """Return what eval.json says of the data that an evaluation read."""
-    classes = fingerprint.combined("\0".join(map(str, source.label_names)))
+    classes = fingerprints.combined("\0".join(map(str, source.label_names)))
     return {"fingerprint": source.fingerprint, "classes": classes}
 
 

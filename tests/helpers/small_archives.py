@@ -5,7 +5,7 @@ import io
 import tarfile
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, ImageOps
 from scipy.io import savemat
 
 # WordNet ids in an order that is neither that of the numbers nor sorted.
@@ -59,19 +59,20 @@ def odd_pictures() -> dict[str, bytes]:
     }
 
 
-def as_rgb(content: bytes) -> Image.Image:
-    """By Pillow alone."""
+def as_rgb(content: bytes, oriented: bool = False) -> Image.Image:
+    """By Pillow alone; `oriented` sets it upright by its EXIF."""
     if content.startswith(b"\x1f\x8b"):
         content = gzip.decompress(content)
     picture = Image.open(io.BytesIO(content))
     if picture.mode == "CMYK" and b"Adobe" not in content:
         picture = Image.merge("CMYK", [band.point(lambda v: 255 - v) for band in picture.split()])
+    picture = ImageOps.exif_transpose(picture) if oriented else picture
     return picture.convert("RGB")
 
 
-def prepared(content: bytes) -> np.ndarray:
+def prepared(content: bytes, oriented: bool = False) -> np.ndarray:
     """uint8 [256, 256, 3], section 2 by Pillow alone."""
-    picture = as_rgb(content)
+    picture = as_rgb(content, oriented)
     width, height = picture.size
     if width < height:
         picture = picture.resize((256, max(256, round(height * 256 / width))), Image.Resampling.BICUBIC)
