@@ -42,6 +42,28 @@ def data_dir():
     return config.data.dir
 
 
+@pytest.fixture(scope="session", params=["2012", "2010"])
+def small_ilsvrc(request, tmp_path_factory):
+    """(configuration, {split: {file name: (content, WordNet id)}}) of small archives, prepared."""
+    from helpers import data_sets, small_archives
+
+    folder = tmp_path_factory.mktemp(request.param)
+    expected = small_archives.tiny(folder / "archives", request.param)
+    config = data_sets.ilsvrc(request.param, folder / "archives", folder / "data")
+    data_sets.open_source(config, "train_split")
+    return config, expected
+
+
+@pytest.fixture(scope="session")
+def archives_2010(tmp_path_factory):
+    """The folder of small archives of ILSVRC-2010; not to be changed."""
+    from helpers import small_archives
+
+    folder = tmp_path_factory.mktemp("archives")
+    small_archives.tiny(folder, "2010")
+    return folder
+
+
 @pytest.fixture(scope="session")
 def swept(data_dir, tmp_path_factory):
     """(the folder of the sweep of `sweep_command`, what it printed)."""

@@ -1,4 +1,9 @@
-"""The official archives of ILSVRC in small, from any pictures, whole or spoilt."""
+"""The official archives of ILSVRC in small, from any pictures, whole or spoilt.
+
+make       archives of the pictures given
+tiny       every odd picture in three classes
+ordinary   more pictures, of the real sizes and ten classes, with the oddities of the real archives
+"""
 
 import gzip
 import io
@@ -11,6 +16,17 @@ from scipy.io import savemat
 # WordNet ids in an order that is neither that of the numbers nor sorted.
 WORDS = {"n00000030": "tench, Tinca tinca", "n00000010": "church", "n00000020": "crane"}
 NUMBERS = {"n00000030": 1, "n00000010": 3, "n00000020": 2}
+A, B, C = sorted(WORDS)
+# Ten classes of the real ones, for archives of more images.
+TEN_WORDS = {
+    "n01440764": "tench, Tinca tinca", "n02102040": "English springer, English springer spaniel",
+    "n02979186": "cassette player", "n03000684": "chain saw, chainsaw",
+    "n03028079": "church, church building", "n03394916": "French horn, horn",
+    "n03417042": "garbage truck, dustcart",
+    "n03425413": "gas pump, gasoline pump, petrol pump, island dispenser", "n03445777": "golf ball",
+    "n03888257": "parachute, chute",
+}  # fmt: skip
+TEN_NUMBERS = dict(zip(TEN_WORDS, (5, 9, 1, 10, 3, 7, 2, 8, 6, 4), strict=True))
 
 
 def photograph(seed: int, size=(64, 48), mode: str = "RGB") -> Image.Image:
@@ -18,6 +34,13 @@ def photograph(seed: int, size=(64, 48), mode: str = "RGB") -> Image.Image:
     coarse = np.random.default_rng(seed).integers(0, 256, (4, 5, len(Image.new(mode, (1, 1)).getbands())))
     picture = Image.fromarray(coarse.astype(np.uint8).squeeze(), mode)
     return picture.resize(size, Image.Resampling.BICUBIC)
+
+
+def grainy(seed: int, size=(224, 224), mode: str = "RGB") -> Image.Image:
+    """A `photograph` with the detail of a real one, in which a wrong pixel or filter shows."""
+    pixels = np.asarray(photograph(seed, size, mode)).astype(np.int16)
+    grain = np.random.default_rng(seed).normal(0, 20, pixels.shape).round().astype(np.int16)
+    return Image.fromarray((pixels + grain).clip(0, 255).astype(np.uint8), mode)
 
 
 def file_of(picture: Image.Image, kind: str = "JPEG", **options) -> bytes:
@@ -103,17 +126,23 @@ def tar(members) -> bytes:
 
 
 def devkit(year: str, counts: dict[str, int], truth: list[str]) -> dict[str, bytes]:
-    """The members of the development kit; `counts` of training images and `truth` by WordNet id."""
-    rows = [(NUMBERS[w], w, WORDS[w], 0, counts[w]) for w in sorted(WORDS, key=NUMBERS.get)]
-    rows.append((1001, "n00000001", "entity", 3, 0))
-    names = [f"ILSVRC{year}_ID", "WNID", "words", "num_children", "num_train_images"]
+    """The members of the development kit; `counts` of training images and `truth` by WordNet id.
+
+    Its struct array has the fields and the inner node of the real one, and lies beside another variable.
+    """
+    words, numbers = WORDS | TEN_WORDS, NUMBERS | TEN_NUMBERS
+    wnids = sorted(counts, key=numbers.get)
+    rows = [(numbers[w], w, words[w], "a gloss", 0, [], 0, counts[w]) for w in wnids]
+    rows.append((1001, "n00000001", "entity", "the root", len(wnids), list(range(1, len(wnids) + 1)), 2, 0))
+    names = [f"ILSVRC{year}_ID", "WNID", "words", "gloss", "num_children", "children", "wordnet_height"]
+    names.append("num_train_images")
     synsets = np.zeros((len(rows), 1), [(name, object) for name in names])
     for row, values in enumerate(rows):
         for name, value in zip(names, values, strict=True):
             synsets[name][row, 0] = value
     mat = io.BytesIO()
-    savemat(mat, {"synsets": synsets})
-    lines = "".join(f"{NUMBERS[wnid]}\n" for wnid in truth).encode()
+    savemat(mat, {"synsets": synsets, "cost_matrix": np.ones((len(wnids),) * 2, np.uint8)})
+    lines = "".join(f"{numbers[wnid]}\n" for wnid in truth).encode()
     return {"meta.mat": mat.getvalue(), f"ILSVRC{year}_validation_ground_truth.txt": lines}
 
 
@@ -135,7 +164,7 @@ def make(folder, year: str, train: dict[str, list[tuple]], val, test=(), patches
         # The order of the members is not that of the names.
         (folder / f"ILSVRC{year}_{part}_{split}.tar").write_bytes(tar(members[::-1]))
     if year == "2010":
-        truth = "".join(f"{NUMBERS[wnid]}\n" for wnid, _ in test)
+        truth = "".join(f"{(NUMBERS | TEN_NUMBERS)[wnid]}\n" for wnid, _ in test)
         (folder / "ILSVRC2010_test_ground_truth.txt").write_text(truth)
         (folder / "patch_images.tar").write_bytes(
             tar([(f"patch_images/{name}", content) for name, content in patches])
@@ -149,4 +178,74 @@ def pack(folder, year: str, kit: dict[str, bytes]) -> None:
         "2012": ("ILSVRC2012_devkit_t12", "ILSVRC2012_devkit_t12.tar.gz"),
     }[year]
     members = [(f"{inside}/data/{member}", content) for member, content in kit.items()]
+    members.append((f"{inside}/readme.txt", b"a small stand-in for the development kit\n"))
     (folder / name).write_bytes(gzip.compress(tar(members)))
+
+
+def tiny(folder, year, **changes):
+    """Archives with every odd picture in training; returns {split: {file name: (content, WordNet id)}}."""
+    odd = list(odd_pictures().values())
+    thirds = {C: odd[::3], A: odd[1::3], B: odd[2::3]}
+    train = {w: [(f"{w}_{i}.JPEG", c) for i, c in enumerate(found)] for w, found in thirds.items()}
+    blank = file_of(Image.new("RGB", (60, 60), "white"))
+    val = [(w, file_of(photograph(100 + i))) for i, w in enumerate([B, A, C, A, B])]
+    test = [(w, file_of(photograph(200 + i))) for i, w in enumerate([C, A, C])]
+    train_blank = (B, (f"{B}_99.JPEG", blank))
+    parts = {"train": train, "val": val, "test": test}
+    expected = {
+        "train": {name: (content, w) for w, found in train.items() for name, content in found},
+        "validation": {f"ILSVRC{year}_val_{i:08}.JPEG": (c, w) for i, (w, c) in enumerate(val, 1)},
+    }
+    if year == "2010":
+        expected["test"] = {f"ILSVRC2010_test_{i:08}.JPEG": (c, w) for i, (w, c) in enumerate(test, 1)}
+        replaced = {"val": expected["validation"]["ILSVRC2010_val_00000002.JPEG"][0]}
+        replaced["test"] = expected["test"]["ILSVRC2010_test_00000001.JPEG"][0]
+        replaced["train"] = file_of(photograph(300))
+        parts["val"] = [(w, blank if i == 1 else c) for i, (w, c) in enumerate(val)]
+        parts["test"] = [(w, blank if i == 0 else c) for i, (w, c) in enumerate(test)]
+        train[B].append(train_blank[1])
+        expected["train"][f"{B}_99.JPEG"] = (replaced["train"], B)
+        parts["patches"] = [
+            ("val/ILSVRC2010_val_00000002.JPEG", replaced["val"]),
+            ("test/ILSVRC2010_test_00000001.JPEG", replaced["test"]),
+            (f"train/{B}_99.JPEG", replaced["train"]),
+            ("val/ILSVRC2010_val_00009999.JPEG", blank),  # of an image that is not in the archive
+        ]
+    make(folder, year, **parts | changes)
+    return expected
+
+
+def ordinary(folder, year) -> dict[str, dict[str, tuple[bytes, str]]]:
+    """Write the archives; return {split: {file name: (content, WordNet id)}}.
+
+    The first training images of the first classes are a CMYK JPEG, a PNG, a greyscale JPEG and, in 2010, a
+    gzipped JPEG. The first validation and the first test image of 2010 are blank and have replacements.
+    """
+    sizes = [(224, 224), (500, 375), (375, 500), (120, 90), (1000, 300)]
+    seeds, wnids = iter(range(10_000)), sorted(TEN_WORDS)
+
+    def picture(n, **options):
+        return file_of(grainy(next(seeds), sizes[n % 5], **options))
+
+    train = {w: [(f"{w}_{n}.JPEG", picture(n)) for n in range(10)] for w in wnids}
+    odd = [picture(0, mode="CMYK"), file_of(grainy(next(seeds)), "PNG"), picture(0, mode="L")]
+    odd += [gzip.compress(picture(0))] if year == "2010" else []
+    for wnid, content in zip(wnids, odd, strict=False):
+        train[wnid][0] = train[wnid][0][0], content
+    draw = np.random.default_rng(int(year))
+    val = [(wnids[label], picture(n)) for n, label in enumerate(draw.integers(0, 10, 80))]
+    test = [(wnids[label], picture(n)) for n, label in enumerate(draw.integers(0, 10, 60))]
+    expected = {
+        "train": {name: (content, w) for w, found in train.items() for name, content in found},
+        "validation": {f"ILSVRC{year}_val_{n:08}.JPEG": (c, w) for n, (w, c) in enumerate(val, 1)},
+    }
+    patches = []
+    if year == "2010":
+        expected["test"] = {f"ILSVRC2010_test_{n:08}.JPEG": (c, w) for n, (w, c) in enumerate(test, 1)}
+        blank = file_of(Image.new("RGB", (224, 224), "white"))
+        for short, images in (("val", val), ("test", test)):
+            wnid, content = images[0]
+            patches.append((f"{short}/ILSVRC2010_{short}_00000001.JPEG", content))
+            images[0] = wnid, blank
+    make(folder, year, train, val, test, patches)
+    return expected
