@@ -151,16 +151,24 @@ def test_a_large_member_is_refused_before_it_is_read(tmp_path, monkeypatch):
     assert statistics.load(path) is None and not opened
 
 
-def test_a_header_that_promises_more_than_the_file_has_is_none(tmp_path):
+@pytest.mark.parametrize(
+    "name, header",
+    [
+        ("mean_image", {"descr": "<f4", "shape": (1 << 20, 1 << 20, 3)}),
+        ("label_names", {"descr": "<U0", "shape": (1 << 40,)}),
+        ("label_names", {"descr": "'", "shape": (1,)}),
+    ],
+)
+def test_a_header_that_promises_more_than_the_file_has_is_none(name, header, tmp_path):
     path = tmp_path / "statistics.npz"
-    arrays = statistics.compute(Source(5, 3))
+    arrays = statistics.compute(Source(5, 3)) | {"label_names": np.array(["cat"])}
     with zipfile.ZipFile(path, "w") as archive:
-        for name, array in arrays.items():
-            with archive.open(f"{name}.npy", "w") as file:
-                shape = (1 << 20, 1 << 20, 3) if name == "mean_image" else array.shape
-                header = {"descr": "<f4", "fortran_order": False, "shape": shape}
-                np.lib.format.write_array_header_1_0(file, header)
-                file.write(array.tobytes())
+        for member, array in arrays.items():
+            with archive.open(f"{member}.npy", "w") as file:
+                if member == name:
+                    np.lib.format.write_array_header_1_0(file, {"fortran_order": False, **header})
+                else:
+                    np.lib.format.write_array(file, array)
     assert statistics.load(path) is None
 
 

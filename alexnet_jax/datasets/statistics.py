@@ -89,16 +89,14 @@ def load(path) -> dict[str, np.ndarray] | None:
             arrays = {name: _member(archive, name) for name in ARRAYS}
             if "label_names.npy" in archive.namelist():
                 arrays["label_names"] = _member(archive, "label_names")
-    except (
-        OSError, ValueError, EOFError, KeyError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error,
-    ):  # fmt: skip
-        return None  # zipfile raises all of these for a damaged file
+    except Exception:  # zipfile and NumPy raise nearly every kind for a damaged file
+        return None
     channels = arrays["mean_image"].shape[-1:]
     shapes = {name: channels * axes for name, axes in zip(ARRAYS, (0, 1, 1, 2, 2, 1), strict=True)}
     shapes["mean_image"] = (*arrays["mean_image"].shape[:2], *channels)
     fit = all(arrays[name].dtype.kind == "f" and arrays[name].shape == shapes[name] for name in ARRAYS)
     names = arrays.get("label_names", np.array([]))
-    named = names.ndim == 1 and (names.dtype.kind == "U" or len(names) == 0)
+    named = names.ndim == 1 and ((names.dtype.kind == "U" and names.itemsize > 0) or len(names) == 0)
     return arrays if fit and arrays["mean_image"].ndim == 3 and named else None
 
 
