@@ -156,34 +156,163 @@ def test_safetensors_in_and_out_keep_every_bit(tmp_path):
     )
 
 
-def test_an_own_run_goes_out_and_in_again(tmp_path):
-    config = quickstart.get_config()
-    state = init_state(config, make_mesh(config), optimizer.make(config))
+def own_statistics():
     draw = np.random.default_rng(0)
     shapes = dict(zip(statistics.ARRAYS, [(28, 28, 1), (1,), (1,), (1, 1), (1, 1), (1,)], strict=True))
     arrays = {name: draw.uniform(1, 2, shape).astype(np.float32) for name, shape in shapes.items()}
-    arrays["label_names"] = np.array(fashion_mnist.LABELS)
-    weights._make_workdir(str(tmp_path / "own"), config, arrays, state.params)
+    return arrays | {"label_names": np.array(fashion_mnist.LABELS)}
+
+
+def test_an_own_run_goes_out_and_in_again(tmp_path):
+    config = quickstart.get_config()
+    state = init_state(config, make_mesh(config), optimizer.make(config))
+    weights._make_workdir(str(tmp_path / "own"), config, own_statistics(), state.params)
     tensors = exported(tmp_path / "own", tmp_path / "own.safetensors")
     assert tensors["conv2.weight"].shape == (48, 12, 5, 5) and tensors["fc6.weight"].shape == (512, 192)
 
-    mean = str(tmp_path / "own" / "statistics.npz")
-    weights.import_weights(
-        "caffe",
-        str(tmp_path / "own.safetensors"),
-        str(tmp_path / "again"),
-        quickstart.get_config(),
-        mean=mean,
-    )
+    weights.import_weights(None, str(tmp_path / "own.safetensors"), str(tmp_path / "again"))
     same_params = jax.tree.map(np.array_equal, params_of(tmp_path / "again")[1], state.params)
     assert all(jax.tree.leaves(same_params))
-    stored = statistics.load(tmp_path / "again" / "statistics.npz")
+    for name in ("config.json", "statistics.npz"):
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "own" / name).read_bytes()
+    with pytest.raises(InputError, match="exists already"):
+        weights.export_weights(str(tmp_path / "own.safetensors"), str(tmp_path / "own"))
+
+
+def test_exports_of_former_versions_are_read_as_before(tmp_path):
+    config = quickstart.get_config()
+    tensors, file = random_tensors(config), str(tmp_path / "old.safetensors")
+    safetensors.numpy.save_file(tensors, file, {"format": "pt", "alexnet_jax.config": "quickstart"})
+    arrays = own_statistics()
+    statistics.save(tmp_path / "mean.npz", arrays)
+    weights.import_weights("caffe", file, str(tmp_path / "run"), config, mean=str(tmp_path / "mean.npz"))
+    assert same(exported(tmp_path / "run", tmp_path / "out.safetensors"), tensors)
+    stored = statistics.load(tmp_path / "run" / "statistics.npz")
     assert all(np.array_equal(stored[name], arrays[name]) for name in arrays)
     # Weights of this network in Caffe's would run, and mean something else.
     with pytest.raises(InputError, match="is of the network 'quickstart'"):
-        weights.import_weights("caffe", str(tmp_path / "own.safetensors"), str(tmp_path / "caffe"))
-    with pytest.raises(InputError, match="exists already"):
-        weights.export_weights(str(tmp_path / "own.safetensors"), str(tmp_path / "own"))
+        weights.import_weights("caffe", file, str(tmp_path / "caffe"))
+    with pytest.raises(InputError, match="--from: missing"):
+        weights.import_weights(None, file, str(tmp_path / "caffe"))
+
+
+def own_run(workdir, **changes):
+    """A workdir of a small two-column network, with random weights; return its configuration."""
+    config = narrow(quickstart, **{"model.width": 0.25, "model.lrn.enabled": False, "seed": 3, **changes})
+    params = conversion.from_torch(layer_table(config), random_tensors(config))
+    weights._make_workdir(str(workdir), config, own_statistics(), params)
+    return config
+
+
+def test_an_imported_export_evaluates_to_the_last_digit(data_dir, tmp_path):
+    changes = {"data.dir": data_dir, "data.test_split": "test[:500]", "eval.views": 1, "model.columns": 1}
+    own_run(tmp_path / "own", **changes)
+    exported(tmp_path / "own", tmp_path / "own.safetensors")
+    weights.main(["import", str(tmp_path / "own.safetensors"), f"--workdir={tmp_path / 'again'}"])
+    for workdir in ("own", "again"):
+        evaluate.evaluate(read_config(str(tmp_path / workdir)), str(tmp_path / workdir))
+    assert (tmp_path / "again/eval.json").read_bytes() == (tmp_path / "own/eval.json").read_bytes()
+
+
+def test_flags_that_contradict_an_export_are_told_and_others_are_taken(tmp_path):
+    own_run(tmp_path / "own")
+    file = str(tmp_path / "own.safetensors")
+    exported(tmp_path / "own", file)
+    stored = own_statistics()
+    statistics.save(tmp_path / "same.npz", stored)
+    stored["covariance"] = stored["covariance"] + 1
+    statistics.save(tmp_path / "other.npz", stored)
+    (tmp_path / "labels").write_text("\n".join(fashion_mnist.LABELS))
+    (tmp_path / "wrong").write_text("\n".join(fashion_mnist.LABELS).replace("Coat", "Boat"))
+    (tmp_path / "mean").write_bytes(blob(np.ones((1, 28, 28)), old=True))
+    quick = ["--config=configs/quickstart.py", "--config.model.width=0.25"]
+    for flags, words in (
+        (["--from=torchvision"], "--from=torchvision: .*give --from=caffe"),
+        (["--config.seed=4"], "seed is 3 there, 4 here"),
+        (["--config.model.columns=1"], "model.columns is 2 there, 1 here"),
+        (quick, "model.lrn.enabled is False there, True here; seed is 3 there, 0 here; leave"),
+        (["--config=configs/caffe.py"], "carries another configuration: .*batch_size is 64 there, 256 here"),
+        (["--config.num_epochs=0"], "num_epochs: expected"),
+        (["--config.sed=1"], "sed: there is no such field"),
+        (["--mean", str(tmp_path / "other.npz")], "covariance has the mean .* in .*own.safetensors, "),
+        (["--mean", str(tmp_path / "mean")], "give the statistics.npz"),
+        (["--labels", str(tmp_path / "wrong")], "line 5 is 'Coat' in .*own.safetensors, 'Boat' here"),
+    ):
+        with pytest.raises(InputError, match=words) as raised:
+            weights.main(["import", file, f"--workdir={tmp_path / 'run'}", *flags])
+        assert str(raised.value).isprintable() and not (tmp_path / "run").exists()
+    free = ["--config.num_epochs=9", "--config.eval.views=1", "--config.data.dir=DIR", "--config.mesh.data=1"]
+    agreeing = [*quick, "--config.model.lrn.enabled=False", "--config.seed=3", "--from=caffe", "--mean"]
+    agreeing += [str(tmp_path / "same.npz"), "--labels", str(tmp_path / "labels")]
+    for number, flags in enumerate((free, free + agreeing)):
+        workdir = str(tmp_path / f"run{number}")
+        weights.main(["import", file, f"--workdir={workdir}", *flags])
+        config = read_config(workdir)
+        assert (config.num_epochs, config.eval.views, config.data.dir, config.seed) == (9, 1, "DIR", 3)
+
+
+def test_the_same_checkpoint_gives_the_same_file(tmp_path):
+    own_run(tmp_path / "own")
+    for seed in ("1", "2", "3"):
+        command = [sys.executable, "-m", "alexnet_jax.weights", "export", f"--workdir={tmp_path / 'own'}"]
+        environment = os.environ | {"PYTHONHASHSEED": seed}
+        subprocess.run([*command, tmp_path / f"{seed}.safetensors"], cwd=ROOT, env=environment, check=True)
+    first, *others = [(tmp_path / f"{seed}.safetensors").read_bytes() for seed in "123"]
+    assert others == [first, first]
+    weights.import_weights(None, str(tmp_path / "1.safetensors"), str(tmp_path / "again"))
+    exported(tmp_path / "again", tmp_path / "again.safetensors")
+    assert (tmp_path / "again.safetensors").read_bytes() == first
+    # The header's length is a multiple of 8, so that the numbers are aligned.
+    assert int.from_bytes(first[:8], "little") % 8 == 0
+
+
+def carrying(file, text):
+    """`file`, whose metadata is `text` for the run that it carries."""
+    formats.write(str(file), random_tensors(narrow(quickstart, **{"model.width": 0.25})), {weights.KEY: text})
+    return str(file)
+
+
+def test_hostile_metadata_is_told_and_leaves_nothing(tmp_path):
+    own_run(tmp_path / "own")
+    exported(tmp_path / "own", tmp_path / "own.safetensors")
+    with safetensors.safe_open(tmp_path / "own.safetensors", "numpy") as file:
+        good = json.loads(file.metadata()[weights.KEY])
+    assert set(good) == {"config", "step", "statistics"}
+    weights.import_weights(
+        None,
+        carrying(tmp_path / "more", json.dumps(good | {"identity": {"a": 1}})),
+        str(tmp_path / "more run"),
+    )
+
+    def changed(field, value):
+        config = json.loads(json.dumps(good["config"]))
+        *path, name = field.split(".")
+        parent = config
+        for key in path:
+            parent = parent[key]
+        parent[name] = value
+        return json.dumps(good | {"config": config})
+
+    for text, words in (
+        ("", "damaged"),
+        ("[" * 100_000, "damaged"),
+        ("[]", "damaged"),
+        ("{}", "damaged"),
+        (json.dumps(good | {"statistics": "A"}), "damaged"),
+        (json.dumps(good | {"statistics": ""}), "statistics cannot be read"),
+        (json.dumps(good | {"step": "1"}), "of another type"),
+        (json.dumps(good | {"config": []}), "of another type"),
+        (json.dumps(good | {"config": {}}), "missing from the configuration"),
+        (changed("model.layers", 1), "damaged"),
+        (changed("model.layers.conv1.then", ["run"]), "its configuration cannot be used"),
+        (changed("model.num_classes", 11), "fc8.weight is 10x128, and 11x128"),
+        (changed("data.image_size", 1 << 40), "its statistics are not of its network's images"),
+        (changed("new_field", 1), "new_field: there is no such field"),
+    ):
+        with pytest.raises(InputError, match=words) as raised:
+            weights.import_weights(None, carrying(tmp_path / "bad", text), str(tmp_path / "run"))
+        assert str(raised.value).startswith(str(tmp_path / "bad")) and str(raised.value).isprintable()
+        assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
@@ -191,16 +320,34 @@ def test_an_own_run_goes_out_and_in_again(tmp_path):
     [
         (3, None, ["class 0", "class 1", "class 2"]),
         (3, "cat\nblack dog\nelk\n", ["cat", "black dog", "elk"]),
+        (3, "\ufeffcat\r\nblack dog\r\nélk\r\n", ["cat", "black dog", "élk"]),
         (1000, "\n".join(map(str, range(1000))), [str(n) for n in range(1000)]),
     ],
 )
 def test_label_names(count, labels, names, tmp_path):
     if labels is not None:
-        (tmp_path / "labels").write_text(labels)
+        (tmp_path / "labels").write_bytes(labels.encode())
         labels = str(tmp_path / "labels")
-    assert weights._label_names(count, labels, {}) == names
+    assert weights._label_names(narrow(paper, count), labels, {}) == names
     with pytest.raises(InputError, match="labels"):
-        weights._label_names(count + 1, str(tmp_path / "labels"), {})
+        weights._label_names(narrow(paper, count + 1), str(tmp_path / "labels"), {})
+
+
+@pytest.mark.parametrize(
+    "config, known",
+    [
+        (paper.get_config("2012"), True),
+        (paper.get_config("2010"), False),
+        (narrow(paper, 1000, **{"data.name": "imagenet2012"}), True),
+        (narrow(paper, 1000, **{"data.name": "folder"}), False),
+        (narrow(torchvision, 1000, **{"data.name": "folder"}), True),
+        (narrow(caffe, 1000, **{"data.name": "ilsvrc/2010"}), False),
+    ],
+    ids=["2012", "2010", "imagenet2012", "folder", "published", "published for 2010"],
+)
+def test_the_names_of_2012_are_those_of_networks_of_2012_only(config, known):
+    names = weights._label_names(config, None, {})
+    assert names == (IMAGENET if known else [f"class {number}" for number in range(1000)])
 
 
 # Caffe's files, from the field numbers of its caffe.proto
@@ -271,9 +418,12 @@ def test_caffes_files_with_their_mean_image(old, tmp_path):
     (tmp_path / "order").write_bytes(caffemodel(tensors, old, ("pool", "norm", "pool", "norm", "pool")))
     with pytest.raises(InputError, match="in another order"):  # CaffeNet
         weights.import_weights("caffe", str(tmp_path / "order"), str(tmp_path / "caffenet"), config)
-    with pytest.raises(InputError, match="mean image of 3x256x256"):
-        (tmp_path / "small").write_bytes(blob(mean[:, :200], old=False))
-        published_statistics("caffe", config.data, str(tmp_path / "small"))
+    for array, shape in ((mean[:, :200], "3x200x256"), (mean[:1], "1x256x256"), (mean[0], "256x256")):
+        for old_blob in (False, True):
+            (tmp_path / "other").write_bytes(blob(array, old_blob))
+            shape = shape if array.ndim == 3 or not old_blob else "1x256x256"
+            with pytest.raises(InputError, match=f"mean image of {shape}, and .* are 3x256x256;"):
+                published_statistics("caffe", config.data, str(tmp_path / "other"))
 
 
 def test_caffes_mean_without_a_file_is_in_rgb():
@@ -498,10 +648,14 @@ def test_a_workdir_is_new_and_a_failed_write_leaves_nothing(tmp_path, monkeypatc
     def disk_is_full(*_):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(statistics, "save", disk_is_full)
-    for workdir in ("there", "new"):
-        with pytest.raises(InputError, match="No space left"):
-            weights.import_weights("torchvision", str(tmp_path / "in.pth"), str(tmp_path / workdir), config)
+    for place, name in ((statistics, "save"), (weights, "write_config"), (Checkpoints, "save")):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, name, disk_is_full)
+            for workdir in ("there", "new"):
+                with pytest.raises(InputError, match="cannot be written .No space left on device.; give"):
+                    weights.import_weights(
+                        "torchvision", str(tmp_path / "in.pth"), str(tmp_path / workdir), config
+                    )
     assert {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")} == {
         "in.pth", "full", "full/.hidden", "there",
     }  # fmt: skip
@@ -543,7 +697,6 @@ def test_the_command_line(tmp_path):
             ("import", "--from=tensorflow", "file", "--workdir=w"),
             "--from: expected one of torchvision, caffe, got",
         ),
-        (("import", "file", "--workdir=w"), "--from: missing; give one of torchvision, caffe"),
         (("import", "file", "--from=caffe"), "--workdir: missing"),
         (("import", "--from=caffe", "--workdir=w"), "FILE: missing"),
         (("move", "file", "--workdir=w"), "COMMAND: expected one of import, export, got 'move'"),
@@ -552,10 +705,7 @@ def test_the_command_line(tmp_path):
         (("export", "x.safetensors", "--workdir=w"), "has no config.json"),
         (("export", "x.safetensors", "--workdir=w", "--mean=x"), "--mean: is not for export"),
         (("export", "x.safetensors", "--workdir=w", "--config.seed=1"), "--config.seed: is not for export"),
-        (
-            ("import", "x", "--from=caffe", "--workdir=w", "--config.seed=1"),
-            "--config.seed: comes with --config=",
-        ),
+        (("import", "file", "--workdir=w"), "file: there is no such file"),
     ],
 )
 def test_bad_arguments_are_named(flags, words, monkeypatch, tmp_path):
@@ -564,6 +714,16 @@ def test_bad_arguments_are_named(flags, words, monkeypatch, tmp_path):
         weights.main(list(flags))
     assert words in str(error.value) and "\n" not in str(error.value)
     assert not list(tmp_path.iterdir())
+
+
+def test_flags_that_a_file_without_a_configuration_needs_are_named(tmp_path):
+    small_files(tmp_path)
+    for flags, words in (
+        ((), "--from: missing; give one of torchvision, caffe"),
+        (("--from=caffe", "--config.seed=1"), "--config.seed: comes with --config="),
+    ):
+        with pytest.raises(InputError, match=words):
+            weights.main(["import", str(tmp_path / "safetensors"), f"--workdir={tmp_path / 'w'}", *flags])
 
 
 # Labels

@@ -14,13 +14,14 @@ import logging
 import math
 import operator
 import os
+import re
 from collections.abc import Iterator
 from typing import Any
 
 import orbax.checkpoint as ocp
 
 from alexnet_jax.runtime import processes
-from alexnet_jax.runtime.errors import InputError
+from alexnet_jax.runtime.errors import InputError, first_line
 
 log = logging.getLogger("alexnet_jax")
 
@@ -36,6 +37,23 @@ def has_checkpoints(workdir: str) -> bool:
     folder = os.path.join(workdir, "checkpoints")
     names = os.listdir(folder) if os.path.isdir(folder) else []
     return any(name.isdigit() or name.startswith(_ASIDE) for name in names)
+
+
+def save_first(workdir: str, state: State, keep: int) -> None:
+    """Write the first checkpoint of a new workdir, and wait for it. Raises OSError if that fails."""
+    libraries = logging.getLogger("absl")  # Orbax logs a page for each thread that fails
+    level = libraries.level
+    libraries.setLevel(logging.CRITICAL)
+    try:
+        with Checkpoints(workdir, keep) as checkpoints:
+            checkpoints.save(state)
+    except OSError:
+        raise
+    except Exception as error:  # Orbax, tensorstore and the file system have no common one
+        reason = re.search(r"([^:]*) \[os_error_code", str(error))  # of tensorstore's line
+        raise OSError(reason[1].strip() if reason else first_line(error)[:200]) from None
+    finally:
+        libraries.setLevel(level)
 
 
 class Checkpoints:
