@@ -1,5 +1,7 @@
 """Weights in and out: against PyTorch, files made here byte by byte, damaged and hostile files."""
 
+import gzip
+import io
 import json
 import os
 import pathlib
@@ -8,6 +10,8 @@ import random
 import struct
 import subprocess
 import sys
+import tarfile
+import time
 import zipfile
 
 import jax
@@ -471,6 +475,54 @@ def test_torch_files_in_and_out_keep_every_bit(tmp_path):
     assert same(exported(tmp_path / "run", tmp_path / "out.safetensors"), tensors)
 
 
+def wrapped(name, how):
+    """A name as DataParallel around the whole network or its features has it."""
+    if how == "features.module.":
+        return name.replace("features.", "features.module.")
+    return how + name
+
+
+@pytest.mark.parametrize("how", ["module.", "features.module."])
+@pytest.mark.parametrize("kind", ["pth", "safetensors"])
+def test_names_of_data_parallel_are_read(how, kind, tmp_path):
+    config = narrow(torchvision)
+    tensors = random_tensors(config)
+    theirs = {wrapped(name, how): tensor for name, tensor in tensors.items()}
+    if kind == "pth":
+        torch_zip(tmp_path / "in", theirs)
+    else:
+        safetensors.numpy.save_file(theirs, tmp_path / "in")
+    weights.import_weights("torchvision", str(tmp_path / "in"), str(tmp_path / "run"), config)
+    assert same(exported(tmp_path / "run", tmp_path / "out.safetensors"), tensors)
+    both = tensors | {"module.features.0.bias": tensors["features.0.bias"]}
+    torch_zip(tmp_path / "both", both)
+    with pytest.raises(InputError, match="has 'module.features.0.bias', which torchvision has not"):
+        weights.import_weights("torchvision", str(tmp_path / "both"), str(tmp_path / "none"), config)
+
+
+def checkpoint_pickle(key, arrays):
+    """A training checkpoint: the state dict under `key`, and what else PyTorch's examples save with it."""
+    inner = state_pickle(arrays)[2:-1]
+    optimizer = b"}(" + text("state") + b"}" + text("param_groups") + b"]}(" + text("lr")
+    optimizer += b"G" + struct.pack(">d", 0.1) + text("params") + b"](K\x00K\x01e" + text("maximize")
+    optimizer += b"\x89uau"
+    out = b"\x80\x02}(" + text("epoch") + b"K\x5a" + text("steps") + b"\x8a\x05\x00\x00\x00\x00\x01"
+    return out + text("arch") + text("alexnet") + text(key) + inner + text("optimizer") + optimizer + b"u."
+
+
+@pytest.mark.parametrize("key", ["state_dict", "model", "model_state_dict"])
+def test_the_state_dict_of_a_checkpoint_is_read(key, tmp_path):
+    config = narrow(torchvision)
+    tensors = random_tensors(config)
+    theirs = {wrapped(name, "features.module."): tensor for name, tensor in tensors.items()}
+    torch_zip(tmp_path / "in.pth", theirs, checkpoint_pickle(key, theirs))
+    weights.import_weights("torchvision", str(tmp_path / "in.pth"), str(tmp_path / "run"), config)
+    assert same(exported(tmp_path / "run", tmp_path / "out.safetensors"), tensors)
+    torch_zip(tmp_path / "other.pth", theirs, checkpoint_pickle("weights", theirs))
+    with pytest.raises(InputError, match="'epoch' is no tensor"):
+        weights.import_weights("torchvision", str(tmp_path / "other.pth"), str(tmp_path / "none"), config)
+
+
 # What cannot be read
 
 
@@ -630,6 +682,85 @@ def test_hostile_messages_of_caffe_are_told(content, words, tmp_path):
     with pytest.raises(InputError, match=words):
         weights.import_weights("caffe", str(tmp_path / "net"), str(tmp_path / "run"), narrow(caffe))
     assert not (tmp_path / "run").exists()
+
+
+def tar_of(content):
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as archive:
+        archive.addfile(tarfile.TarInfo("alexnet.pth"), io.BytesIO())
+    return file.getvalue() + content
+
+
+def npz():
+    file = io.BytesIO()
+    np.savez(file, a=np.ones(3))
+    return file.getvalue()
+
+
+OTHERS = [
+    (b"\x89HDF\r\n\x1a\n" + bytes(99), "is an HDF5 file; give"),
+    (
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n",
+        "pointer of Git LFS, .*git lfs pull",
+    ),
+    (b"<!DOCTYPE html>\n<html>", "is a web page"),
+    (b"\n  <html lang=en>", "is a web page"),
+    (b'# AlexNet\n\nname: "AlexNet"\nlayer {\n', "as text .*give the .caffemodel"),
+    (b'layers { name: "conv1" }', "as text .*give the .caffemodel"),
+    (b'net: "models/train_val.prototxt"\nbase_lr: 0.01\n', "as text .*give the .caffemodel"),
+    (b"\n" * 4000 + b"nothing", "damaged|is not of"),
+    (
+        field(1, 450_000) + field(2, b"x/caffe_alexnet_train_iter_450000.caffemodel") + field(3, b""),
+        "solverstate",
+    ),
+    (field(1, 450_000) + field(3, blob(np.ones(3), old=False)), "solverstate"),
+    (blob(np.ones((3, 4, 4)), old=True), "binaryproto.*give it as --mean|is not of"),
+    (tar_of(b""), "is a tar archive; unpack it"),
+    (gzip.compress(b"weights"), "is compressed; unpack it"),
+    (npz(), "is a ZIP archive, but not of torch.save; give"),
+    (b"PK\x05\x06" + bytes(18), "is a ZIP archive, but not of torch.save; give"),
+]
+
+
+@pytest.mark.parametrize("content, words", OTHERS)
+@pytest.mark.parametrize("source", ["caffe", "torchvision"])
+def test_files_that_are_no_weights_are_told_what_they_are(source, content, words, tmp_path):
+    (tmp_path / "in").write_bytes(content)
+    config = narrow(caffe if source == "caffe" else torchvision)
+    started = time.monotonic()
+    with pytest.raises(InputError, match=words) as raised:
+        weights.import_weights(source, str(tmp_path / "in"), str(tmp_path / "run"), config)
+    assert str(raised.value).startswith(str(tmp_path / "in")) and str(raised.value).isprintable()
+    assert time.monotonic() - started < 10 and not (tmp_path / "run").exists()
+
+
+def test_a_mean_that_is_another_file_is_told(tmp_path):
+    (tmp_path / "mean").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    (tmp_path / "mean.npz").write_bytes(npz())
+    (tmp_path / "nan").write_bytes(blob(np.full((3, 256, 256), np.nan), old=True))
+    data = caffe.get_config().data
+    for name, words in (("mean", "Git LFS"), ("mean.npz", "has no statistics"), ("nan", "not finite")):
+        with pytest.raises(InputError, match=words):
+            published_statistics("caffe", data, str(tmp_path / name))
+    with pytest.raises(InputError, match="a .binaryproto has the mean alone, and data.channels is 1"):
+        (tmp_path / "grey").write_bytes(blob(np.ones((1, 28, 28)), old=True))
+        published_statistics("caffe", quickstart.get_config().data, str(tmp_path / "grey"))
+
+
+def test_a_disk_that_is_full_is_one_line_and_leaves_nothing(tmp_path):
+    """No file may be larger than 200 kB here: Orbax's threads fail, each with a page of its own."""
+    (tmp_path / "net.caffemodel").write_bytes(caffemodel(random_tensors(narrow(caffe))))
+    flags = f"--from=caffe --config=configs/caffe.py --config.model.width=0.0625 --workdir={tmp_path / 'run'}"
+    command = (
+        f"ulimit -f 200; {sys.executable} -m alexnet_jax.weights import {tmp_path}/net.caffemodel {flags}"
+    )
+    environment = os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false"}
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2 and not done.stdout
+    assert done.stderr == (
+        f"error: --workdir={tmp_path / 'run'}: cannot be written (File too large); give another\n"
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["net.caffemodel"]
 
 
 def test_a_workdir_is_new_and_a_failed_write_leaves_nothing(tmp_path, monkeypatch):

@@ -15,6 +15,7 @@ import math
 import operator
 import os
 import re
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -45,7 +46,7 @@ def save_first(workdir: str, state: State, keep: int) -> None:
     level = libraries.level
     libraries.setLevel(logging.CRITICAL)
     try:
-        with Checkpoints(workdir, keep) as checkpoints:
+        with _tasks_are_awaited(), Checkpoints(workdir, keep) as checkpoints:
             checkpoints.save(state)
     except OSError:
         raise
@@ -53,6 +54,9 @@ def save_first(workdir: str, state: State, keep: int) -> None:
         reason = re.search(r"([^:]*) \[os_error_code", str(error))  # of tensorstore's line
         raise OSError(reason[1].strip() if reason else first_line(error)[:200]) from None
     finally:
+        for thread in threading.enumerate():
+            if type(thread).__module__.startswith("orbax."):  # goes on writing after another's failure
+                thread.join(_PATIENCE)
         libraries.setLevel(level)
 
 
@@ -175,7 +179,7 @@ class Checkpoints:
         arguments = {name: ocp.args.StandardRestore(item) for name, item in items.items()}
         restored = None
         try:
-            with _reads_are_awaited():
+            with _tasks_are_awaited():
                 restored = dict(self._manager.restore(step, args=ocp.args.Composite(**arguments)))
         except Exception as error:  # Orbax, tensorstore and the file system have no common one
             self._warn(step, error)
@@ -210,11 +214,11 @@ class _AwaitingLoops(asyncio.DefaultEventLoopPolicy):
 
 
 @contextlib.contextmanager
-def _reads_are_awaited() -> Iterator[None]:
-    """Let Orbax, within the block, end every read that it has begun.
+def _tasks_are_awaited() -> Iterator[None]:
+    """Let Orbax, within the block, end every read and write that it has begun.
 
-    When one array cannot be read, Orbax closes its event loop under the reads of all others. Each would then
-    print a page, at any later time.
+    If one array cannot be read or written, Orbax closes its event loop while others still are. Each of them
+    would then print a page, at any later time.
     """
     former = asyncio.get_event_loop_policy()
     asyncio.set_event_loop_policy(_AwaitingLoops())
