@@ -11,6 +11,7 @@ import struct
 import subprocess
 import sys
 import tarfile
+import textwrap
 import time
 import zipfile
 
@@ -1049,6 +1050,72 @@ def test_imported_weights_give_torchs_outputs_and_errors(config, tmp_path):
     ours = np.asarray(make_activations(stored, mesh)(params, views(pixels))[0])
     assert theirs.std() > 0.3
     np.testing.assert_allclose(ours, theirs, atol=1e-4, rtol=0)
+
+
+def readmes_lines():
+    """The two lines of README that halve the outputs of fc6 and fc7 for PyTorch."""
+    lines = (ROOT / "README.md").read_text().splitlines()
+    first = next(n for n, line in enumerate(lines) if line.startswith('    for layer in ("fc7", "fc8")'))
+    return textwrap.dedent("\n".join(lines[first : first + 2]))
+
+
+def logits_of(config, params, views):
+    return np.asarray(make_activations(config, make_mesh(config))(params, views)[0])
+
+
+def test_halved_weights_are_the_papers_rule_for_dropout(tmp_path):
+    config = narrow(paper, 30)
+    config.mesh.update(data=1, column=1)
+    tensors, views = random_tensors(config), np.random.default_rng(1).uniform(-9, 9, (3, 224, 224, 3))
+    ours = logits_of(config, conversion.from_torch(layer_table(config), tensors), views.astype(np.float32))
+    exec(readmes_lines(), {"tensors": tensors})
+    config.model.dropout_scale = "train"  # as PyTorch has it
+    theirs = logits_of(config, conversion.from_torch(layer_table(config), tensors), views.astype(np.float32))
+    assert ours.std() > 0.1
+    np.testing.assert_array_equal(ours, theirs)
+
+
+def test_an_export_loads_into_pytorch_and_gives_our_logits(tmp_path):
+    """The paper's network in torch.nn, with dropout of the usual kind."""
+    torch = pytest.importorskip("torch")
+    from safetensors.torch import load_file
+
+    nn = torch.nn
+
+    class ColumnNorm(nn.Module):
+        def forward(self, x):
+            norm = nn.functional.local_response_norm  # divides alpha by the size
+            return torch.cat([norm(column, 5, 5e-4, 0.75, 2.0) for column in x.chunk(2, dim=1)], dim=1)
+
+    parts = dict(
+        pad=nn.ZeroPad2d((0, 3, 0, 3)), conv1=nn.Conv2d(3, 6, 11, 4), relu1=nn.ReLU(), norm1=ColumnNorm(),
+        pool1=nn.MaxPool2d(3, 2), conv2=nn.Conv2d(6, 16, 5, 1, 2, groups=2), relu2=nn.ReLU(),
+        norm2=ColumnNorm(), pool2=nn.MaxPool2d(3, 2), conv3=nn.Conv2d(16, 24, 3, 1, 1), relu3=nn.ReLU(),
+        conv4=nn.Conv2d(24, 24, 3, 1, 1, groups=2), relu4=nn.ReLU(),
+        conv5=nn.Conv2d(24, 16, 3, 1, 1, groups=2), relu5=nn.ReLU(), pool5=nn.MaxPool2d(3, 2),
+        flat=nn.Flatten(), fc6=nn.Linear(576, 256), relu6=nn.ReLU(), drop6=nn.Dropout(),
+        fc7=nn.Linear(256, 256), relu7=nn.ReLU(), drop7=nn.Dropout(), fc8=nn.Linear(256, 30),
+    )  # fmt: skip
+    network = nn.Sequential()
+    for name, part in parts.items():
+        network.add_module(name, part)
+
+    config = narrow(paper, 30)
+    params = conversion.from_torch(layer_table(config), random_tensors(config))
+    weights._make_workdir(
+        str(tmp_path / "own"), config, published_statistics("caffe", config.data, None), params
+    )
+    exported(tmp_path / "own", tmp_path / "own.safetensors")
+    views = np.random.default_rng(1).uniform(-9, 9, (3, 224, 224, 3)).astype(np.float32)
+    ours = logits_of(*params_of(tmp_path / "own"), views)
+    tensors = load_file(tmp_path / "own.safetensors")
+    for halve, same_logits in (("", False), (readmes_lines(), True)):
+        exec(halve, {"tensors": tensors})
+        network.eval().load_state_dict(tensors)
+        with torch.no_grad():
+            theirs = network(torch.from_numpy(np.ascontiguousarray(views.transpose(0, 3, 1, 2)))).numpy()
+        assert theirs.std() > 0.1
+        assert np.allclose(ours, theirs, atol=1e-5, rtol=0) == same_logits
 
 
 def save_png(path, pixels):
