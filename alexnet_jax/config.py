@@ -234,6 +234,23 @@ def run_fields(config) -> dict[str, Any]:
     return {field: fields[field] for field in fields if _RUN_FIELDS.fullmatch(field) and field != "init_from"}
 
 
+def differences(config, theirs, data: bool = True) -> str:
+    """Return the fields that decide a run's parameters and differ, with both values; "" if none does.
+
+    Without `data`, the data set and its splits may differ.
+    """
+    here, there = dict(flatten(config)), dict(flatten(theirs))
+    differing = sorted(
+        field
+        for field in here.keys() | there.keys()
+        if _RUN_FIELDS.fullmatch(field)
+        and here.get(field) != there.get(field)
+        and (data or not _DATA_FIELDS.fullmatch(field))
+    )
+    more = f"; and {len(differing) - 5} more" if len(differing) > 5 else ""
+    return "; ".join(f"{f} is {there.get(f)!r} there, {here.get(f)!r} here" for f in differing[:5]) + more
+
+
 def check_same_run(config, workdir: str, data: bool = True) -> None:
     """Raise InputError, naming the fields that differ, if `workdir` holds a run of another configuration.
 
@@ -246,19 +263,10 @@ def check_same_run(config, workdir: str, data: bool = True) -> None:
         if os.path.isdir(os.path.join(workdir, "checkpoints")):
             raise InputError(f"{workdir}/config.json: missing beside its checkpoints; give another --workdir")
         return
-    here, there = dict(flatten(config)), dict(flatten(theirs))
-    differing = sorted(
-        field
-        for field in here.keys() | there.keys()
-        if _RUN_FIELDS.fullmatch(field)
-        and here.get(field) != there.get(field)
-        and (data or not _DATA_FIELDS.fullmatch(field))
-    )
+    differing = differences(config, theirs, data)
     if differing:
-        fields = "; ".join(f"{f} is {there.get(f)!r} there, {here.get(f)!r} here" for f in differing[:5])
-        fields += f"; and {len(differing) - 5} more" if len(differing) > 5 else ""
         raise InputError(
-            f"--workdir={workdir}: belongs to another configuration: {fields}; give another --workdir"
+            f"--workdir={workdir}: belongs to another configuration: {differing}; give another --workdir"
         )
     if config.num_epochs < theirs.num_epochs:
         raise InputError(

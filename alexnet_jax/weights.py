@@ -1,15 +1,16 @@
-"""python -m alexnet_jax.weights import --from=torchvision|caffe FILE --workdir=DIR [--labels=FILE]
-                              [--mean=FILE] [--config=configs/NAME.py [--config.FIELD=VALUE ...]]
+"""python -m alexnet_jax.weights import FILE --workdir=DIR [--from=torchvision|caffe] [--labels=FILE]
+                              [--mean=FILE] [--config=configs/NAME.py] [--config.FIELD=VALUE ...]
 python -m alexnet_jax.weights export FILE.safetensors --workdir=DIR
 
 import makes DIR, whose step 0 is the weights of FILE (.pth, .safetensors or .caffemodel), for
     python -m alexnet_jax.main --config=configs/torchvision.py --mode=eval --workdir=DIR
     --from      whose names FILE uses: torchvision's, or one name a layer (conv1.weight, ..., fc8.bias), as in
-                Caffe's networks and in what export writes of networks with two columns
+                Caffe's networks
     --config    the network, if it is not configs/torchvision.py or configs/caffe.py
     --labels    the names of the classes, one a line
     --mean      the mean image: a .binaryproto, or the statistics.npz of another workdir
-export writes the best checkpoint of DIR, with those names.
+export writes the best checkpoint of DIR, with those names, and the run's configuration and statistics. Import
+needs no flag but --workdir for such a file, and refuses flags that contradict it.
 
 Nothing that a file holds is executed. Values that are not finite are refused. Errors are one line on stderr
 and exit code 2.
@@ -19,6 +20,8 @@ layers have height * width * inputs as one axis. In PyTorch and Caffe it is [out
 outputs and inputs of column 0 first, which is a convolution with columns as groups where columns do not meet.
 """
 
+import copy
+import itertools
 import logging
 import os
 import pathlib
@@ -27,37 +30,49 @@ import shutil
 import numpy as np
 
 from alexnet_jax import config as configuration
-from alexnet_jax.pretrained import conversion, formats
+from alexnet_jax.datasets import statistics
+from alexnet_jax.pretrained import conversion, formats, metadata
+from alexnet_jax.pretrained.normalization import fits, published_statistics
 from alexnet_jax.runtime import command_line
 from alexnet_jax.runtime.errors import InputError
-from alexnet_jax.workdirs.workdir import write_config
+from alexnet_jax.workdirs.workdir import read_statistics, write_config
 
 log = logging.getLogger("alexnet_jax")
 
 SOURCES = ("torchvision", "caffe")
+KEY = "alexnet_jax"  # of an exported file's metadata, for metadata.write's text
+OLD_KEY = "alexnet_jax.config"  # of former exports, for the name of the configuration
+_NONE: configuration.Overrides = {}
 
 
 def import_weights(
-    source: str, file: str, workdir: str, config=None, labels: str | None = None, mean: str | None = None
+    source: str | None,
+    file: str,
+    workdir: str,
+    config=None,
+    labels: str | None = None,
+    mean: str | None = None,
+    overrides: configuration.Overrides = _NONE,
 ) -> None:
     """Make a workdir with the weights of `file` at step 0.
 
-    `config` is changed to the file's number of classes; None is configs/SOURCE.py. Raises InputError, and
-    leaves nothing behind then.
+    `source` is one of SOURCES; it and `config` may be None for a file that `export_weights` wrote. Elsewhere
+    `config` None is configs/SOURCE.py, and the file decides the number of classes. `overrides` are fields of
+    the file's own configuration. Raises InputError, and leaves nothing behind then.
     """
     # Imported here, as below, so that a mistake in the flags is reported at once.
     from alexnet_jax.network import CLASSIFIER, layer_table
-    from alexnet_jax.pretrained.normalization import published_statistics
 
     _check_new(workdir)
-    config = config or configuration.load(f"configs/{source}.py")
-    configuration.check(config)
-    names = conversion.module_names(layer_table(config))
-    right = "torchvision" if names is conversion.TORCHVISION else "caffe"
-    if source != right:
-        raise InputError(f"--from={source}: {config.name} is not such a network; give --from={right}")
     with formats.opened(file, caffe=source == "caffe") as weights:
-        table = _check_network(file, weights, config, names[CLASSIFIER])
+        run = _run_of(file, weights)
+        config = _config(file, source, config, overrides, run)
+        names = conversion.module_names(layer_table(config))
+        right = "torchvision" if names is conversion.TORCHVISION else "caffe"
+        if source not in (right, None):
+            raise InputError(f"--from={source}: {config.name} is not such a network; give --from={right}")
+        classifier = None if run else names[CLASSIFIER]
+        table = _check_network(file, weights, config, classifier)
         tensors = {name: weights.tensors[name].read() for name in conversion.torch_shapes(table)}
     for name, tensor in tensors.items():
         if not np.isfinite(tensor).all():
@@ -65,14 +80,75 @@ def import_weights(
     if weights.from_caffe:
         first = f"{next(iter(names.values()))}.weight"
         tensors[first] = tensors[first][:, ::-1]  # to red, green, blue
-    stored = published_statistics(source, config.data, mean)
-    stored["label_names"] = np.array(_label_names(config.model.num_classes, labels, stored))
+    stored = _statistics(file, right, config, labels, mean, run)
     _make_workdir(workdir, config, stored, conversion.from_torch(table, tensors))
     count = sum(tensor.size for tensor in tensors.values())
     log.info(
         f"imported {file} into {workdir}: {count:,} parameters, {config.model.num_classes:,} classes;"
         f" evaluate it with --mode=eval --workdir={workdir}"
     )
+
+
+def _run_of(file: str, weights: formats.Weights) -> metadata.Run | None:
+    """Return the run that a file of `export_weights` carries, or None. Raises InputError if it cannot be."""
+    if KEY not in weights.metadata:
+        return None
+    run = metadata.read(weights.metadata[KEY])
+    try:
+        configuration.check(run.config)
+    except InputError as error:
+        raise InputError(f"{file}: its configuration cannot be used ({error}); export it again") from None
+    if not fits(run.statistics, run.config.data):
+        raise InputError(f"{file}: its statistics are not of its network's images; export it again")
+    return run
+
+
+def _config(file: str, source: str | None, config, overrides, run: metadata.Run | None):
+    """Return the configuration of the network. Raises InputError if the flags contradict the file's."""
+    if run is None:
+        if source is None:
+            raise InputError(f"--from: missing; give one of {', '.join(SOURCES)}")
+        if config is None and overrides:
+            configuration.load(None, overrides)  # raises
+        config = config or configuration.load(f"configs/{source}.py")
+        configuration.check(config)
+        return config
+    if config is None:
+        config = copy.deepcopy(run.config)
+        configuration.override(config, overrides, file)
+    configuration.check(config)
+    differing = configuration.differences(config, run.config)
+    if differing:
+        raise InputError(f"{file}: carries another configuration: {differing}; leave --config out")
+    return config
+
+
+def _statistics(file: str, source: str, config, labels, mean, run: metadata.Run | None) -> dict:
+    """Return the content of statistics.npz. Raises InputError if the flags contradict the file's."""
+    if run is None:
+        stored = published_statistics(source, config.data, mean)
+        stored["label_names"] = np.array(_label_names(config, labels, stored))
+        return stored
+    stored = run.statistics
+    if mean is not None:
+        given = published_statistics(source, config.data, mean)
+        for name in statistics.ARRAYS if mean.endswith(".npz") else ("mean_image",):
+            if not np.array_equal(given[name], stored[name]):
+                raise InputError(
+                    f"--mean={mean}: {name} has the mean {stored[name].mean():.9g} in {file},"
+                    f" {given[name].mean():.9g} here, and other values; leave --mean out"
+                )
+    if labels is not None:
+        names = _read_labels(labels, config.model.num_classes)
+        there = list(stored.get("label_names", ())) or names
+        for number, (one, other) in enumerate(itertools.zip_longest(there, names), 1):
+            if one != other:
+                raise InputError(
+                    f"--labels={labels}: line {number} is {str(one)!r} in {file}, {str(other)!r} here;"
+                    " leave --labels out"
+                )
+        stored |= {"label_names": np.array(names)}
+    return stored
 
 
 def _check_new(workdir: str) -> None:
@@ -82,16 +158,17 @@ def _check_new(workdir: str) -> None:
         raise InputError(f"--workdir={workdir}: is not empty; give a new folder")
 
 
-def _check_network(file: str, weights: formats.Weights, config, classifier: str) -> list:
-    """Set the number of classes and return the network's layer_table.
+def _check_network(file: str, weights: formats.Weights, config, classifier: str | None) -> list:
+    """Return the network's layer_table. Raises InputError if the weights are not those of this network.
 
-    Raises InputError if the weights are not those of this network.
+    Set the number of classes to that of the layer `classifier`, or leave it if None.
     """
     from alexnet_jax.network import layer_table
 
     advice = f"give weights of the network {config.name}, or its --config"
-    if weights.exported_from not in ("", config.name):
-        raise InputError(f"{file}: is of the network {weights.exported_from!r:.60}; {advice}")
+    exported_from = weights.metadata.get(OLD_KEY, config.name)
+    if exported_from != config.name:
+        raise InputError(f"{file}: is of the network {exported_from!r:.60}; {advice}")
     there = weights.tensors
     bias = there.get(f"{classifier}.bias")
     if bias is not None and len(bias.shape) == 1 and bias.shape[0] > 0:
@@ -119,17 +196,25 @@ def _check_network(file: str, weights: formats.Weights, config, classifier: str)
     return table
 
 
-def _label_names(classes: int, labels: str | None, arrays: dict) -> list[str]:
-    """Return a name for each class: of --labels, of --mean's run, ImageNet's for 1000, or numbers."""
-    if labels is None:
-        from alexnet_jax.datasets.labels import imagenet_classes
+def _label_names(config, labels: str | None, arrays: dict) -> list[str]:
+    """Return a name for each class: of --labels, of --mean's run, of ILSVRC-2012, or numbers."""
+    from alexnet_jax.datasets.labels import imagenet_classes
 
-        known = list(arrays.get("label_names", ()))
-        if not known and classes == 1000:
-            known = imagenet_classes()
-        return known if len(known) == classes else [f"class {number}" for number in range(classes)]
+    classes = config.model.num_classes
+    if labels is not None:
+        return _read_labels(labels, classes)
+    known = list(arrays.get("label_names", ()))
+    # The published networks are of ILSVRC-2012, also if --config names other data to train on with.
+    published = config.name in SOURCES and "2010" not in config.data.name
+    if not known and classes == 1000 and (published or "2012" in config.data.name):
+        known = imagenet_classes()
+    return known if len(known) == classes else [f"class {number}" for number in range(classes)]
+
+
+def _read_labels(labels: str, classes: int) -> list[str]:
+    """Return the lines of --labels. Raises InputError if they are not as many as the classes."""
     try:
-        names = pathlib.Path(labels).read_text().rstrip("\n").split("\n")
+        names = pathlib.Path(labels).read_text("utf-8-sig").rstrip("\n").split("\n")
     except (OSError, ValueError) as error:
         raise InputError(f"--labels={labels}: cannot be read ({error}); give a text file") from None
     if len(names) != classes:
@@ -139,15 +224,13 @@ def _label_names(classes: int, labels: str | None, arrays: dict) -> list[str]:
 
 def _make_workdir(workdir: str, config, arrays: dict, params: dict) -> None:
     from alexnet_jax import optimizer
-    from alexnet_jax.datasets import statistics
     from alexnet_jax.step import new_state
-    from alexnet_jax.workdirs.checkpoint import Checkpoints
+    from alexnet_jax.workdirs.checkpoint import save_first
 
     there = os.path.isdir(workdir)
     try:
         os.makedirs(workdir, exist_ok=True)
-        with Checkpoints(workdir, config.checkpoint.keep) as checkpoints:
-            checkpoints.save(new_state(params, optimizer.make(config)))
+        save_first(workdir, new_state(params, optimizer.make(config)), config.checkpoint.keep)
         statistics.save(os.path.join(workdir, "statistics.npz"), arrays)
         write_config(config, workdir)
     except BaseException as error:
@@ -160,7 +243,10 @@ def _make_workdir(workdir: str, config, arrays: dict, params: dict) -> None:
 
 
 def export_weights(file: str, workdir: str) -> None:
-    """Write the best checkpoint of a workdir to a .safetensors file. Raises InputError."""
+    """Write the best checkpoint of a workdir to a .safetensors file, with its configuration and statistics.
+
+    The same checkpoint gives the same bytes. Raises InputError.
+    """
     from alexnet_jax import evaluate
     from alexnet_jax.network import layer_table
     from alexnet_jax.runtime.mesh import make_mesh
@@ -170,11 +256,14 @@ def export_weights(file: str, workdir: str) -> None:
     if os.path.lexists(file):
         raise InputError(f"{file}: exists already; remove it, or give another name")
     config = configuration.of_run(workdir)
+    own = copy.deepcopy(config)
+    stored = read_statistics(workdir)
     config.mesh.update(data=1, column=1)  # the run's devices need not be here
     step, params = evaluate.stored_params(config, workdir, make_mesh(config))
     tensors = conversion.to_torch(layer_table(config), params)
+    text = metadata.write(metadata.Run(own, step, stored))
     try:
-        formats.write(file, tensors, config.name)
+        formats.write(file, tensors, {"format": "pt", KEY: text})
     except OSError as error:
         raise InputError(f"{file}: cannot be written ({error.strerror}); give another") from None
     names = list(tensors)
@@ -202,11 +291,9 @@ def main(arguments: list[str]) -> None:
             raise InputError(f"--{name}: is not for export, which takes all from --workdir")
         export_weights(file, workdir)
         return
-    if given.source is None:
-        raise InputError(f"--from: missing; give one of {', '.join(SOURCES)}")
-    config = configuration.load(given.config, given.overrides) if given.config or given.overrides else None
+    config = configuration.load(given.config, given.overrides) if given.config else None
     labels, mean = (path and os.path.expanduser(path) for path in (given.labels, given.mean))
-    import_weights(given.source, file, workdir, config, labels, mean)
+    import_weights(given.source, file, workdir, config, labels, mean, given.overrides)
 
 
 if __name__ == "__main__":

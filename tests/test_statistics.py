@@ -1,5 +1,7 @@
 """alexnet_jax/datasets/statistics.py: the mean image and the colour covariance against NumPy."""
 
+import zipfile
+
 import numpy as np
 import pytest
 
@@ -112,6 +114,62 @@ def test_file_with_a_damaged_directory_is_none(tmp_path):
         damaged[entry + offset] = value
         path.write_bytes(damaged)
         assert statistics.load(path) is None, (offset, value)
+
+
+def test_only_known_members_are_read_and_none_that_is_too_large(tmp_path):
+    path = tmp_path / "statistics.npz"
+    arrays = statistics.compute(Source(5, 3))
+
+    def loaded(**changes):
+        statistics.save(path, arrays | changes)
+        return statistics.load(path)
+
+    assert loaded(other=np.array([{}], object), label_names=np.array(["cat"])).keys() == {
+        *arrays, "label_names",
+    }  # fmt: skip
+    assert loaded(label_names=np.array([]))["label_names"].shape == (0,)  # of a data set without names
+    for names in (np.array(["cat"], object), np.array("cat"), np.array([["cat"]]), np.array([1.0])):
+        assert loaded(label_names=names) is None
+    for name, array in arrays.items():
+        assert loaded(**{name: array[..., None]}) is None, name
+        assert loaded(**{name: np.array([{}], object)}) is None, name
+        assert loaded(**{name: array.astype("S4")}) is None, name
+    assert loaded(covariance=np.zeros((3, 1000), np.float32)) is None
+
+
+def test_a_large_member_is_refused_before_it_is_read(tmp_path, monkeypatch):
+    path = tmp_path / "statistics.npz"
+    arrays = statistics.compute(Source(5, 3))
+    np.savez_compressed(path, **arrays)
+    assert statistics.load(path) is not None
+    np.savez_compressed(
+        path, **arrays | {"mean_image": np.zeros((1 << 12, 1 << 12, 3), np.float32)}
+    )  # 192 MB
+    monkeypatch.setattr(np.lib.format, "read_array", None)
+    opened = []
+    monkeypatch.setattr(zipfile.ZipFile, "open", lambda *_: opened.append(1))
+    assert statistics.load(path) is None and not opened
+
+
+@pytest.mark.parametrize(
+    "name, header",
+    [
+        ("mean_image", {"descr": "<f4", "shape": (1 << 20, 1 << 20, 3)}),
+        ("label_names", {"descr": "<U0", "shape": (1 << 40,)}),
+        ("label_names", {"descr": "'", "shape": (1,)}),
+    ],
+)
+def test_a_header_that_promises_more_than_the_file_has_is_none(name, header, tmp_path):
+    path = tmp_path / "statistics.npz"
+    arrays = statistics.compute(Source(5, 3)) | {"label_names": np.array(["cat"])}
+    with zipfile.ZipFile(path, "w") as archive:
+        for member, array in arrays.items():
+            with archive.open(f"{member}.npy", "w") as file:
+                if member == name:
+                    np.lib.format.write_array_header_1_0(file, {"fortran_order": False, **header})
+                else:
+                    np.lib.format.write_array(file, array)
+    assert statistics.load(path) is None
 
 
 def test_statistics_that_cannot_be_written_leave_nothing(tmp_path, monkeypatch):

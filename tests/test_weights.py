@@ -1,5 +1,7 @@
 """Weights in and out: against PyTorch, files made here byte by byte, damaged and hostile files."""
 
+import gzip
+import io
 import json
 import os
 import pathlib
@@ -8,6 +10,9 @@ import random
 import struct
 import subprocess
 import sys
+import tarfile
+import textwrap
+import time
 import zipfile
 
 import jax
@@ -155,34 +160,163 @@ def test_safetensors_in_and_out_keep_every_bit(tmp_path):
     )
 
 
-def test_an_own_run_goes_out_and_in_again(tmp_path):
-    config = quickstart.get_config()
-    state = init_state(config, make_mesh(config), optimizer.make(config))
+def own_statistics():
     draw = np.random.default_rng(0)
     shapes = dict(zip(statistics.ARRAYS, [(28, 28, 1), (1,), (1,), (1, 1), (1, 1), (1,)], strict=True))
     arrays = {name: draw.uniform(1, 2, shape).astype(np.float32) for name, shape in shapes.items()}
-    arrays["label_names"] = np.array(fashion_mnist.LABELS)
-    weights._make_workdir(str(tmp_path / "own"), config, arrays, state.params)
+    return arrays | {"label_names": np.array(fashion_mnist.LABELS)}
+
+
+def test_an_own_run_goes_out_and_in_again(tmp_path):
+    config = quickstart.get_config()
+    state = init_state(config, make_mesh(config), optimizer.make(config))
+    weights._make_workdir(str(tmp_path / "own"), config, own_statistics(), state.params)
     tensors = exported(tmp_path / "own", tmp_path / "own.safetensors")
     assert tensors["conv2.weight"].shape == (48, 12, 5, 5) and tensors["fc6.weight"].shape == (512, 192)
 
-    mean = str(tmp_path / "own" / "statistics.npz")
-    weights.import_weights(
-        "caffe",
-        str(tmp_path / "own.safetensors"),
-        str(tmp_path / "again"),
-        quickstart.get_config(),
-        mean=mean,
-    )
+    weights.import_weights(None, str(tmp_path / "own.safetensors"), str(tmp_path / "again"))
     same_params = jax.tree.map(np.array_equal, params_of(tmp_path / "again")[1], state.params)
     assert all(jax.tree.leaves(same_params))
-    stored = statistics.load(tmp_path / "again" / "statistics.npz")
+    for name in ("config.json", "statistics.npz"):
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "own" / name).read_bytes()
+    with pytest.raises(InputError, match="exists already"):
+        weights.export_weights(str(tmp_path / "own.safetensors"), str(tmp_path / "own"))
+
+
+def test_exports_of_former_versions_are_read_as_before(tmp_path):
+    config = quickstart.get_config()
+    tensors, file = random_tensors(config), str(tmp_path / "old.safetensors")
+    safetensors.numpy.save_file(tensors, file, {"format": "pt", "alexnet_jax.config": "quickstart"})
+    arrays = own_statistics()
+    statistics.save(tmp_path / "mean.npz", arrays)
+    weights.import_weights("caffe", file, str(tmp_path / "run"), config, mean=str(tmp_path / "mean.npz"))
+    assert same(exported(tmp_path / "run", tmp_path / "out.safetensors"), tensors)
+    stored = statistics.load(tmp_path / "run" / "statistics.npz")
     assert all(np.array_equal(stored[name], arrays[name]) for name in arrays)
     # Weights of this network in Caffe's would run, and mean something else.
     with pytest.raises(InputError, match="is of the network 'quickstart'"):
-        weights.import_weights("caffe", str(tmp_path / "own.safetensors"), str(tmp_path / "caffe"))
-    with pytest.raises(InputError, match="exists already"):
-        weights.export_weights(str(tmp_path / "own.safetensors"), str(tmp_path / "own"))
+        weights.import_weights("caffe", file, str(tmp_path / "caffe"))
+    with pytest.raises(InputError, match="--from: missing"):
+        weights.import_weights(None, file, str(tmp_path / "caffe"))
+
+
+def own_run(workdir, **changes):
+    """A workdir of a small two-column network, with random weights; return its configuration."""
+    config = narrow(quickstart, **{"model.width": 0.25, "model.lrn.enabled": False, "seed": 3, **changes})
+    params = conversion.from_torch(layer_table(config), random_tensors(config))
+    weights._make_workdir(str(workdir), config, own_statistics(), params)
+    return config
+
+
+def test_an_imported_export_evaluates_to_the_last_digit(data_dir, tmp_path):
+    changes = {"data.dir": data_dir, "data.test_split": "test[:500]", "eval.views": 1, "model.columns": 1}
+    own_run(tmp_path / "own", **changes)
+    exported(tmp_path / "own", tmp_path / "own.safetensors")
+    weights.main(["import", str(tmp_path / "own.safetensors"), f"--workdir={tmp_path / 'again'}"])
+    for workdir in ("own", "again"):
+        evaluate.evaluate(read_config(str(tmp_path / workdir)), str(tmp_path / workdir))
+    assert (tmp_path / "again/eval.json").read_bytes() == (tmp_path / "own/eval.json").read_bytes()
+
+
+def test_flags_that_contradict_an_export_are_told_and_others_are_taken(tmp_path):
+    own_run(tmp_path / "own")
+    file = str(tmp_path / "own.safetensors")
+    exported(tmp_path / "own", file)
+    stored = own_statistics()
+    statistics.save(tmp_path / "same.npz", stored)
+    stored["covariance"] = stored["covariance"] + 1
+    statistics.save(tmp_path / "other.npz", stored)
+    (tmp_path / "labels").write_text("\n".join(fashion_mnist.LABELS))
+    (tmp_path / "wrong").write_text("\n".join(fashion_mnist.LABELS).replace("Coat", "Boat"))
+    (tmp_path / "mean").write_bytes(blob(np.ones((1, 28, 28)), old=True))
+    quick = ["--config=configs/quickstart.py", "--config.model.width=0.25"]
+    for flags, words in (
+        (["--from=torchvision"], "--from=torchvision: .*give --from=caffe"),
+        (["--config.seed=4"], "seed is 3 there, 4 here"),
+        (["--config.model.columns=1"], "model.columns is 2 there, 1 here"),
+        (quick, "model.lrn.enabled is False there, True here; seed is 3 there, 0 here; leave"),
+        (["--config=configs/caffe.py"], "carries another configuration: .*batch_size is 64 there, 256 here"),
+        (["--config.num_epochs=0"], "num_epochs: expected"),
+        (["--config.sed=1"], "sed: there is no such field"),
+        (["--mean", str(tmp_path / "other.npz")], "covariance has the mean .* in .*own.safetensors, "),
+        (["--mean", str(tmp_path / "mean")], "give the statistics.npz"),
+        (["--labels", str(tmp_path / "wrong")], "line 5 is 'Coat' in .*own.safetensors, 'Boat' here"),
+    ):
+        with pytest.raises(InputError, match=words) as raised:
+            weights.main(["import", file, f"--workdir={tmp_path / 'run'}", *flags])
+        assert str(raised.value).isprintable() and not (tmp_path / "run").exists()
+    free = ["--config.num_epochs=9", "--config.eval.views=1", "--config.data.dir=DIR", "--config.mesh.data=1"]
+    agreeing = [*quick, "--config.model.lrn.enabled=False", "--config.seed=3", "--from=caffe", "--mean"]
+    agreeing += [str(tmp_path / "same.npz"), "--labels", str(tmp_path / "labels")]
+    for number, flags in enumerate((free, free + agreeing)):
+        workdir = str(tmp_path / f"run{number}")
+        weights.main(["import", file, f"--workdir={workdir}", *flags])
+        config = read_config(workdir)
+        assert (config.num_epochs, config.eval.views, config.data.dir, config.seed) == (9, 1, "DIR", 3)
+
+
+def test_the_same_checkpoint_gives_the_same_file(tmp_path):
+    own_run(tmp_path / "own")
+    for seed in ("1", "2", "3"):
+        command = [sys.executable, "-m", "alexnet_jax.weights", "export", f"--workdir={tmp_path / 'own'}"]
+        environment = os.environ | {"PYTHONHASHSEED": seed}
+        subprocess.run([*command, tmp_path / f"{seed}.safetensors"], cwd=ROOT, env=environment, check=True)
+    first, *others = [(tmp_path / f"{seed}.safetensors").read_bytes() for seed in "123"]
+    assert others == [first, first]
+    weights.import_weights(None, str(tmp_path / "1.safetensors"), str(tmp_path / "again"))
+    exported(tmp_path / "again", tmp_path / "again.safetensors")
+    assert (tmp_path / "again.safetensors").read_bytes() == first
+    # The header's length is a multiple of 8, so that the numbers are aligned.
+    assert int.from_bytes(first[:8], "little") % 8 == 0
+
+
+def carrying(file, text):
+    """`file`, whose metadata is `text` for the run that it carries."""
+    formats.write(str(file), random_tensors(narrow(quickstart, **{"model.width": 0.25})), {weights.KEY: text})
+    return str(file)
+
+
+def test_hostile_metadata_is_told_and_leaves_nothing(tmp_path):
+    own_run(tmp_path / "own")
+    exported(tmp_path / "own", tmp_path / "own.safetensors")
+    with safetensors.safe_open(tmp_path / "own.safetensors", "numpy") as file:
+        good = json.loads(file.metadata()[weights.KEY])
+    assert set(good) == {"config", "step", "statistics"}
+    weights.import_weights(
+        None,
+        carrying(tmp_path / "more", json.dumps(good | {"identity": {"a": 1}})),
+        str(tmp_path / "more run"),
+    )
+
+    def changed(field, value):
+        config = json.loads(json.dumps(good["config"]))
+        *path, name = field.split(".")
+        parent = config
+        for key in path:
+            parent = parent[key]
+        parent[name] = value
+        return json.dumps(good | {"config": config})
+
+    for text, words in (
+        ("", "damaged"),
+        ("[" * 100_000, "damaged"),
+        ("[]", "damaged"),
+        ("{}", "damaged"),
+        (json.dumps(good | {"statistics": "A"}), "damaged"),
+        (json.dumps(good | {"statistics": ""}), "statistics cannot be read"),
+        (json.dumps(good | {"step": "1"}), "of another type"),
+        (json.dumps(good | {"config": []}), "of another type"),
+        (json.dumps(good | {"config": {}}), "missing from the configuration"),
+        (changed("model.layers", 1), "damaged"),
+        (changed("model.layers.conv1.then", ["run"]), "its configuration cannot be used"),
+        (changed("model.num_classes", 11), "fc8.weight is 10x128, and 11x128"),
+        (changed("data.image_size", 1 << 40), "its statistics are not of its network's images"),
+        (changed("new_field", 1), "new_field: there is no such field"),
+    ):
+        with pytest.raises(InputError, match=words) as raised:
+            weights.import_weights(None, carrying(tmp_path / "bad", text), str(tmp_path / "run"))
+        assert str(raised.value).startswith(str(tmp_path / "bad")) and str(raised.value).isprintable()
+        assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
@@ -190,16 +324,34 @@ def test_an_own_run_goes_out_and_in_again(tmp_path):
     [
         (3, None, ["class 0", "class 1", "class 2"]),
         (3, "cat\nblack dog\nelk\n", ["cat", "black dog", "elk"]),
+        (3, "\ufeffcat\r\nblack dog\r\nélk\r\n", ["cat", "black dog", "élk"]),
         (1000, "\n".join(map(str, range(1000))), [str(n) for n in range(1000)]),
     ],
 )
 def test_label_names(count, labels, names, tmp_path):
     if labels is not None:
-        (tmp_path / "labels").write_text(labels)
+        (tmp_path / "labels").write_bytes(labels.encode())
         labels = str(tmp_path / "labels")
-    assert weights._label_names(count, labels, {}) == names
+    assert weights._label_names(narrow(paper, count), labels, {}) == names
     with pytest.raises(InputError, match="labels"):
-        weights._label_names(count + 1, str(tmp_path / "labels"), {})
+        weights._label_names(narrow(paper, count + 1), str(tmp_path / "labels"), {})
+
+
+@pytest.mark.parametrize(
+    "config, known",
+    [
+        (paper.get_config("2012"), True),
+        (paper.get_config("2010"), False),
+        (narrow(paper, 1000, **{"data.name": "imagenet2012"}), True),
+        (narrow(paper, 1000, **{"data.name": "folder"}), False),
+        (narrow(torchvision, 1000, **{"data.name": "folder"}), True),
+        (narrow(caffe, 1000, **{"data.name": "ilsvrc/2010"}), False),
+    ],
+    ids=["2012", "2010", "imagenet2012", "folder", "published", "published for 2010"],
+)
+def test_the_names_of_2012_are_those_of_networks_of_2012_only(config, known):
+    names = weights._label_names(config, None, {})
+    assert names == (IMAGENET if known else [f"class {number}" for number in range(1000)])
 
 
 # Caffe's files, from the field numbers of its caffe.proto
@@ -270,9 +422,12 @@ def test_caffes_files_with_their_mean_image(old, tmp_path):
     (tmp_path / "order").write_bytes(caffemodel(tensors, old, ("pool", "norm", "pool", "norm", "pool")))
     with pytest.raises(InputError, match="in another order"):  # CaffeNet
         weights.import_weights("caffe", str(tmp_path / "order"), str(tmp_path / "caffenet"), config)
-    with pytest.raises(InputError, match="mean image of 3x256x256"):
-        (tmp_path / "small").write_bytes(blob(mean[:, :200], old=False))
-        published_statistics("caffe", config.data, str(tmp_path / "small"))
+    for array, shape in ((mean[:, :200], "3x200x256"), (mean[:1], "1x256x256"), (mean[0], "256x256")):
+        for old_blob in (False, True):
+            (tmp_path / "other").write_bytes(blob(array, old_blob))
+            shape = shape if array.ndim == 3 or not old_blob else "1x256x256"
+            with pytest.raises(InputError, match=f"mean image of {shape}, and .* are 3x256x256;"):
+                published_statistics("caffe", config.data, str(tmp_path / "other"))
 
 
 def test_caffes_mean_without_a_file_is_in_rgb():
@@ -318,6 +473,54 @@ def test_torch_files_in_and_out_keep_every_bit(tmp_path):
     torch_zip(tmp_path / "in.pth", tensors)
     weights.import_weights("torchvision", str(tmp_path / "in.pth"), str(tmp_path / "run"), config)
     assert same(exported(tmp_path / "run", tmp_path / "out.safetensors"), tensors)
+
+
+def wrapped(name, how):
+    """A name as DataParallel around the whole network or its features has it."""
+    if how == "features.module.":
+        return name.replace("features.", "features.module.")
+    return how + name
+
+
+@pytest.mark.parametrize("how", ["module.", "features.module."])
+@pytest.mark.parametrize("kind", ["pth", "safetensors"])
+def test_names_of_data_parallel_are_read(how, kind, tmp_path):
+    config = narrow(torchvision)
+    tensors = random_tensors(config)
+    theirs = {wrapped(name, how): tensor for name, tensor in tensors.items()}
+    if kind == "pth":
+        torch_zip(tmp_path / "in", theirs)
+    else:
+        safetensors.numpy.save_file(theirs, tmp_path / "in")
+    weights.import_weights("torchvision", str(tmp_path / "in"), str(tmp_path / "run"), config)
+    assert same(exported(tmp_path / "run", tmp_path / "out.safetensors"), tensors)
+    both = tensors | {"module.features.0.bias": tensors["features.0.bias"]}
+    torch_zip(tmp_path / "both", both)
+    with pytest.raises(InputError, match="has 'module.features.0.bias', which torchvision has not"):
+        weights.import_weights("torchvision", str(tmp_path / "both"), str(tmp_path / "none"), config)
+
+
+def checkpoint_pickle(key, arrays):
+    """A training checkpoint: the state dict under `key`, and what else PyTorch's examples save with it."""
+    inner = state_pickle(arrays)[2:-1]
+    optimizer = b"}(" + text("state") + b"}" + text("param_groups") + b"]}(" + text("lr")
+    optimizer += b"G" + struct.pack(">d", 0.1) + text("params") + b"](K\x00K\x01e" + text("maximize")
+    optimizer += b"\x89uau"
+    out = b"\x80\x02}(" + text("epoch") + b"K\x5a" + text("steps") + b"\x8a\x05\x00\x00\x00\x00\x01"
+    return out + text("arch") + text("alexnet") + text(key) + inner + text("optimizer") + optimizer + b"u."
+
+
+@pytest.mark.parametrize("key", ["state_dict", "model", "model_state_dict"])
+def test_the_state_dict_of_a_checkpoint_is_read(key, tmp_path):
+    config = narrow(torchvision)
+    tensors = random_tensors(config)
+    theirs = {wrapped(name, "features.module."): tensor for name, tensor in tensors.items()}
+    torch_zip(tmp_path / "in.pth", theirs, checkpoint_pickle(key, theirs))
+    weights.import_weights("torchvision", str(tmp_path / "in.pth"), str(tmp_path / "run"), config)
+    assert same(exported(tmp_path / "run", tmp_path / "out.safetensors"), tensors)
+    torch_zip(tmp_path / "other.pth", theirs, checkpoint_pickle("weights", theirs))
+    with pytest.raises(InputError, match="'epoch' is no tensor"):
+        weights.import_weights("torchvision", str(tmp_path / "other.pth"), str(tmp_path / "none"), config)
 
 
 # What cannot be read
@@ -481,6 +684,85 @@ def test_hostile_messages_of_caffe_are_told(content, words, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def tar_of(content):
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as archive:
+        archive.addfile(tarfile.TarInfo("alexnet.pth"), io.BytesIO())
+    return file.getvalue() + content
+
+
+def npz():
+    file = io.BytesIO()
+    np.savez(file, a=np.ones(3))
+    return file.getvalue()
+
+
+OTHERS = [
+    (b"\x89HDF\r\n\x1a\n" + bytes(99), "is an HDF5 file; give"),
+    (
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n",
+        "pointer of Git LFS, .*git lfs pull",
+    ),
+    (b"<!DOCTYPE html>\n<html>", "is a web page"),
+    (b"\n  <html lang=en>", "is a web page"),
+    (b'# AlexNet\n\nname: "AlexNet"\nlayer {\n', "as text .*give the .caffemodel"),
+    (b'layers { name: "conv1" }', "as text .*give the .caffemodel"),
+    (b'net: "models/train_val.prototxt"\nbase_lr: 0.01\n', "as text .*give the .caffemodel"),
+    (b"\n" * 4000 + b"nothing", "damaged|is not of"),
+    (
+        field(1, 450_000) + field(2, b"x/caffe_alexnet_train_iter_450000.caffemodel") + field(3, b""),
+        "solverstate",
+    ),
+    (field(1, 450_000) + field(3, blob(np.ones(3), old=False)), "solverstate"),
+    (blob(np.ones((3, 4, 4)), old=True), "binaryproto.*give it as --mean|is not of"),
+    (tar_of(b""), "is a tar archive; unpack it"),
+    (gzip.compress(b"weights"), "is compressed; unpack it"),
+    (npz(), "is a ZIP archive, but not of torch.save; give"),
+    (b"PK\x05\x06" + bytes(18), "is a ZIP archive, but not of torch.save; give"),
+]
+
+
+@pytest.mark.parametrize("content, words", OTHERS)
+@pytest.mark.parametrize("source", ["caffe", "torchvision"])
+def test_files_that_are_no_weights_are_told_what_they_are(source, content, words, tmp_path):
+    (tmp_path / "in").write_bytes(content)
+    config = narrow(caffe if source == "caffe" else torchvision)
+    started = time.monotonic()
+    with pytest.raises(InputError, match=words) as raised:
+        weights.import_weights(source, str(tmp_path / "in"), str(tmp_path / "run"), config)
+    assert str(raised.value).startswith(str(tmp_path / "in")) and str(raised.value).isprintable()
+    assert time.monotonic() - started < 10 and not (tmp_path / "run").exists()
+
+
+def test_a_mean_that_is_another_file_is_told(tmp_path):
+    (tmp_path / "mean").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    (tmp_path / "mean.npz").write_bytes(npz())
+    (tmp_path / "nan").write_bytes(blob(np.full((3, 256, 256), np.nan), old=True))
+    data = caffe.get_config().data
+    for name, words in (("mean", "Git LFS"), ("mean.npz", "has no statistics"), ("nan", "not finite")):
+        with pytest.raises(InputError, match=words):
+            published_statistics("caffe", data, str(tmp_path / name))
+    with pytest.raises(InputError, match="a .binaryproto has the mean alone, and data.channels is 1"):
+        (tmp_path / "grey").write_bytes(blob(np.ones((1, 28, 28)), old=True))
+        published_statistics("caffe", quickstart.get_config().data, str(tmp_path / "grey"))
+
+
+def test_a_disk_that_is_full_is_one_line_and_leaves_nothing(tmp_path):
+    """No file may be larger than 200 kB here: Orbax's threads fail, each with a page of its own."""
+    (tmp_path / "net.caffemodel").write_bytes(caffemodel(random_tensors(narrow(caffe))))
+    flags = f"--from=caffe --config=configs/caffe.py --config.model.width=0.0625 --workdir={tmp_path / 'run'}"
+    command = (
+        f"ulimit -f 200; {sys.executable} -m alexnet_jax.weights import {tmp_path}/net.caffemodel {flags}"
+    )
+    environment = os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false"}
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2 and not done.stdout
+    assert done.stderr == (
+        f"error: --workdir={tmp_path / 'run'}: cannot be written (File too large); give another\n"
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["net.caffemodel"]
+
+
 def test_a_workdir_is_new_and_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
     config = narrow(torchvision)
     torch_zip(tmp_path / "in.pth", random_tensors(config))
@@ -497,10 +779,14 @@ def test_a_workdir_is_new_and_a_failed_write_leaves_nothing(tmp_path, monkeypatc
     def disk_is_full(*_):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(statistics, "save", disk_is_full)
-    for workdir in ("there", "new"):
-        with pytest.raises(InputError, match="No space left"):
-            weights.import_weights("torchvision", str(tmp_path / "in.pth"), str(tmp_path / workdir), config)
+    for place, name in ((statistics, "save"), (weights, "write_config"), (Checkpoints, "save")):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, name, disk_is_full)
+            for workdir in ("there", "new"):
+                with pytest.raises(InputError, match="cannot be written .No space left on device.; give"):
+                    weights.import_weights(
+                        "torchvision", str(tmp_path / "in.pth"), str(tmp_path / workdir), config
+                    )
     assert {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")} == {
         "in.pth", "full", "full/.hidden", "there",
     }  # fmt: skip
@@ -543,7 +829,6 @@ def test_the_command_line(tmp_path):
             ("import", "--from=tensorflow", "file", "--workdir=w"),
             "--from: expected one of torchvision, caffe, got",
         ),
-        (("import", "file", "--workdir=w"), "--from: missing; give one of torchvision, caffe"),
         (("import", "file", "--from=caffe"), "--workdir: missing"),
         (("import", "--from=caffe", "--workdir=w"), "FILE: missing"),
         (("move", "file", "--workdir=w"), "COMMAND: expected one of import, export, got 'move'"),
@@ -552,10 +837,7 @@ def test_the_command_line(tmp_path):
         (("export", "x.safetensors", "--workdir=w"), "has no config.json"),
         (("export", "x.safetensors", "--workdir=w", "--mean=x"), "--mean: is not for export"),
         (("export", "x.safetensors", "--workdir=w", "--config.seed=1"), "--config.seed: is not for export"),
-        (
-            ("import", "x", "--from=caffe", "--workdir=w", "--config.seed=1"),
-            "--config.seed: comes with --config=",
-        ),
+        (("import", "file", "--workdir=w"), "file: there is no such file"),
     ],
 )
 def test_bad_arguments_are_named(flags, words, monkeypatch, tmp_path):
@@ -564,6 +846,16 @@ def test_bad_arguments_are_named(flags, words, monkeypatch, tmp_path):
         weights.main(list(flags))
     assert words in str(error.value) and "\n" not in str(error.value)
     assert not list(tmp_path.iterdir())
+
+
+def test_flags_that_a_file_without_a_configuration_needs_are_named(tmp_path):
+    small_files(tmp_path)
+    for flags, words in (
+        ((), "--from: missing; give one of torchvision, caffe"),
+        (("--from=caffe", "--config.seed=1"), "--config.seed: comes with --config="),
+    ):
+        with pytest.raises(InputError, match=words):
+            weights.main(["import", str(tmp_path / "safetensors"), f"--workdir={tmp_path / 'w'}", *flags])
 
 
 # Labels
@@ -725,6 +1017,72 @@ def test_imported_weights_give_torchs_outputs_and_errors(config, tmp_path):
     ours = np.asarray(make_activations(stored, mesh)(params, views(pixels))[0])
     assert theirs.std() > 0.3
     np.testing.assert_allclose(ours, theirs, atol=1e-4, rtol=0)
+
+
+def readmes_lines():
+    """The two lines of README that halve the outputs of fc6 and fc7 for PyTorch."""
+    lines = (ROOT / "README.md").read_text().splitlines()
+    first = next(n for n, line in enumerate(lines) if line.startswith('    for layer in ("fc7", "fc8")'))
+    return textwrap.dedent("\n".join(lines[first : first + 2]))
+
+
+def logits_of(config, params, views):
+    return np.asarray(make_activations(config, make_mesh(config))(params, views)[0])
+
+
+def test_halved_weights_are_the_papers_rule_for_dropout(tmp_path):
+    config = narrow(paper, 30)
+    config.mesh.update(data=1, column=1)
+    tensors, views = random_tensors(config), np.random.default_rng(1).uniform(-9, 9, (3, 224, 224, 3))
+    ours = logits_of(config, conversion.from_torch(layer_table(config), tensors), views.astype(np.float32))
+    exec(readmes_lines(), {"tensors": tensors})
+    config.model.dropout_scale = "train"  # as PyTorch has it
+    theirs = logits_of(config, conversion.from_torch(layer_table(config), tensors), views.astype(np.float32))
+    assert ours.std() > 0.1
+    np.testing.assert_array_equal(ours, theirs)
+
+
+def test_an_export_loads_into_pytorch_and_gives_our_logits(tmp_path):
+    """The paper's network in torch.nn, with dropout of the usual kind."""
+    torch = pytest.importorskip("torch")
+    from safetensors.torch import load_file
+
+    nn = torch.nn
+
+    class ColumnNorm(nn.Module):
+        def forward(self, x):
+            norm = nn.functional.local_response_norm  # divides alpha by the size
+            return torch.cat([norm(column, 5, 5e-4, 0.75, 2.0) for column in x.chunk(2, dim=1)], dim=1)
+
+    parts = dict(
+        pad=nn.ZeroPad2d((0, 3, 0, 3)), conv1=nn.Conv2d(3, 6, 11, 4), relu1=nn.ReLU(), norm1=ColumnNorm(),
+        pool1=nn.MaxPool2d(3, 2), conv2=nn.Conv2d(6, 16, 5, 1, 2, groups=2), relu2=nn.ReLU(),
+        norm2=ColumnNorm(), pool2=nn.MaxPool2d(3, 2), conv3=nn.Conv2d(16, 24, 3, 1, 1), relu3=nn.ReLU(),
+        conv4=nn.Conv2d(24, 24, 3, 1, 1, groups=2), relu4=nn.ReLU(),
+        conv5=nn.Conv2d(24, 16, 3, 1, 1, groups=2), relu5=nn.ReLU(), pool5=nn.MaxPool2d(3, 2),
+        flat=nn.Flatten(), fc6=nn.Linear(576, 256), relu6=nn.ReLU(), drop6=nn.Dropout(),
+        fc7=nn.Linear(256, 256), relu7=nn.ReLU(), drop7=nn.Dropout(), fc8=nn.Linear(256, 30),
+    )  # fmt: skip
+    network = nn.Sequential()
+    for name, part in parts.items():
+        network.add_module(name, part)
+
+    config = narrow(paper, 30)
+    params = conversion.from_torch(layer_table(config), random_tensors(config))
+    weights._make_workdir(
+        str(tmp_path / "own"), config, published_statistics("caffe", config.data, None), params
+    )
+    exported(tmp_path / "own", tmp_path / "own.safetensors")
+    views = np.random.default_rng(1).uniform(-9, 9, (3, 224, 224, 3)).astype(np.float32)
+    ours = logits_of(*params_of(tmp_path / "own"), views)
+    tensors = load_file(tmp_path / "own.safetensors")
+    for halve, same_logits in (("", False), (readmes_lines(), True)):
+        exec(halve, {"tensors": tensors})
+        network.eval().load_state_dict(tensors)
+        with torch.no_grad():
+            theirs = network(torch.from_numpy(np.ascontiguousarray(views.transpose(0, 3, 1, 2)))).numpy()
+        assert theirs.std() > 0.1
+        assert np.allclose(ours, theirs, atol=1e-5, rtol=0) == same_logits
 
 
 def save_png(path, pixels):

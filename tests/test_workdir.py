@@ -20,7 +20,8 @@ RESULT = {
     "data": "toy", "split": "test", "views": 10, "step": 5, "examples": 7, "loss": 0.5,
     "top1_error": 0.25, "top5_error": 0.125,
 }  # fmt: skip
-STATISTICS = {name: np.arange(3.0) for name in statistics.ARRAYS}
+SHAPES = (4, 4, 3), (3,), (3,), (3, 3), (3, 3), (3,)
+STATISTICS = {name: np.full(shape, 2.0) for name, shape in zip(statistics.ARRAYS, SHAPES, strict=True)}
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """The training split's mean image and colour covariance (sections 2 and 4.1), stored beside the data."""
 
+import io
 import logging
 import re
 import zipfile
@@ -19,6 +20,9 @@ log = logging.getLogger("alexnet_jax")
 ARRAYS = (
     "mean_image", "channel_mean", "channel_std", "covariance", "eigenvectors", "standard_deviations",
 )  # fmt: skip
+# Bytes of a member of the file; the other arrays have at most 3x3 numbers.
+_LARGEST = {"mean_image": 64 << 20, "label_names": 64 << 20}
+_LARGEST_OTHER = 4 << 10
 
 
 def compute(source: Source, what: str = "statistics", batch: int = 32) -> dict[str, np.ndarray]:
@@ -76,10 +80,33 @@ def save(path, arrays: dict[str, np.ndarray]) -> None:
 
 
 def load(path) -> dict[str, np.ndarray] | None:
-    """Read what `save` wrote, or return None if there is nothing that can be read."""
+    """Read the arrays, and label_names if it is there, from a file that `save` wrote, given by path or open.
+
+    Return None if there is no such file, it is damaged, or an array is not of the type and shape that
+    `compute` gives it. Members with other names are not read.
+    """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-        return arrays if set(ARRAYS) <= set(arrays) else None
-    except (OSError, ValueError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error):
-        return None  # zipfile raises all of these for a damaged file
+        with zipfile.ZipFile(path) as archive:
+            arrays = {name: _member(archive, name) for name in ARRAYS}
+            if "label_names.npy" in archive.namelist():
+                arrays["label_names"] = _member(archive, "label_names")
+    except Exception:  # zipfile and NumPy raise nearly every kind for a damaged file
+        return None
+    channels = arrays["mean_image"].shape[-1:]
+    shapes = {name: channels * axes for name, axes in zip(ARRAYS, (0, 1, 1, 2, 2, 1), strict=True)}
+    shapes["mean_image"] = (*arrays["mean_image"].shape[:2], *channels)
+    fit = all(arrays[name].dtype.kind == "f" and arrays[name].shape == shapes[name] for name in ARRAYS)
+    names = arrays.get("label_names", np.array([]))
+    named = names.ndim == 1 and ((names.dtype.kind == "U" and names.itemsize > 0) or len(names) == 0)
+    return arrays if fit and arrays["mean_image"].ndim == 3 and named else None
+
+
+def _member(archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    """Read an array of an .npz. Raises ValueError if it is larger than one of this name can be."""
+    member = archive.getinfo(f"{name}.npy")
+    stored = member.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # others expand without bound
+    if member.file_size > _LARGEST.get(name, _LARGEST_OTHER) or not stored:
+        raise ValueError(f"{name} is too large")
+    with archive.open(member) as file:
+        content = file.read(member.file_size)
+    return np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)

@@ -4,25 +4,25 @@
     caffe_blob    the array of a .binaryproto of Caffe, such as a mean image
     write         a .safetensors file
 
-What a file is, its first bytes decide, not its name. All arrays are float32, with the layout that they have
-there.
+The first bytes of a file decide what it is, not its name. All arrays are float32, in the file's layout.
 """
 
 import contextlib
 import dataclasses
 import functools
 import io
+import json
 import math
 import os
 import pickle
 import pickletools
+import re
 import zipfile
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import safetensors
-import safetensors.numpy
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
 from alexnet_jax.runtime.errors import InputError, first_line
@@ -44,7 +44,7 @@ class Weights:
     tensors: dict[str, Tensor]
     from_caffe: bool = False  # then the first layer's inputs are blue, green, red
     order: tuple[str, ...] = ()  # of "lrn" and "pool" in the network, where the file has its layers
-    exported_from: str = ""  # the name of the configuration whose run `weights export` wrote
+    metadata: dict[str, str] = dataclasses.field(default_factory=dict)  # of a .safetensors file
 
 
 class _Unusable(Exception):
@@ -59,18 +59,49 @@ def opened(path: str, caffe: bool) -> Iterator[Weights]:
     more than tensors.
     """
     with _errors_of(path), open(path, "rb") as file:
-        start = file.read(9)
+        start = file.read(_START)
         file.seek(0)
-        if start.startswith(b"PK\x03\x04"):
+        if start.startswith((b"PK\x03\x04", b"PK\x05\x06")):
             yield _torch(file)
-        elif start[8:] == b"{":
+        elif start[8:9] == b"{" and b"\0" in start[:8]:  # the length of the header, and the header
             yield _safetensors(path)
-        elif start.startswith(b"\x80\x02"):
-            raise _Unusable("is not of torch.save since 1.6; save it again with a newer PyTorch")
-        elif caffe:
-            yield _caffe(file.read())
         else:
-            raise _Unusable("is not of torch.save or safetensors; give a .pth or .safetensors file")
+            _refuse_others(start)
+            if start.startswith(b"\x80\x02"):
+                raise _Unusable("is not of torch.save since 1.6; save it again with a newer PyTorch")
+            if not caffe:
+                raise _Unusable(
+                    "is not of torch.save or safetensors; give a .pth or .safetensors file, or --from=caffe"
+                    " with a .caffemodel"
+                )
+            blob = re.match(rb"\x08[\x80-\xff]{0,9}[\x00-\x7f]\x10", start)  # BlobProto's num and channels
+            if blob:
+                raise _Unusable("is a mean image of Caffe (.binaryproto), not weights; give it as --mean")
+            yield _caffe(file.read())
+
+
+_START = 4096  # bytes that tell what a file is
+# Files that are taken for weights: what they begin with, what they are, what to do.
+_OTHERS = (
+    (rb"\x89HDF\r\n\x1a\n", "is an HDF5 file; give a .caffemodel, .pth or .safetensors file"),
+    (rb"version https://git-lfs", "is a pointer of Git LFS, not the file itself; get it with git lfs pull"),
+    (rb"(?i)(\xef\xbb\xbf)?\s*<(!doctype|html|head|\?xml|!--)",
+     "is a web page, not the file itself; download it again"),
+    (rb"\x1f\x8b|BZh|\xfd7zXZ\0|7z\xbc\xaf|Rar!", "is compressed; unpack it, and give the file inside"),
+    (rb"(?s).{257}ustar", "is a tar archive; unpack it, and give the file inside"),
+    # iter, and learned_net or history: SolverState of caffe.proto.
+    (rb"(?s)\x08[\x80-\xff]{0,9}[\x00-\x7f](\x1a|\x12.{1,300}?\.caffemodel)",
+     "is the state of a solver of Caffe (.solverstate); give the .caffemodel written with it"),
+    (rb"(\xef\xbb\xbf)?(\s|#.*\n)*(name|net|train_net|base_lr|input|layers?|state)\s*[:{]",
+     "is a network or solver of Caffe as text (.prototxt), without weights; give the .caffemodel"),
+)  # fmt: skip
+
+
+def _refuse_others(start: bytes) -> None:
+    """Raise _Unusable if a file that starts so is known, and has neither weights nor a mean image."""
+    for pattern, what in _OTHERS:
+        if re.match(pattern, start):
+            raise _Unusable(what)
 
 
 @contextlib.contextmanager
@@ -78,7 +109,7 @@ def _errors_of(path: str):
     """All that can go wrong with a file, as InputError."""
     if not os.path.isfile(path):
         what = "is not a file" if os.path.exists(path) else "there is no such file"
-        raise InputError(f"{path}: {what}; give a file of weights")
+        raise InputError(f"{path}: {what}; give another")
     try:
         yield
     except InputError:
@@ -92,11 +123,22 @@ def _errors_of(path: str):
         raise InputError(f"{path}: is damaged or cut short ({reason}); get it again") from None
 
 
-def write(path: str, arrays: dict[str, np.ndarray], exported_from: str) -> None:
-    """Write a .safetensors file, whole or not at all. Raises OSError."""
-    metadata = {"format": "pt", "alexnet_jax.config": exported_from}
+def write(path: str, arrays: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
+    """Write float32 arrays to a .safetensors file, whole or not at all. Raises OSError.
+
+    Equal arguments give equal files, which the library's writer does not: it writes metadata in any order.
+    """
+    header: dict[str, Any] = {"__metadata__": metadata}
+    end = 0
+    for name, array in arrays.items():
+        start, end = end, end + array.size * 4
+        header[name] = {"dtype": "F32", "shape": array.shape, "data_offsets": (start, end)}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
     with atomic_write(path) as file:
-        file.write(safetensors.numpy.save({k: np.ascontiguousarray(v) for k, v in arrays.items()}, metadata))
+        file.write(len(text).to_bytes(8, "little") + text)
+        for array in arrays.values():
+            file.write(np.ascontiguousarray(array, "<f4").tobytes())
 
 
 def _safetensors(path: str) -> Weights:
@@ -106,23 +148,33 @@ def _safetensors(path: str) -> Weights:
         part = file.get_slice(name)
         dtype = "float32" if part.get_dtype() == "F32" else part.get_dtype()
         tensors[name] = Tensor(dtype, tuple(part.get_shape()), functools.partial(file.get_tensor, name))
-    return Weights(tensors, exported_from=(file.metadata() or {}).get("alexnet_jax.config", ""))
+    return Weights(_without_wrapper(tensors), metadata=file.metadata() or {})
+
+
+def _without_wrapper(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors by their names outside torch.nn.DataParallel, which calls what it wraps `module`."""
+    names = {name: ".".join(part for part in name.split(".") if part != "module") for name in tensors}
+    if len(set(names.values())) < len(names):  # with `module.` and without
+        return tensors
+    return {names[name]: tensor for name, tensor in tensors.items()}
 
 
 # torch.save: a pickle describes the tensors, and files beside it in a zip archive have their numbers.
 
 _ADVICE = "give a file of torch.save(model.state_dict())"
+_WRAPPED = ("state_dict", "model_state_dict", "model")  # a checkpoint's keys for its state dict
 _MAX_PICKLE = 1 << 20  # bytes
 _MAX_INSTRUCTIONS = 20_000  # AlexNet's state dict has 2,000
 _DTYPES = {
     "FloatStorage": "float32", "DoubleStorage": "float64", "HalfStorage": "float16",
     "BFloat16Storage": "bfloat16", "LongStorage": "int64", "IntStorage": "int32", "BoolStorage": "bool",
 }  # fmt: skip
-# All that torch.save writes of a state dict.
+# All that torch.save writes of a state dict, and of numbers, texts and lists beside it in a checkpoint.
 _INSTRUCTIONS = {
     "PROTO", "MARK", "STOP", "NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "BINUNICODE",
     "EMPTY_DICT", "EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "SETITEM", "SETITEMS", "BINPUT",
-    "LONG_BINPUT", "BINGET", "LONG_BINGET", "GLOBAL", "BINPERSID", "REDUCE", "BUILD",
+    "LONG_BINPUT", "BINGET", "LONG_BINGET", "GLOBAL", "BINPERSID", "REDUCE", "BUILD", "BINFLOAT", "LONG1",
+    "EMPTY_LIST", "APPEND", "APPENDS",
 }  # fmt: skip
 
 
@@ -213,7 +265,7 @@ def _torch(file) -> Weights:
     archive = zipfile.ZipFile(file)
     folders = [name[: -len("data.pkl")] for name in archive.namelist() if name.endswith("/data.pkl")]
     if len(folders) != 1:
-        raise _Unusable(f"is an archive, but not of torch.save; {_ADVICE}")
+        raise _Unusable(f"is a ZIP archive, but not of torch.save; {_ADVICE}")
 
     def content(name: str, limit: float = math.inf) -> bytes:
         member = archive.getinfo(folders[0] + name)
@@ -236,12 +288,15 @@ def _torch(file) -> Weights:
     state_dict = _Unpickler(io.BytesIO(pickled)).load()
     if not isinstance(state_dict, dict):
         raise _Unusable(f"holds no state dict; {_ADVICE}")
+    wrapped = [state_dict[key] for key in _WRAPPED if isinstance(state_dict.get(key), dict)]
+    state_dict = wrapped[0] if wrapped else state_dict
     for name, view in state_dict.items():
         if type(name) is not str or type(view) is not _View:
             raise _Unusable(f"holds more than a state dict ({ascii(name)[:60]} is no tensor); {_ADVICE}")
-    return Weights(
-        {name: Tensor(v.storage.dtype, v.shape, functools.partial(read, v)) for name, v in state_dict.items()}
-    )
+    tensors = {
+        name: Tensor(v.storage.dtype, v.shape, functools.partial(read, v)) for name, v in state_dict.items()
+    }
+    return Weights(_without_wrapper(tensors))
 
 
 # Caffe: messages of protobuf.
@@ -312,7 +367,9 @@ def _caffe(content: bytes) -> Weights:
 def caffe_blob(path: str) -> np.ndarray:
     """Return the array of a BlobProto file. Raises InputError."""
     with _errors_of(path), open(path, "rb") as file:
-        return _blob_array(_caffe_message("BlobProto", file.read()))
+        content = file.read()
+        _refuse_others(content[:_START])
+        return _blob_array(_caffe_message("BlobProto", content))
 
 
 def _blob_array(blob) -> np.ndarray:

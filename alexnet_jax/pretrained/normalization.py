@@ -28,25 +28,43 @@ def published_statistics(source: str, data, mean: str | None) -> dict[str, np.nd
     size, channels = data.image_size, data.channels
     if mean is not None and mean.endswith(".npz"):
         stored = statistics.load(mean)
-        if stored is None or stored["mean_image"].shape != (size, size, channels):
+        if stored is None or not fits(stored, data):
             raise InputError(
                 f"--mean={mean}: has no statistics of {size}x{size}x{channels} images; give another"
             )
         return stored
+    blob = None
+    if mean is not None:
+        blob = formats.caffe_blob(mean)
+        if blob.ndim == 4 and len(blob) == 1:
+            blob = blob[0]
+        if blob.shape != (channels, size, size):
+            shape = "x".join(map(str, blob.shape[:8]))
+            raise InputError(
+                f"--mean={mean}: is a mean image of {shape}, and the network's images are"
+                f" {channels}x{size}x{size}; give another"
+            )
+        if not np.isfinite(blob).all():
+            raise InputError(f"--mean={mean}: holds values that are not finite; it is damaged, get it again")
     if channels != 3:
+        missing = "missing" if mean is None else "a .binaryproto has the mean alone"
         raise InputError(
-            f"--mean: missing, and data.channels is {channels}; give the statistics.npz of the run"
+            f"--mean: {missing}, and data.channels is {channels}; give the statistics.npz of the run"
         )
     covariance = _EIGENVECTORS * _DEVIATIONS**2 @ _EIGENVECTORS.T
     channel_mean, channel_std = _CAFFE_MEAN, np.sqrt(np.diag(covariance))
     if source == "torchvision":
         channel_mean, channel_std = _MEAN, _STD
     mean_image = np.broadcast_to(channel_mean, (size, size, 3))
-    if mean is not None:
-        blob = formats.caffe_blob(mean)
-        if blob.shape[-3:] != (3, size, size) or blob.size != 3 * size * size or not np.isfinite(blob).all():
-            raise InputError(f"--mean={mean}: is no mean image of 3x{size}x{size}; give another")
-        mean_image = blob.reshape(3, size, size)[::-1].transpose(1, 2, 0)
+    if blob is not None:
+        mean_image = blob[::-1].transpose(1, 2, 0)
         channel_mean = mean_image.mean(axis=(0, 1))
     arrays = mean_image, channel_mean, channel_std, covariance, _EIGENVECTORS, _DEVIATIONS
     return {k: np.array(array, np.float32) for k, array in zip(statistics.ARRAYS, arrays, strict=True)}
+
+
+def fits(stored: dict[str, np.ndarray], data) -> bool:
+    """Return whether statistics are finite and of the images of `data`, a configuration's."""
+    shape = data.image_size, data.image_size, data.channels
+    finite = all(np.isfinite(stored[name]).all() for name in statistics.ARRAYS)
+    return stored["mean_image"].shape == shape and finite

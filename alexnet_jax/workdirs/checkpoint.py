@@ -15,13 +15,15 @@ import logging
 import math
 import operator
 import os
+import re
+import threading
 from collections.abc import Iterator
 from typing import Any
 
 import orbax.checkpoint as ocp
 
 from alexnet_jax.runtime import processes
-from alexnet_jax.runtime.errors import InputError
+from alexnet_jax.runtime.errors import InputError, first_line
 
 log = logging.getLogger("alexnet_jax")
 
@@ -37,6 +39,26 @@ def has_checkpoints(workdir: str) -> bool:
     folder = os.path.join(workdir, "checkpoints")
     names = os.listdir(folder) if os.path.isdir(folder) else []
     return any(name.isdigit() or name.startswith(_ASIDE) for name in names)
+
+
+def save_first(workdir: str, state: State, keep: int) -> None:
+    """Write the first checkpoint of a new workdir, and wait for it. Raises OSError if that fails."""
+    libraries = logging.getLogger("absl")  # Orbax logs a page for each thread that fails
+    level = libraries.level
+    libraries.setLevel(logging.CRITICAL)
+    try:
+        with _tasks_are_awaited(), Checkpoints(workdir, keep) as checkpoints:
+            checkpoints.save(state)
+    except OSError:
+        raise
+    except Exception as error:  # Orbax, tensorstore and the file system have no common one
+        reason = re.search(r"([^:]*) \[os_error_code", str(error))  # of tensorstore's line
+        raise OSError(reason[1].strip() if reason else first_line(error)[:200]) from None
+    finally:
+        for thread in threading.enumerate():
+            if type(thread).__module__.startswith("orbax."):  # goes on writing after another's failure
+                thread.join(_PATIENCE)
+        libraries.setLevel(level)
 
 
 class Checkpoints:
@@ -162,7 +184,7 @@ class Checkpoints:
         arguments = {name: ocp.args.StandardRestore(item) for name, item in items.items()}
         restored = None
         try:
-            with _reads_are_awaited():
+            with _tasks_are_awaited():
                 restored = dict(self._manager.restore(step, args=ocp.args.Composite(**arguments)))
         except Exception as error:  # Orbax, tensorstore and the file system have no common one
             self._warn(step, error)
@@ -197,11 +219,11 @@ class _AwaitingLoops(asyncio.DefaultEventLoopPolicy):
 
 
 @contextlib.contextmanager
-def _reads_are_awaited() -> Iterator[None]:
-    """Let Orbax, within the block, end every read that it has begun.
+def _tasks_are_awaited() -> Iterator[None]:
+    """Let Orbax, within the block, end every read and write that it has begun.
 
-    When one array cannot be read, Orbax closes its event loop under the reads of all others. Each would then
-    print a page, at any later time.
+    If one array cannot be read or written, Orbax closes its event loop while others still are. Each of them
+    would then print a page, at any later time.
     """
     former = asyncio.get_event_loop_policy()
     asyncio.set_event_loop_policy(_AwaitingLoops())

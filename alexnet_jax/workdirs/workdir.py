@@ -32,12 +32,17 @@ def _tuples(value):
     return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
 
 
+def config_of(content: dict) -> ml_collections.ConfigDict:
+    """Return the configuration whose JSON, as in config.json, has this content. Does not check it."""
+    return ml_collections.ConfigDict(_tuples(content))
+
+
 def read_config(workdir: str) -> ml_collections.ConfigDict | None:
     """Read config.json, or return None if there is none. Raises InputError if it cannot be read."""
     path = os.path.join(workdir, "config.json")
     try:
         with open(path) as file:
-            return ml_collections.ConfigDict(_tuples(json.load(file)))
+            return config_of(json.load(file))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, AttributeError, TypeError) as error:

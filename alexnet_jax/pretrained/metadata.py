@@ -1,0 +1,44 @@
+"""The run that an exported file belongs to, as text of its metadata.
+
+The text is JSON: `config` is config.json's content, `step` the checkpoint's, `statistics` the run's
+statistics.npz in base64. Readers pass over other fields.
+"""
+
+import base64
+import io
+import json
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from alexnet_jax.datasets import statistics
+from alexnet_jax.workdirs.workdir import config_of
+
+
+class Run(NamedTuple):
+    """What a workdir holds besides the weights."""
+
+    config: Any  # a ConfigDict, not checked if it is from a file
+    step: int
+    statistics: dict[str, np.ndarray]
+
+
+def write(run: Run) -> str:
+    """Return a run as text, always the same for equal runs."""
+    file = io.BytesIO()
+    names = [name for name in (*statistics.ARRAYS, "label_names") if name in run.statistics]
+    arrays: Any = {name: run.statistics[name] for name in names}
+    np.savez(file, **arrays)  # not compressed: zlib's versions differ
+    encoded = base64.b64encode(file.getvalue()).decode()
+    return json.dumps({"config": run.config.to_dict(), "step": run.step, "statistics": encoded})
+
+
+def read(text: str) -> Run:
+    """Return the run in a text. Raises ValueError, TypeError or KeyError if it is none."""
+    fields = json.loads(text)
+    stored = statistics.load(io.BytesIO(base64.b64decode(fields["statistics"], validate=True)))
+    if stored is None:
+        raise ValueError("its statistics cannot be read")
+    if not isinstance(fields["config"], dict) or type(fields["step"]) is not int:
+        raise ValueError("its config or step is of another type")
+    return Run(config_of(fields["config"]), fields["step"], stored)
