@@ -21,20 +21,23 @@ outputs and inputs of column 0 first, which is a convolution with columns as gro
 """
 
 import copy
+import hashlib
 import itertools
 import logging
 import os
 import pathlib
 import shutil
+from typing import Any
 
 import numpy as np
 
 from alexnet_jax import config as configuration
-from alexnet_jax.datasets import statistics
+from alexnet_jax.datasets import fingerprints, statistics
 from alexnet_jax.pretrained import conversion, formats, metadata
 from alexnet_jax.pretrained.normalization import fits, published_statistics
 from alexnet_jax.runtime import command_line
 from alexnet_jax.runtime.errors import InputError
+from alexnet_jax.workdirs import identity
 from alexnet_jax.workdirs.workdir import read_statistics, write_config
 
 log = logging.getLogger("alexnet_jax")
@@ -81,7 +84,8 @@ def import_weights(
         first = f"{next(iter(names.values()))}.weight"
         tensors[first] = tensors[first][:, ::-1]  # to red, green, blue
     stored = _statistics(file, right, config, labels, mean, run)
-    _make_workdir(workdir, config, stored, conversion.from_torch(table, tensors))
+    origin = _origin(file, stored, run)
+    _make_workdir(workdir, config, stored, origin, conversion.from_torch(table, tensors))
     count = sum(tensor.size for tensor in tensors.values())
     log.info(
         f"imported {file} into {workdir}: {count:,} parameters, {config.model.num_classes:,} classes;"
@@ -222,7 +226,16 @@ def _read_labels(labels: str, classes: int) -> list[str]:
     return [name.strip() for name in names]
 
 
-def _make_workdir(workdir: str, config, arrays: dict, params: dict) -> None:
+def _origin(file: str, stored: dict, run: metadata.Run | None) -> dict[str, Any]:
+    """Return what identity.json says of the weights: their file and, of an own export, their run."""
+    with open(file, "rb") as content:
+        digest = hashlib.file_digest(content, lambda: hashlib.blake2b(digest_size=8)).hexdigest()
+    classes = fingerprints.combined("\0".join(map(str, stored["label_names"])))
+    origin = {"kind": "file", "content": digest, "classes": classes}
+    return origin | ({"run": run.run, "step": run.step} if run else {})
+
+
+def _make_workdir(workdir: str, config, arrays: dict, origin: dict, params: dict) -> None:
     from alexnet_jax import optimizer
     from alexnet_jax.step import new_state
     from alexnet_jax.workdirs.checkpoint import save_first
@@ -232,6 +245,8 @@ def _make_workdir(workdir: str, config, arrays: dict, params: dict) -> None:
         os.makedirs(workdir, exist_ok=True)
         save_first(workdir, new_state(params, optimizer.make(config)), config.checkpoint.keep)
         statistics.save(os.path.join(workdir, "statistics.npz"), arrays)
+        fields = configuration.run_fields(config)
+        identity.write(workdir, identity.of_run(fields, None, None, origin))
         write_config(config, workdir)
     except BaseException as error:
         shutil.rmtree(os.path.realpath(workdir), ignore_errors=True)
@@ -261,7 +276,7 @@ def export_weights(file: str, workdir: str) -> None:
     config.mesh.update(data=1, column=1)  # the run's devices need not be here
     step, params = evaluate.stored_params(config, workdir, make_mesh(config))
     tensors = conversion.to_torch(layer_table(config), params)
-    text = metadata.write(metadata.Run(own, step, stored))
+    text = metadata.write(metadata.Run(own, identity.of_workdir(workdir), step, stored))
     try:
         formats.write(file, tensors, {"format": "pt", KEY: text})
     except OSError as error:

@@ -26,7 +26,7 @@ from alexnet_jax.runtime import command_line
 from alexnet_jax.runtime.errors import InputError, first_line
 from alexnet_jax.runtime.files import folder_lock
 from experiments.sweeps import launchers, table
-from experiments.sweeps.plan import Plan, Run, as_flags, load_variants
+from experiments.sweeps.plan import Plan, Run, as_flags, data_of, load_variants
 
 log = logging.getLogger("alexnet_jax")
 
@@ -56,6 +56,8 @@ class Sweep:
                         self._fail(run, "a run that it needs failed")
                     elif all(self.results[need.name] for need in run.needs) and len(running) < jobs:
                         waiting.remove(run)
+                        for line in run.set_aside_what_is_stale():
+                            log.info(f"{run.name}: was made of something else; {line}")
                         running[pool.submit(_start, launcher, run)] = run
                 ended, _ = concurrent.futures.wait(running, 1, concurrent.futures.FIRST_COMPLETED)
                 for future in ended:
@@ -205,7 +207,8 @@ def main(arguments: list[str]) -> int:
     if "seed" in overrides:
         raise InputError("--config.seed: every seed from 0 is run; give their number, --seeds")
     workdir = os.path.abspath(os.path.expanduser(given.workdir))
-    plan = Plan(load_variants(given.sweep, config), config, given.config, overrides, workdir, given.seeds)
+    variants = load_variants(given.sweep, config)
+    plan = Plan(variants, config, given.config, overrides, workdir, given.seeds, data_of)
     slurm = given.launcher == "slurm"
     unfinished = sum(not run.result() for run in plan.runs)
     jobs = max(1, min(given.jobs or (unfinished if slurm else 1), unfinished))

@@ -89,7 +89,9 @@ def test_names_and_numbers_of_files_count(folder, change):
 
 
 def test_slices_differ_and_equal_slices_do_not(folder):
-    texts = [fingerprint(folder, split) for split in ("train", "train[:8]", "train[8:]", "train[:50%]", "val")]
+    texts = [
+        fingerprint(folder, split) for split in ("train", "train[:8]", "train[8:]", "train[:50%]", "val")
+    ]
     assert texts[1] == texts[3] and len(set(texts)) == 4
 
 

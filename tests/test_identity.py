@@ -189,7 +189,9 @@ def test_a_class_that_the_network_lacks_is_refused(trained, tmp_path):
     _, workdir, config = trained
     before = files(workdir)
     config.data.dir = str(folders.make(tmp_path / "other", ["ant", "bee", "dog"]))
-    with pytest.raises(InputError, match="the network lacks 1 of its 3 classes, 'dog'; the network has 'ant'"):
+    with pytest.raises(
+        InputError, match="the network lacks 1 of its 3 classes, 'dog'; the network has 'ant'"
+    ):
         evaluate.evaluate(config, str(workdir))
     assert files(workdir) == before
 

@@ -1,5 +1,6 @@
 """alexnet_jax/datasets/labels.py: which label of a data set is which class of a network."""
 
+import logging
 import pathlib
 
 import numpy as np
@@ -14,7 +15,7 @@ from configs import quickstart
 class Labels:
     """A source whose example i has label i."""
 
-    folder, split = pathlib.Path("data"), "train"
+    folder, split, fingerprint = pathlib.Path("data"), "train", "1f"
 
     def __init__(self, label_names):
         self.label_names = label_names
@@ -37,29 +38,75 @@ IMAGENET = [
     "network, data, wanted",
     [
         (IMAGENET, ["n02099601", "n01440764 tench, Tinca tinca"], [207, 0]),
-        (IMAGENET, ["n02099601", "dog"], [0, 1]),
-        (["class 0", "class 1"], ["n02099601", "n01440764"], [0, 1]),
-        (["n02099601x", "n01440764"], ["n01440764"], [0]),
-        ([], ["n01440764"], [0]),
+        (["n02099601x", "n01440764"], ["n01440764"], [1]),
         (np.array(["n02099601", "n01440764"]), ("n01440764", "n02099601"), [1, 0]),
+        (["ant", "bee", "cow", "dog"], ["ant", "cow", "dog"], [0, 2, 3]),
+        (["Ant", "BEE "], ["\ufeffbee", "ant"], [1, 0]),
+        (["Polish", "polish"], ["polish", "Polish"], [1, 0]),  # capitals count where classes differ by them
+        (["e\u0301cole", "n01440764 tench"], ["tench", "\u00e9cole"], [1, 0]),
+        (["tench", "dog"], ["n01440764 tench"], [0]),
+        ([str(n) for n in range(11)], ["1", "10", "2"], [1, 10, 2]),
+        (["1", "10", "2"], ["2", "1"], [2, 0]),
     ],
 )
-def test_labels_are_found_by_wordnet_id_where_both_have_them(network, data, wanted):
+def test_labels_are_found_by_name(network, data, wanted, caplog):
+    caplog.set_level(logging.INFO, "alexnet_jax")
     source = with_labels_of(network, Labels(data))
     assert len(source) == len(data)
     images, found = source.read(range(len(data)))
     assert images == "images" and found.tolist() == wanted
-    assert (source.folder, source.split) == (pathlib.Path("data"), "train")
+    assert (source.folder, source.split, source.fingerprint) == (pathlib.Path("data"), "train", "1f")
+    assert "are found by name" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "network, data, side",
+    [
+        (["class 0", "class 1"], ["n02099601", "n01440764"], "network"),
+        ([], ["n01440764"], "network"),
+        (["0", "1", "2"], ["ant", "bee"], "network"),
+        (["ant", "bee"], ["0", "1"], "data set"),
+        (["class 0", "class 1"], ["00", "01"], "network"),
+    ],
+)
+def test_labels_go_by_position_where_one_side_has_no_names_and_a_line_says_so(network, data, side, caplog):
+    caplog.set_level(logging.INFO, "alexnet_jax")
+    source = Labels(data)
+    assert with_labels_of(network, source) is source
+    assert caplog.messages == [f"labels go by position: the {side} has no names of classes"]
+
+
+@pytest.mark.parametrize("names", [["ant", "bee"], ["0", "1"], ["n01440764 tench"]])
+def test_equal_names_are_not_worth_a_line(names, caplog):
+    caplog.set_level(logging.INFO, "alexnet_jax")
+    source = Labels(names)
+    assert with_labels_of(names, source) is source and not caplog.messages
+
+
+@pytest.mark.parametrize(
+    "network, data, message",
+    [
+        (IMAGENET, ["n02099601", "n99999999"], "lacks 1 of its 2 classes, 'n99999999'"),
+        (IMAGENET, ["n02099601", "hound"], "lacks 1 of its 2 classes, 'hound'"),
+        (
+            ["ant", "bee"],
+            ["ape", "cow", "dog", "emu"],
+            "lacks 4 of its 4 classes, 'ape', 'cow', 'dog' and 1 more",
+        ),
+        (["class 0", "class 1", "class 2"], ["1", "10", "2"], "numbers in the order of text, '1', '10', '2'"),
+        (["cat", "dog"], ["Cat", "cat"], "'Cat', 'cat' are the network's 'cat'"),
+        (["n02012849 crane", "n03126707 crane"], ["crane"], "'crane' may be any of .*n02012849.*n03126707"),
+        (["n02012849 crane"], ["n03126707 crane"], "lacks 1 of its 1 classes"),
+    ],
+)
+def test_names_that_the_network_lacks_or_has_twice_are_refused(network, data, message):
+    with pytest.raises(InputError, match=message):
+        with_labels_of(network, Labels(data))
 
 
 def test_names_are_those_of_the_labels_that_are_read():
     source = with_labels_of(np.array(["n02099601 b", "n01440764 a"]), Labels(["n01440764"]))
     assert source.read([0])[1].tolist() == [1] and source.label_names == ("n02099601 b", "n01440764 a")
-
-
-def test_a_class_that_the_network_has_not_is_told():
-    with pytest.raises(InputError, match="lacks 1 classes.*n99999999"):
-        with_labels_of(IMAGENET, Labels(["n02099601", "n99999999"]))
 
 
 def test_a_network_has_at_least_the_classes_of_the_data_set():

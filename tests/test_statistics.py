@@ -10,6 +10,8 @@ from alexnet_jax.runtime import progress
 
 
 class Source:
+    fingerprint = ""
+
     def __init__(self, examples, channels):
         draw = np.random.default_rng(0)
         # The channels are correlated and each pixel has a mean of its own.

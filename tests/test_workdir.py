@@ -23,6 +23,9 @@ RESULT = {
 SHAPES = (4, 4, 3), (3,), (3,), (3, 3), (3, 3), (3,)
 STATISTICS = {name: np.full(shape, 2.0) for name, shape in zip(statistics.ARRAYS, SHAPES, strict=True)}
 
+SPLIT = {"classes": ["cat", "dog"], "examples": 2, "fingerprint": "1f"}
+OF_RUN = {"run": "2f", "train": SPLIT, "val": SPLIT, "origin": {"kind": "drawn"}}
+
 
 @pytest.fixture
 def source(monkeypatch):
@@ -65,52 +68,52 @@ def test_statistics_that_are_not_there_are_one_line(tmp_path):
 def test_what_a_run_needs_is_written_once(tmp_path, source):
     config, folder = quickstart.get_config(), tmp_path / "a" / "run"
     for _ in range(2):
-        with workdir.take(config, str(folder), source):
+        with workdir.take(config, str(folder), source, OF_RUN):
             assert workdir.read_config(str(folder)) == config
             stored = workdir.read_statistics(str(folder))
         assert list(stored["label_names"]) == ["cat", "dog"] and set(STATISTICS) <= set(stored)
         assert source.computed == 1
     (folder / "statistics.npz").write_bytes(b"cut short")
-    with workdir.take(config, str(folder), source):
+    with workdir.take(config, str(folder), source, OF_RUN):
         assert source.computed == 2 and workdir.read_statistics(str(folder))
 
 
 def test_config_json_stays_until_the_run_writes_it(tmp_path, source):
     """More epochs may be asked for; whether they can be trained is known only later."""
     config = quickstart.get_config()
-    with workdir.take(config, str(tmp_path), source):
+    with workdir.take(config, str(tmp_path), source, OF_RUN):
         pass
     longer = quickstart.get_config()
     longer.num_epochs += 1
-    with workdir.take(longer, str(tmp_path), source):
+    with workdir.take(longer, str(tmp_path), source, OF_RUN):
         assert workdir.read_config(str(tmp_path)) == config
 
 
 def test_the_log_is_written_within_the_block_alone(tmp_path, source):
     before = list(LOG.handlers)
-    with workdir.take(quickstart.get_config(), str(tmp_path), source):
+    with workdir.take(quickstart.get_config(), str(tmp_path), source, OF_RUN):
         LOG.error("within")
     LOG.error("after")
     assert LOG.handlers == before
     (line,) = (tmp_path / "train.log").read_text().splitlines()
     assert line.endswith(" within")
-    with pytest.raises(ValueError), workdir.take(quickstart.get_config(), str(tmp_path), source):
+    with pytest.raises(ValueError), workdir.take(quickstart.get_config(), str(tmp_path), source, OF_RUN):
         raise ValueError
     assert LOG.handlers == before
 
 
 def test_one_training_at_a_time(tmp_path, source):
     config, before = quickstart.get_config(), list(LOG.handlers)
-    with workdir.take(config, str(tmp_path), source):
+    with workdir.take(config, str(tmp_path), source, OF_RUN):
         handlers = list(LOG.handlers)
         with (
             pytest.raises(InputError, match="another process trains there"),
-            workdir.take(config, str(tmp_path), source),
+            workdir.take(config, str(tmp_path), source, OF_RUN),
         ):
             pass
         assert LOG.handlers == handlers
     assert LOG.handlers == before
-    with workdir.take(config, str(tmp_path), source):
+    with workdir.take(config, str(tmp_path), source, OF_RUN):
         pass
 
 
@@ -119,7 +122,7 @@ def test_a_file_system_without_locks_is_told_of(tmp_path, source, monkeypatch, c
         raise OSError(38, "Function not implemented")
 
     monkeypatch.setattr(files.fcntl, "flock", no_locks)
-    with workdir.take(quickstart.get_config(), str(tmp_path), source):
+    with workdir.take(quickstart.get_config(), str(tmp_path), source, OF_RUN):
         assert "has no locks" in caplog.text
 
 
@@ -128,7 +131,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, source):
     folder = str(tmp_path / "file" / "run")
     with (
         pytest.raises(InputError, match="cannot be written .*; give another"),
-        workdir.take(quickstart.get_config(), folder, source),
+        workdir.take(quickstart.get_config(), folder, source, OF_RUN),
     ):
         pass
     assert not pathlib.Path(folder).exists()
@@ -138,6 +141,6 @@ def test_a_process_that_does_not_find_what_process_0_wrote_says_so(tmp_path, sou
     monkeypatch.setattr(workdir.processes, "on_process_0", lambda *_: None)  # as on another machine
     with (
         pytest.raises(InputError, match="give a folder that all share"),
-        workdir.take(quickstart.get_config(), str(tmp_path), source),
+        workdir.take(quickstart.get_config(), str(tmp_path), source, OF_RUN),
     ):
         pass

@@ -1,7 +1,7 @@
 """The run that an exported file belongs to, as text of its metadata.
 
-The text is JSON: `config` is config.json's content, `step` the checkpoint's, `statistics` the run's
-statistics.npz in base64. Readers pass over other fields.
+The text is JSON: `config` is config.json's content, `run` what stands for the run in identity.json, `step`
+the checkpoint's, `statistics` the run's statistics.npz in base64. Readers pass over other fields.
 """
 
 import base64
@@ -19,6 +19,7 @@ class Run(NamedTuple):
     """What a workdir holds besides the weights."""
 
     config: Any  # a ConfigDict, not checked if it is from a file
+    run: str | None  # of identity.json; None in a workdir of an earlier version
     step: int
     statistics: dict[str, np.ndarray]
 
@@ -30,7 +31,8 @@ def write(run: Run) -> str:
     arrays: Any = {name: run.statistics[name] for name in names}
     np.savez(file, **arrays)  # not compressed: zlib's versions differ
     encoded = base64.b64encode(file.getvalue()).decode()
-    return json.dumps({"config": run.config.to_dict(), "step": run.step, "statistics": encoded})
+    fields = {"config": run.config.to_dict(), "run": run.run, "step": run.step, "statistics": encoded}
+    return json.dumps(fields)
 
 
 def read(text: str) -> Run:
@@ -41,4 +43,4 @@ def read(text: str) -> Run:
         raise ValueError("its statistics cannot be read")
     if not isinstance(fields["config"], dict) or type(fields["step"]) is not int:
         raise ValueError("its config or step is of another type")
-    return Run(config_of(fields["config"]), fields["step"], stored)
+    return Run(config_of(fields["config"]), fields.get("run"), fields["step"], stored)

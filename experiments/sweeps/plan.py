@@ -6,18 +6,25 @@ Run              one command, and its result
 """
 
 import dataclasses
+import itertools
 import json
 import os
 import pathlib
 import re
 import shlex
 import sys
+from collections.abc import Callable
+from typing import Any
+
+import ml_collections
 
 from alexnet_jax import config as configuration
+from alexnet_jax.datasets import fingerprints
 from alexnet_jax.runtime import command_line
 from alexnet_jax.runtime.errors import InputError
 from alexnet_jax.runtime.files import write_text
-from alexnet_jax.workdirs.workdir import read_result
+from alexnet_jax.workdirs import identity
+from alexnet_jax.workdirs.workdir import read_config, read_result
 from experiments.sweeps.variants import Ensemble, Variant
 
 FOLDER = "experiments/sweeps"
@@ -34,6 +41,7 @@ class Run:
     needs: list["Run"]  # which must be finished before
     num_epochs: int = 0
     config: str = ""  # as JSON: the configuration's file may be edited before the sweep goes on
+    data: str = ""  # data_of its configuration
 
     @property
     def name(self) -> str:
@@ -43,7 +51,8 @@ class Run:
     @property
     def made_by(self) -> list:
         """Return all that decides the result. Another interpreter does not."""
-        return [self.command[1:], self.config, *(need.made_by for need in self.needs)]
+        data = fingerprints.combined(self.data)
+        return [self.command[1:], self.config, data, *(need.made_by for need in self.needs)]
 
     def epochs_done(self) -> int:
         """Return the number of epochs after which the run has validated."""
@@ -73,9 +82,67 @@ class Run:
             write_text(self._kept, json.dumps({"made_by": self.made_by, "result": result}) + "\n")
         return bool(result)
 
+    def set_aside_what_is_stale(self) -> list[str]:
+        """Rename what the workdir holds of another configuration, other data or other pre-training.
+
+        Return a line for each. A run that only lacks its last epochs stays.
+        """
+        stored = read_config(self.workdir)
+        if stored is not None and self.config:
+            config = ml_collections.ConfigDict(json.loads(self.config))
+            if (
+                configuration.differences(config, stored)
+                or self._is_of_other_data()
+                or self._starts_from_another()
+            ):
+                return [_rename(self.workdir)]
+        result, now = read_result(self.workdir), json.loads(self.data or "{}").get("test")
+        other = now is not None and {name: result.get(name) for name in now} != now
+        # An ensemble has no checkpoint of its own: what it was made of may have changed too.
+        if result and (other or (not self.config and not self.result())):
+            return [_rename(os.path.join(self.workdir, "eval.json"))]
+        return []
+
+    def _is_of_other_data(self) -> bool:
+        """Return whether the run learned from other data than there is now."""
+        stored, now = identity.read(self.workdir), json.loads(self.data or "{}")
+        return any(stored and stored[name] and now and stored[name] != now[name] for name in identity.SPLITS)
+
+    def _starts_from_another(self) -> bool:
+        """Return whether the run started from other parameters than those it is to start from now."""
+        origin = (identity.read(self.workdir) or {}).get("origin", {})
+        wanted = [need.result() for need in self.needs]
+        return any(
+            result.get("run") and (origin.get("run"), origin.get("step")) != (result["run"], result["step"])
+            for result in wanted
+        )
+
     @property
     def _kept(self) -> str:
         return os.path.join(self.workdir, "sweep.json")
+
+
+def _rename(path: str) -> str:
+    """Rename a file or folder to the first free name of path.old-1, path.old-2, …; return both."""
+    numbers = itertools.count(1)
+    aside = next(name for name in (f"{path}.old-{n}" for n in numbers) if not os.path.lexists(name))
+    os.rename(path, aside)
+    return f"{path} is kept as {aside}"
+
+
+def data_of(config) -> str:
+    """Return the identity of the splits that a run reads, as JSON, or "" if they cannot be opened here.
+
+    A run that cannot open them says why.
+    """
+    from alexnet_jax.datasets.source import open_source
+
+    try:
+        train, val, test = (open_source(config, f"{name}_split") for name in (*identity.SPLITS, "test"))
+        splits = {"train": identity.of_split(train), "val": identity.of_split(val)}
+        return json.dumps({**splits, "test": identity.of_result(test)}, sort_keys=True)
+    except InputError:
+        return ""
 
 
 def load_variants(sweep: str, config) -> list[Variant | Ensemble]:
@@ -125,8 +192,18 @@ class Plan:
     Of each line by its name: `overrides`, as flags; `task`, by which errors can be compared.
     """
 
-    def __init__(self, variants, config, config_file: str, given: dict, workdir: str, seeds: int):
+    def __init__(
+        self,
+        variants,
+        config,
+        config_file: str,
+        given: dict,
+        workdir: str,
+        seeds: int,
+        data_of: Callable[[Any], str] = lambda _: "",
+    ):
         """Plan `seeds` results of each line. Raises InputError for a variant that does not work."""
+        self._data_of, self._data = data_of, {}
         self.variants, self.overrides, self.task, self._configs = variants, {}, {}, {}
         self._config, self._config_file, self._given, self._workdir = config, config_file, given, workdir
         by_line = {}
@@ -168,7 +245,8 @@ class Plan:
                 f"--workdir={folder}",
             ]
             text = json.dumps(config.to_dict(), sort_keys=True)
-            runs.append(Run(variant.name, seed, folder, command, needs, config.num_epochs, text))
+            data = self._data_of_config(config)
+            runs.append(Run(variant.name, seed, folder, command, needs, config.num_epochs, text, data))
         return runs
 
     def _config_of(self, variant: Variant):
@@ -193,7 +271,7 @@ class Plan:
             for field, value in self._given.items()
             if field in ("data.dir", "data.manual_dir") or field.startswith("eval.")
         }
-        flags, runs = as_flags({**where, **variant.overrides}), []
+        flags, runs, data = as_flags({**where, **variant.overrides}), [], self._data_of_config(configs[0])
         for seed in range(seeds):
             needs = [
                 run for name, n in variant.members.items() for run in by_line[name][seed * n : seed * n + n]
@@ -203,8 +281,15 @@ class Plan:
                 *(sys.executable, "-m", "experiments.ensemble", *(need.workdir for need in needs), *flags),
                 f"--out={folder}/eval.json",
             ]
-            runs.append(Run(variant.name, seed, folder, command, needs))
+            runs.append(Run(variant.name, seed, folder, command, needs, data=data))
         return runs
+
+    def _data_of_config(self, config) -> str:
+        """Return `data_of` a configuration, opened once for all with the same fields."""
+        key = json.dumps(config.data.to_dict(), sort_keys=True)
+        if key not in self._data:
+            self._data[key] = self._data_of(config)
+        return self._data[key]
 
 
 def _task(config) -> tuple:
