@@ -207,13 +207,12 @@ def main(arguments: list[str]) -> int:
     if "seed" in overrides:
         raise InputError("--config.seed: every seed from 0 is run; give their number, --seeds")
     workdir = os.path.abspath(os.path.expanduser(given.workdir))
+    slurm = launchers.Submitit(workdir, _slurm_parameters(given.slurm)) if given.launcher == "slurm" else None
     variants = load_variants(given.sweep, config)
     plan = Plan(variants, config, given.config, overrides, workdir, given.seeds, data_of)
-    slurm = given.launcher == "slurm"
     unfinished = sum(not run.result() for run in plan.runs)
     jobs = max(1, min(given.jobs or (unfinished if slurm else 1), unfinished))
-    parameters = _slurm_parameters(given.slurm)
-    launcher = launchers.Submitit(workdir, parameters) if slurm else launchers.Local(jobs)
+    launcher = slurm or launchers.Local(jobs)
     flags = [f"--config={given.config}", f"--sweep={given.sweep}", *as_flags(overrides)]
     title = f"python -m experiments.sweep {shlex.join([*flags, f'--seeds={given.seeds}'])}"
     with take(workdir):

@@ -92,7 +92,7 @@ def _programs_are_marked(request, monkeypatch):
     start = subprocess.Popen.__init__
 
     def checked(self, command, *args, **kwargs):
-        if list(command)[:1] == [sys.executable]:
+        if list(command)[:1] in ([sys.executable], ["bash"]):
             refused()
         start(self, command, *args, **kwargs)  # such as uname, which TensorFlow Datasets asks
 

@@ -28,8 +28,9 @@ from alexnet_jax.pretrained.normalization import published_statistics
 from alexnet_jax.runtime.errors import InputError
 from alexnet_jax.runtime.mesh import make_mesh
 from alexnet_jax.step import abstract_state, init_state, make_activations
+from alexnet_jax.workdirs import identity
 from alexnet_jax.workdirs.checkpoint import Checkpoints
-from alexnet_jax.workdirs.workdir import read_config
+from alexnet_jax.workdirs.workdir import read_config, read_result
 from configs import caffe, no_communication, paper, quickstart, torchvision
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -170,7 +171,7 @@ def own_statistics():
 def test_an_own_run_goes_out_and_in_again(tmp_path):
     config = quickstart.get_config()
     state = init_state(config, make_mesh(config), optimizer.make(config))
-    weights._make_workdir(str(tmp_path / "own"), config, own_statistics(), state.params)
+    weights._make_workdir(str(tmp_path / "own"), config, own_statistics(), identity.DRAWN, state.params)
     tensors = exported(tmp_path / "own", tmp_path / "own.safetensors")
     assert tensors["conv2.weight"].shape == (48, 12, 5, 5) and tensors["fc6.weight"].shape == (512, 192)
 
@@ -204,7 +205,7 @@ def own_run(workdir, **changes):
     """A workdir of a small two-column network, with random weights; return its configuration."""
     config = narrow(quickstart, **{"model.width": 0.25, "model.lrn.enabled": False, "seed": 3, **changes})
     params = conversion.from_torch(layer_table(config), random_tensors(config))
-    weights._make_workdir(str(workdir), config, own_statistics(), params)
+    weights._make_workdir(str(workdir), config, own_statistics(), identity.DRAWN, params)
     return config
 
 
@@ -215,7 +216,12 @@ def test_an_imported_export_evaluates_to_the_last_digit(data_dir, tmp_path):
     weights.main(["import", str(tmp_path / "own.safetensors"), f"--workdir={tmp_path / 'again'}"])
     for workdir in ("own", "again"):
         evaluate.evaluate(read_config(str(tmp_path / workdir)), str(tmp_path / workdir))
-    assert (tmp_path / "again/eval.json").read_bytes() == (tmp_path / "own/eval.json").read_bytes()
+    own, again = (read_result(str(tmp_path / name)) for name in ("own", "again"))
+    assert again.pop("run") != own.pop("run") and again == own
+    stored = [identity.read(str(tmp_path / name)) for name in ("own", "again")]
+    assert stored[1]["origin"] == {
+        **stored[1]["origin"], "kind": "file", "run": stored[0]["run"], "step": 0,
+    }  # fmt: skip
 
 
 def test_flags_that_contradict_an_export_are_told_and_others_are_taken(tmp_path):
@@ -255,6 +261,7 @@ def test_flags_that_contradict_an_export_are_told_and_others_are_taken(tmp_path)
         assert (config.num_epochs, config.eval.views, config.data.dir, config.seed) == (9, 1, "DIR", 3)
 
 
+@pytest.mark.program
 def test_the_same_checkpoint_gives_the_same_file(tmp_path):
     own_run(tmp_path / "own")
     for seed in ("1", "2", "3"):
@@ -747,6 +754,7 @@ def test_a_mean_that_is_another_file_is_told(tmp_path):
         published_statistics("caffe", quickstart.get_config().data, str(tmp_path / "grey"))
 
 
+@pytest.mark.program
 def test_a_disk_that_is_full_is_one_line_and_leaves_nothing(tmp_path):
     """No file may be larger than 200 kB here: Orbax's threads fail, each with a page of its own."""
     (tmp_path / "net.caffemodel").write_bytes(caffemodel(random_tensors(narrow(caffe))))
@@ -1069,9 +1077,8 @@ def test_an_export_loads_into_pytorch_and_gives_our_logits(tmp_path):
 
     config = narrow(paper, 30)
     params = conversion.from_torch(layer_table(config), random_tensors(config))
-    weights._make_workdir(
-        str(tmp_path / "own"), config, published_statistics("caffe", config.data, None), params
-    )
+    stored = published_statistics("caffe", config.data, None)
+    weights._make_workdir(str(tmp_path / "own"), config, stored, identity.DRAWN, params)
     exported(tmp_path / "own", tmp_path / "own.safetensors")
     views = np.random.default_rng(1).uniform(-9, 9, (3, 224, 224, 3)).astype(np.float32)
     ours = logits_of(*params_of(tmp_path / "own"), views)

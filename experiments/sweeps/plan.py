@@ -16,15 +16,13 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-import ml_collections
-
 from alexnet_jax import config as configuration
 from alexnet_jax.datasets import fingerprints
 from alexnet_jax.runtime import command_line
 from alexnet_jax.runtime.errors import InputError
 from alexnet_jax.runtime.files import write_text
 from alexnet_jax.workdirs import identity
-from alexnet_jax.workdirs.workdir import read_config, read_result
+from alexnet_jax.workdirs.workdir import config_of, read_config, read_result
 from experiments.sweeps.variants import Ensemble, Variant
 
 FOLDER = "experiments/sweeps"
@@ -89,7 +87,7 @@ class Run:
         """
         stored = read_config(self.workdir)
         if stored is not None and self.config:
-            config = ml_collections.ConfigDict(json.loads(self.config))
+            config = config_of(json.loads(self.config))
             if (
                 configuration.differences(config, stored)
                 or self._is_of_other_data()
