@@ -85,7 +85,7 @@ _ANY = {bool: "True or False", int: "a whole number", float: "a number", str: "a
 
 # What decides a run's parameters: a workdir belongs to these values.
 _RUN_FIELDS = re.compile(
-    r"seed|batch_size|init_\w+|model\..*|augment\..*|optimizer\..*"
+    r"seed|batch_size|init_layers|model\..*|augment\..*|optimizer\..*"
     r"|data\.(name|channels|image_size|crop_size|normalization|reshuffle|\w+_split)"
 )
 _DATA_FIELDS = re.compile(r"data\.(name|\w+_split)")
@@ -229,9 +229,8 @@ def _read(field: str, text: Any) -> Any:
 
 
 def run_fields(config) -> dict[str, Any]:
-    """Return the fields that decide a run's parameters. The place of another run is not one: it may move."""
-    fields = dict(flatten(config))
-    return {field: fields[field] for field in fields if _RUN_FIELDS.fullmatch(field) and field != "init_from"}
+    """Return the fields that decide a run's parameters, besides the run that `init_from` names."""
+    return {field: value for field, value in flatten(config) if _RUN_FIELDS.fullmatch(field)}
 
 
 def differences(config, theirs, data: bool = True) -> str:

@@ -38,7 +38,7 @@ from alexnet_jax.step import (
     make_eval_step,
     make_train_step,
 )
-from alexnet_jax.transfer import layers_of_other_run
+from alexnet_jax.transfer import check_origin, layers_of_other_run
 from alexnet_jax.workdirs import identity, metrics
 from alexnet_jax.workdirs.checkpoint import METRIC, Checkpoints, has_checkpoints
 from alexnet_jax.workdirs.workdir import read_config, read_statistics, take, write_config
@@ -60,6 +60,7 @@ def train(config, workdir: str) -> None:
     train_source, val_source, test_source = processes.process_0_first(_open_data, config)
     processes.check_same(_fingerprints(train_source, val_source, test_source))
     former, taken = processes.all_processes(_former_identity, workdir), None
+    processes.all_processes(check_origin, config, workdir, former)
     origin = former["origin"] if former else identity.UNKNOWN if config.init_from else identity.DRAWN
     if config.init_from and not processes.from_process_0(has_checkpoints, workdir):
         taken, origin = layers_of_other_run(config, mesh)

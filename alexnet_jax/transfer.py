@@ -40,3 +40,24 @@ def layers_of_other_run(config, mesh) -> tuple[dict, dict]:
     log.info(f"starting from step {step} of {workdir}: {', '.join(config.init_layers)}")
     origin = {"kind": "run", "run": identity.of_workdir(workdir), "step": step, "workdir": workdir}
     return {layer: params[layer] for layer in config.init_layers}, origin
+
+
+def check_origin(config, workdir: str, former: identity.Identity | None) -> None:
+    """Raise InputError if the run of `workdir` started from another run than the one `init_from` names now.
+
+    `former` is its identity. The other run may have moved, or be gone.
+    """
+    stored = read_config(workdir)
+    if stored is None:
+        return
+    origin = former["origin"] if former else identity.UNKNOWN
+    there, here = origin.get("workdir", stored.init_from), os.path.expanduser(config.init_from)
+    if origin["kind"] == "run" and here:
+        same = identity.of_workdir(here) in (origin["run"], None)
+    else:
+        same = there == config.init_from
+    if not same:
+        raise InputError(
+            f"init_from: {workdir} started from {there or 'no other run'}, and this is"
+            f" {here or 'none'}; give the former, or another --workdir"
+        )

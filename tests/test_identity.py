@@ -160,10 +160,27 @@ def test_the_run_that_parameters_are_taken_from_is_recorded(trained, tmp_path):
     stored = identity.read(str(tmp_path / "tuned"))
     other = identity.of_workdir(str(workdir))
     assert stored["origin"] == {"kind": "run", "run": other, "step": 3, "workdir": str(workdir)}
-    config.num_epochs = 2  # what is recorded stays, also if the other run is gone
-    shutil.rmtree(workdir)
+    for init_from, words in (
+        ("", "and this is none"),
+        (str(tmp_path / "tuned"), "started from .*run, and this"),
+    ):
+        config.init_from = init_from
+        with pytest.raises(InputError, match=f"^init_from: .* {words}"):
+            train.train(config, str(tmp_path / "tuned"))
+    workdir.rename(tmp_path / "moved")
+    config.update(num_epochs=2, init_from=str(tmp_path / "moved"))
+    train.train(config, str(tmp_path / "tuned"))
+    config.num_epochs = 3  # what is recorded stays, also if the other run is gone
+    shutil.rmtree(tmp_path / "moved")
     train.train(config, str(tmp_path / "tuned"))
     assert identity.read(str(tmp_path / "tuned")) == stored
+    with pytest.raises(InputError, match=r"^init_from: .* started from no other run, and this is .*moved"):
+        train.train(config, str(trained_apart(folder, tmp_path / "apart")))
+
+
+def trained_apart(folder, workdir):
+    train.train(folders.config_of(folder, 4, init_layers=("conv1", "conv2"), num_epochs=3), str(workdir))
+    return workdir
 
 
 @pytest.mark.parametrize("classes", [["ant", "cow"], ["cow", "bee"], ["Cow", "ANT", "bee"]], ids="-".join)

@@ -1,5 +1,6 @@
 """experiments/sweep.py and ensemble.py: which runs, their order, ends and restarts, the table."""
 
+import contextlib
 import csv
 import dataclasses
 import json
@@ -16,19 +17,20 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from helpers import folders
 from helpers.sweeps import sweep_command
 
 from alexnet_jax import config as configuration
-from alexnet_jax import network, predict
+from alexnet_jax import network, predict, train
 from alexnet_jax.datasets.source import open_source
 from alexnet_jax.runtime.errors import InputError
 from alexnet_jax.workdirs.metrics import FIELDS
-from alexnet_jax.workdirs.workdir import read_config, write_config
+from alexnet_jax.workdirs.workdir import config_of, read_config, read_result, write_config, write_result
 from configs import paper, quickstart
 from experiments import ensemble
 from experiments.sweep import Sweep, _Progress, take
 from experiments.sweeps import launchers
-from experiments.sweeps.plan import Plan, Run, load_variants
+from experiments.sweeps.plan import Plan, Run, data_of, load_variants
 from experiments.sweeps.variants import Ensemble, Variant
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -477,6 +479,97 @@ def test_a_sweep_killed_in_the_middle_ends_with_the_same_table(swept, data_dir, 
     assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / "w" / "results.csv").read_text() == (folder / "results.csv").read_text()
     assert "resuming" in "".join(path.read_text() for path in tmp_path.glob("w/*/seed-0/console.log"))
+
+
+class NoStop(contextlib.nullcontext):
+    """Of a run in a thread, which cannot have signals; in place of runtime/stop.py's."""
+
+    def __enter__(self):
+        return self
+
+    def after(self, step):
+        return False
+
+
+@pytest.fixture
+def small_sweep(tmp_path, monkeypatch):
+    """(folder of pictures, all variants but the first, run(): the sweep, and the lines that it started)."""
+    folder = folders.make(tmp_path / "data", ["ant", "bee"])
+    config = folders.config_of(folder, 2)
+    _, *rest = variants = [
+        Variant("first", {}, ""),
+        Variant("tuned", {"init_layers": ("conv1",)}, "", init_from="first"),
+        Variant("other", {"model.activation": "tanh"}, ""),
+        Ensemble("both", {"first": 1, "other": 1}, ""),
+    ]
+
+    (tmp_path / "sweep").mkdir()
+    monkeypatch.setattr(train, "StopRequest", NoStop)
+
+    def run(variants=variants, **changes):
+        own = config.copy_and_resolve_references()
+        own.update_from_flattened_dict(changes)
+        plan = Plan(variants, own, "configs/quickstart.py", {}, str(tmp_path / "sweep"), 1, data_of)
+        sweep, lines = Sweep(plan, str(tmp_path / "sweep"), "title"), []
+        sweep.go(InProcess(own, lines), 1)
+        assert not sweep.failed
+        return sweep, lines
+
+    return folder, rest, run
+
+
+class InProcess:
+    """A launcher that trains and evaluates in this process."""
+
+    def __init__(self, config, started):
+        self.config, self.started = config, started
+
+    def run(self, run):
+        self.started.append(run.line)
+        if not run.config:
+            write_result(ensemble.ensemble([need.workdir for need in run.needs], {}), run.workdir)
+            return 0
+        config = config_of(json.loads(run.config))
+        config.init_from = "".join(need.workdir for need in run.needs)
+        train.train(config, run.workdir)
+        return 0
+
+
+def renamed(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*.old-*"))
+
+
+def test_a_sweep_makes_anew_what_changed_and_nothing_else(small_sweep, tmp_path, caplog):
+    caplog.set_level(logging.INFO, "alexnet_jax")
+    folder, rest, run = small_sweep
+    assert sorted(run()[1]) == ["both", "first", "other", "tuned"]
+    before = (tmp_path / "sweep" / "results.csv").read_text()
+    assert run()[1] == [] and not renamed(tmp_path / "sweep")
+    # The same data in another place.
+    moved = {"data.dir": str(shutil.copytree(folder, tmp_path / "copy"))}
+    run(**moved)
+    assert not renamed(tmp_path / "sweep")
+    assert (tmp_path / "sweep" / "results.csv").read_text() == before
+    # Other pre-training: what started from it and what it is part of are made anew, and nothing else.
+    old = read_result(str(tmp_path / "sweep/tuned/seed-0"))
+    variants = [Variant("first", {"model.dropout_rate": 0.25}, ""), *rest]
+    assert sorted(run(variants, **moved)[1]) == ["both", "first", "tuned"]
+    kept = ["both/seed-0/eval.json.old-1", "first/seed-0.old-1", "tuned/seed-0.old-1"]
+    assert renamed(tmp_path / "sweep") == kept and "is kept as" in caplog.text
+    assert read_result(str(tmp_path / "sweep/tuned/seed-0.old-1")) == old
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_sweep_does_not_take_old_figures_for_those_of_other_data(small_sweep, tmp_path, split):
+    folder, rest, run = small_sweep
+    first = run()[0].results
+    folders.picture(folder / split / "ant" / "0.bmp", np.random.default_rng(9), 1)
+    second, started = run()
+    assert sorted(started) == ["both", "first", "other", "tuned"]
+    assert len([name for name in renamed(tmp_path / "sweep") if name.endswith("seed-0.old-1")]) == 3
+    for name, result in second.results.items():
+        assert result["fingerprint"] == first[name]["fingerprint"] or split == "val"
+        assert result != first[name]
 
 
 def test_an_ensemble_is_the_mean_of_the_softmax_outputs(swept, data_dir):

@@ -96,8 +96,10 @@ class Run:
                 return [_rename(self.workdir)]
         result, now = read_result(self.workdir), json.loads(self.data or "{}").get("test")
         other = now is not None and {name: result.get(name) for name in now} != now
-        # An ensemble has no checkpoint of its own: what it was made of may have changed too.
-        if result and (other or (not self.config and not self.result())):
+        if not self.config:  # an ensemble
+            members = [(need.result().get("run"), need.result().get("step")) for need in self.needs]
+            other |= list(zip(result.get("runs", ()), result.get("steps", ()), strict=False)) != members
+        if result and other:
             return [_rename(os.path.join(self.workdir, "eval.json"))]
         return []
 
