@@ -76,12 +76,13 @@ def test_numbers_of_every_network_and_of_all(monkeypatch, capsys):
     "flags, words",
     [
         ((), "DIR"),
-        (("nowhere",), "nowhere: has no config.json"),
+        (("{folder}/nowhere",), "nowhere: has no config.json"),
         (("{grey}",), "seed-0: its images have 1 channel"),
         (("{grey}", "--config.eval.step=5000"), "eval.step: 5000 is not in"),
     ],
 )
-def test_bad_input_is_named(flags, words, swept):
+def test_bad_input_is_named(flags, words, swept, tmp_path):
+    places = {"grey": swept[0] / "tanh" / "seed-0", "folder": tmp_path}
     with pytest.raises(InputError) as error:
-        columns.main([flag.format(grey=swept[0] / "tanh" / "seed-0") for flag in flags])
+        columns.main([flag.format(**places) for flag in flags])
     assert words in str(error.value) and len(str(error.value).splitlines()) == 1

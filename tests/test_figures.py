@@ -207,7 +207,7 @@ def test_nearest_images_are_those_of_all_distances(swept):
         (("--workdir=x",), "^NAME: missing"),
         (("figure9", "--workdir=x"), "NAME: expected one of curves, effects, .* got .figure9"),
         (("curves",), "--workdir"),
-        (("curves", "--workdir=nowhere"), "nowhere"),
+        (("curves", "--workdir={folder}/nowhere"), "nowhere"),
         (("figure3", "--workdir={runs}"), "is of one workdir; these are 4"),
         (("figure1", "--workdir={run}", "--workdir={run}"), "another run with relu and seed 0"),
         (
@@ -236,7 +236,7 @@ def test_nearest_images_are_those_of_all_distances(swept):
     ],
 )
 def test_bad_input_is_named(flags, words, runs, tmp_path):
-    places = {"runs": runs, "run": runs / "relu" / "seed-0"}
+    places = {"folder": tmp_path, "runs": runs, "run": runs / "relu" / "seed-0"}
     header = "variant,top1_difference,top1_difference_error\n"
     for name, content in (
         ("table", header + "first,,\n"),

@@ -279,7 +279,7 @@ def test_a_run_may_start_from_the_layers_of_another(finished, data_dir, tmp_path
 def test_layers_that_cannot_be_taken_are_named(finished, data_dir, tmp_path):
     source, _ = finished
     for flags, words in (
-        (["--config.init_from=nowhere"], "init_from: nowhere has no config.json"),
+        ([f"--config.init_from={tmp_path}/nowhere"], f"init_from: {tmp_path}/nowhere has no config.json"),
         ([f"--config.init_from={source}", "--config.init_layers=('conv9',)"], "init_layers: 'conv9'"),
         ([f"--config.init_from={source}", "--config.model.layers.fc7.features=256"], "init_layers: fc7 is"),
     ):
@@ -356,7 +356,7 @@ QUICKSTART = "--config=configs/quickstart.py"
         ((QUICKSTART, "--config.batch_size=33", "--config.mesh.data=2"), ("batch_size", "33")),
         ((QUICKSTART, "--config.model.columns=1", "--config.mesh.column=2"), ("mesh.column", "2")),
         ((QUICKSTART, "--config.data.crop_size=6"), ("model.pool.size", "crop_size")),
-        ((QUICKSTART, "--mode=eval", "--workdir=nowhere"), ("nowhere", "config.json")),
+        ((QUICKSTART, "--mode=eval", "--workdir={folder}/nowhere"), ("nowhere", "config.json")),
         (("--config.eval.views=1",), ("--config.eval.views: comes with --config=", "missing")),
         (("--mode=eval", "--config.eval.views=1", "--workdir="), ("--config.eval.views: comes with",)),
         (("--mode=eval", "--config.eval.views=1"), ("has no config.json",)),
@@ -366,7 +366,7 @@ def test_a_mistake_in_the_flags_is_named_and_writes_nothing(flags, words, tmp_pa
     monkeypatch.chdir(ROOT)
     workdir = () if any(flag.startswith("--workdir") for flag in flags) else (f"--workdir={tmp_path / 'x'}",)
     with pytest.raises(InputError) as error:
-        main.main([*flags, *workdir])
+        main.main([*(flag.format(folder=tmp_path) for flag in flags), *workdir])
     message = str(error.value)
     assert all(word in message for word in words) and "\n" not in message
     assert not (tmp_path / "x").exists()
