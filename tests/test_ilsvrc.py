@@ -117,7 +117,8 @@ def test_tfds_reads_the_data_set_as_one_of_its_own(whole):
     ours = examples(config, "validation")
     for record in builder.as_data_source("validation"):
         image, label = ours[record["file_name"].decode()]
-        assert record["label"] == label and np.array_equal(record["image"], image)
+        assert record["label"] == label
+        np.testing.assert_array_equal(record["image"], image)
 
 
 @pytest.mark.parametrize("buffer", [1 << 40, 1 << 12], ids=["in memory", "on disk"])
@@ -418,7 +419,8 @@ def test_the_raw_store_of_another_size_and_greyscale(whole):
     config = whole[0].copy_and_resolve_references()
     config.update_from_flattened_dict(changes)
     ours, theirs = raw_of(config).read([2, 0]), open_source(config, "test_split").read([2, 0])
-    assert ours[0].shape == (2, 37, 37, 1) and np.array_equal(ours[0], theirs[0])
+    assert ours[0].shape == (2, 37, 37, 1)
+    np.testing.assert_array_equal(ours[0], theirs[0])
 
 
 @pytest.mark.parametrize("kind", ["images", "labels"])

@@ -56,7 +56,7 @@ def test_every_epoch_has_every_example_once_in_a_new_order():
     examples, batch = 103, 10
     order = np.concatenate([examples_of_step(3, step, batch, examples) for step in range(42)])
     epochs = order[: 4 * examples].reshape(4, examples)
-    assert (np.sort(epochs, axis=1) == np.arange(examples)).all()
+    np.testing.assert_array_equal(np.sort(epochs, axis=1), np.tile(np.arange(examples), (4, 1)))
     assert len({tuple(epoch) for epoch in epochs}) == 4
     other_seed = examples_of_step(4, 0, examples, examples)
     assert not (other_seed == epochs[0]).all()
@@ -86,8 +86,8 @@ def test_batches_do_not_depend_on_where_the_run_started():
     tail = list(training_batches(source, config, sharding(), 13, 20))
     assert len(whole) == 20 and len(tail) == 7
     for (_, a), (_, b) in zip(whole[13:], tail, strict=True):
-        assert np.array_equal(a, b)
-    assert np.array_equal(whole[4][1], examples_of_step(config.seed, 4, 8, 50))
+        np.testing.assert_array_equal(a, b)
+    np.testing.assert_array_equal(whole[4][1], examples_of_step(config.seed, 4, 8, 50))
 
 
 def test_devices_of_the_data_axis_hold_their_rows_of_the_batch():
@@ -97,7 +97,7 @@ def test_devices_of_the_data_axis_hold_their_rows_of_the_batch():
     assert images.shape == (8, 2, 2, 1) and [len(s.data) for s in labels.addressable_shards] == [2] * 4
     order = examples_of_step(config.seed, 0, 8, 50)
     for shard in labels.addressable_shards:
-        assert np.array_equal(shard.data, order[shard.index])
+        np.testing.assert_array_equal(shard.data, order[shard.index])
 
 
 def test_both_columns_of_a_pair_hold_the_same_rows():
@@ -108,7 +108,7 @@ def test_both_columns_of_a_pair_hold_the_same_rows():
     _, labels = next(training_batches(Numbers(50), config, both, 0, 1))
     by_device = {shard.device: np.asarray(shard.data) for shard in labels.addressable_shards}
     for first, second in devices:
-        assert np.array_equal(by_device[first], by_device[second])
+        np.testing.assert_array_equal(by_device[first], by_device[second])
 
 
 # How the devices of two processes (0 and 1 are the first's) are laid over the axes data and column: each
@@ -169,7 +169,7 @@ def test_two_processes_read_the_batches_of_one_wherever_they_start(data_dir, tmp
                     for device in devices:
                         start = position * rows
                         got = of_process[device // 2][f"{number} {first} {step} {start} {kind}"]
-                        assert np.array_equal(got, expected[start : start + rows])
+                        np.testing.assert_array_equal(got, expected[start : start + rows])
 
 
 @pytest.mark.parametrize("examples", [1, 8, 9, 23])
@@ -190,10 +190,10 @@ def test_fit_takes_the_central_square_of_the_shorter_side():
         resized = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
         top, left = (resized.shape[0] - 64) // 2, (resized.shape[1] - 64) // 2
         expected = resized[top : top + 64, left : left + 64]
-        assert np.array_equal(fit(image, 64, 3), expected)
+        np.testing.assert_array_equal(fit(image, 64, 3), expected)
     grey = rng.integers(0, 256, (64, 64, 1), np.uint8)
-    assert np.array_equal(fit(grey, 64, 3), np.repeat(grey, 3, axis=2))
-    assert fit(np.full((64, 64, 3), 9, np.uint8), 64, 1).tolist() == np.full((64, 64, 1), 9).tolist()
+    np.testing.assert_array_equal(fit(grey, 64, 3), np.repeat(grey, 3, axis=2))
+    np.testing.assert_array_equal(fit(np.full((64, 64, 3), 9, np.uint8), 64, 1), np.full((64, 64, 1), 9))
 
 
 def idx(name):

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from helpers.arrays import assert_same_trees
 from helpers.runs import rows
 
 from alexnet_jax import main, train
@@ -56,8 +57,7 @@ def params_at(workdir, step):
 
 def same_end(one, other):
     a, b = params_at(one, LAST_STEP), params_at(other, LAST_STEP)
-    assert jax.tree.structure(a) == jax.tree.structure(b)
-    assert all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+    assert_same_trees(a, b)
     assert rows(one) == rows(other)
     read = [json.loads((pathlib.Path(workdir) / "eval.json").read_text()) for workdir in (one, other)]
     assert read[0] == read[1]

@@ -65,7 +65,7 @@ def test_predictions_are_those_that_evaluation_counts(workdir):
     network = predict.Network(config, workdir)
     parts = [network.probabilities(pictures[start : start + 40]) for start in (0, 40, 80)]
     probabilities = np.concatenate(parts)
-    assert np.allclose(probabilities.sum(axis=1), 1, atol=1e-5)
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-5)
     assert (probabilities.argmax(axis=1) != labels).mean() == pytest.approx(
         read_result(workdir)["top1_error"]
     )
