@@ -12,6 +12,7 @@ from alexnet_jax.datasets.labels import check_labels, with_labels_of
 from alexnet_jax.datasets.source import open_source
 from alexnet_jax.runtime import processes, progress
 from alexnet_jax.runtime.errors import InputError
+from alexnet_jax.runtime.files import StrPath
 from alexnet_jax.runtime.mesh import batch_sharding, make_mesh, replicated
 from alexnet_jax.step import abstract_state, make_eval_step
 from alexnet_jax.workdirs.checkpoint import Checkpoints
@@ -45,7 +46,7 @@ def error_rates(eval_step, params, source, config, mesh, statistics) -> dict[str
     }
 
 
-def evaluate(config, workdir: str) -> None:
+def evaluate(config, workdir: StrPath) -> None:
     """Evaluate a checkpoint of a workdir, eval.step, on data.test_split and write eval.json."""
     stored = processes.all_processes(_statistics_of_writable, workdir)
     mesh = make_mesh(config, ("eval.batch_size",))
@@ -62,7 +63,7 @@ def evaluate(config, workdir: str) -> None:
     log.info(f"{in_words(result)}; written to {workdir}/eval.json")
 
 
-def is_done(config, workdir: str, step: int | None) -> bool:
+def is_done(config, workdir: StrPath, step: int | None) -> bool:
     """Return whether eval.json is of checkpoint `step` with this configuration; say so if it is."""
     result = read_result(workdir)
     wanted = {
@@ -78,7 +79,7 @@ def is_done(config, workdir: str, step: int | None) -> bool:
     return done
 
 
-def _statistics_of_writable(workdir: str) -> dict:
+def _statistics_of_writable(workdir: StrPath) -> dict:
     if not os.access(workdir, os.W_OK):
         raise InputError(f"--workdir={workdir}: cannot be written, and eval.json goes there; copy it first")
     return read_statistics(workdir)
@@ -102,7 +103,7 @@ def test_source(config, stored: dict):
     return with_labels_of(stored.get("label_names", ()), source)
 
 
-def stored_params(config, workdir: str, mesh) -> tuple[int, dict]:
+def stored_params(config, workdir: StrPath, mesh) -> tuple[int, dict]:
     """Restore (step, params) of a checkpoint of a workdir, eval.step, on the mesh. Raises InputError."""
     abstract = abstract_state(config, mesh, optimizer.make(config))
     with Checkpoints(workdir) as checkpoints:

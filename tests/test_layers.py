@@ -69,13 +69,14 @@ CONVOLUTIONS = {  # input size, kernel size, stride, padding
 def test_conv_equals_loops(case):
     size, kernel_size, stride, padding = case
     x, kernel = draw(0, 2, size, size, 2), draw(1, kernel_size, kernel_size, 2, 3)
-    assert_near(layers.conv(x, kernel, stride, padding), conv_loops(x, kernel, stride, padding))
+    got = layers.conv(jnp.asarray(x), jnp.asarray(kernel), stride, padding)
+    assert_near(got, conv_loops(x, kernel, stride, padding))
 
 
 def assert_equals_loops(conv, x, kernel, stride, padding):
     """With its gradients."""
     want = conv_loops(x, kernel, stride, padding)
-    assert_near(conv(x, kernel), want)
+    assert_near(conv(jnp.asarray(x), jnp.asarray(kernel)), want)
     weights = draw(2, *want.shape)
     got = jax.grad(lambda x, kernel: (weights * conv(x, kernel)).sum(), (0, 1))(x, kernel)
     for gradient, want in zip(got, conv_gradients(x, kernel, stride, padding, weights), strict=True):
@@ -347,7 +348,8 @@ def test_spatial_norm_equals_the_formula_with_its_gradient():
             b[:, i, j] = a[:, i, j] / (k + alpha * (near**2).sum((1, 2))) ** beta
         return b
 
-    assert_near(layers.spatial_norm(x, size, k, alpha, beta), loops(x.astype(np.float64)))
+    got = layers.spatial_norm(jnp.asarray(x), size, k, alpha, beta)
+    assert_near(got, loops(x.astype(np.float64)))
     weights, want = draw(1, *x.shape), np.empty(x.shape)
     for index in np.ndindex(x.shape):
         d = np.zeros(x.shape)
@@ -363,7 +365,7 @@ def keys(*seeds):
 
 @pytest.mark.parametrize("rate", [0.5, 0.2])
 def test_dropout_in_training_drops_at_its_rate_and_does_not_rescale(rate):
-    x = draw(0, 20, 5000)
+    x = jnp.asarray(draw(0, 20, 5000))
     got = np.asarray(layers.dropout(x, rate, keys(*range(20))))
     kept = got != 0
     np.testing.assert_array_equal(got[kept], x[kept])
@@ -373,18 +375,18 @@ def test_dropout_in_training_drops_at_its_rate_and_does_not_rescale(rate):
 
 def test_dropout_at_test_multiplies_by_what_was_kept():
     x = draw(0, 3, 4, 4, 2)
-    np.testing.assert_allclose(layers.dropout(x, 0.2, None), x * np.float32(0.8), rtol=1e-6)
+    np.testing.assert_allclose(layers.dropout(jnp.asarray(x), 0.2, None), x * np.float32(0.8), rtol=1e-6)
 
 
 def test_inverted_dropout_scales_in_training_and_not_at_test():
-    x = draw(0, 2, 1000)
+    x = jnp.asarray(draw(0, 2, 1000))
     plain, inverted = (np.asarray(layers.dropout(x, 0.2, keys(0, 1), scale)) for scale in ("test", "train"))
     np.testing.assert_allclose(inverted, plain / np.float32(0.8), rtol=1e-6)
     np.testing.assert_array_equal(layers.dropout(x, 0.2, None, "train"), x)
 
 
 def test_dropout_of_a_row_depends_on_its_own_key_only():
-    x = np.ones((4, 300), np.float32)
+    x = jnp.ones((4, 300))
     together = np.asarray(layers.dropout(x, 0.5, keys(7, 8, 9, 7)))
     np.testing.assert_array_equal(together[0], together[3])
     assert (together[0] != together[1]).any() and (together[1] != together[2]).any()
@@ -395,7 +397,7 @@ def test_dropout_of_a_row_depends_on_its_own_key_only():
 
 
 def test_gradient_of_dropout_passes_through_what_was_kept():
-    x = draw(0, 2, 100)
+    x = jnp.asarray(draw(0, 2, 100))
     got = layers.dropout(x, 0.5, keys(0, 1))
     gradient = jax.jit(jax.grad(lambda x: layers.dropout(x, 0.5, keys(0, 1)).sum()))(x)
     np.testing.assert_array_equal(gradient, np.asarray(got) != 0)

@@ -21,6 +21,7 @@ import orbax.checkpoint as ocp
 
 from alexnet_jax.runtime import processes
 from alexnet_jax.runtime.errors import InputError
+from alexnet_jax.runtime.files import StrPath
 
 log = logging.getLogger("alexnet_jax")
 
@@ -31,7 +32,7 @@ _ASIDE = "damaged-"
 _PATIENCE = 20  # seconds; those that could read a checkpoint stay in Orbax, waiting for one that could not
 
 
-def has_checkpoints(workdir: str) -> bool:
+def has_checkpoints(workdir: StrPath) -> bool:
     """Return whether the workdir has a checkpoint, readable or not."""
     folder = os.path.join(workdir, "checkpoints")
     names = os.listdir(folder) if os.path.isdir(folder) else []
@@ -41,7 +42,7 @@ def has_checkpoints(workdir: str) -> bool:
 class Checkpoints:
     """The checkpoints of one workdir. Leaving the `with` block waits for what is being written."""
 
-    def __init__(self, workdir: str, keep: int | None = None):
+    def __init__(self, workdir: StrPath, keep: int | None = None):
         """`keep` latest ones besides the best; None only reads, also beside a run that is going on."""
         self._folder = os.path.join(os.path.abspath(workdir), "checkpoints")
         if keep is None:
