@@ -133,7 +133,7 @@ def test_effects_are_the_tables_differences_in_points(tmp_path):
     (axes,) = effects.draw(str(tmp_path)).axes
     assert [label.get_text() for label in axes.get_yticklabels()] == ["better  -1.00 ± 0.25", "once  +20.00"]
     points, _, (bars,) = axes.containers[0].lines
-    np.testing.assert_allclose(points.get_xdata(), [-1, 20])
+    np.testing.assert_allclose(np.asarray(points.get_xdata(), float), [-1, 20])
     np.testing.assert_allclose(bars.get_segments()[0][:, 0], [-1.25, -0.75])
     assert axes.get_xlim()[0] < -1.2 and axes.get_xlim()[1] > 20
     figures.main(["effects", f"--workdir={tmp_path}"])

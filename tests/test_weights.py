@@ -752,7 +752,9 @@ def test_imported_weights_give_torchs_outputs_and_errors(config, tmp_path):
     stored, params = params_of(workdir)
     mesh = make_mesh(stored)
     views = jax.jit(
-        lambda pixels: augment.test_view(pixels, np.array(augment.test_views(stored, 1)[0]), arrays, stored)
+        lambda pixels: augment.test_view(
+            pixels, jax.numpy.array(augment.test_views(stored, 1)[0]), arrays, stored
+        )
     )
     arrays = evaluate.on_devices(statistics.load(workdir / "statistics.npz"), mesh)
     ours = np.asarray(make_activations(stored, mesh)(params, views(pixels))[0])

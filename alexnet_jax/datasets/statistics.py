@@ -77,7 +77,8 @@ def save(path, arrays: dict[str, np.ndarray]) -> None:
 def load(path) -> dict[str, np.ndarray] | None:
     """Read what `save` wrote, or return None if there is nothing that can be read."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # Opened here: given a path, np.load leaves the file of a damaged archive open.
+        with open(path, "rb") as content, np.load(content, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         return arrays if set(ARRAYS) <= set(arrays) else None
     except (OSError, ValueError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error):
