@@ -24,6 +24,7 @@ import ml_collections
 
 from alexnet_jax.runtime.command_line import call_file
 from alexnet_jax.runtime.errors import InputError, nearest
+from alexnet_jax.runtime.files import StrPath
 from alexnet_jax.workdirs.workdir import read_config
 
 OPS = ("activation", "lrn", "spatial_norm", "pool", "average_pool", "dropout")
@@ -184,7 +185,7 @@ def load(file: str | None, overrides: Overrides = _NONE) -> ml_collections.Confi
     return config
 
 
-def of_run(workdir: str, overrides: Overrides = _NONE) -> ml_collections.ConfigDict:
+def of_run(workdir: StrPath, overrides: Overrides = _NONE) -> ml_collections.ConfigDict:
     """Return config.json of a workdir, changed by `overrides` in what a run may change."""
     config = read_config(workdir)
     if config is None:
@@ -250,7 +251,7 @@ def differences(config, theirs, data: bool = True) -> str:
     return "; ".join(f"{f} is {there.get(f)!r} there, {here.get(f)!r} here" for f in differing[:5]) + more
 
 
-def check_same_run(config, workdir: str, data: bool = True) -> None:
+def check_same_run(config, workdir: StrPath, data: bool = True) -> None:
     """Raise InputError, naming the fields that differ, if `workdir` holds a run of another configuration.
 
     Without `data`, the data set and its splits may differ: a network can be evaluated on any.

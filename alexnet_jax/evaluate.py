@@ -13,6 +13,7 @@ from alexnet_jax.datasets.labels import check_labels, with_labels_of
 from alexnet_jax.datasets.source import Source, open_source
 from alexnet_jax.runtime import processes, progress
 from alexnet_jax.runtime.errors import InputError
+from alexnet_jax.runtime.files import StrPath
 from alexnet_jax.runtime.mesh import batch_sharding, make_mesh, replicated
 from alexnet_jax.step import abstract_state, make_eval_step
 from alexnet_jax.workdirs import identity
@@ -47,7 +48,7 @@ def error_rates(eval_step, params, source: Source, config, mesh, statistics) -> 
     }
 
 
-def evaluate(config, workdir: str) -> None:
+def evaluate(config, workdir: StrPath) -> None:
     """Evaluate a checkpoint of a workdir, eval.step, on data.test_split and write eval.json."""
     stored = processes.all_processes(_statistics_of_writable, workdir)
     mesh = make_mesh(config, ("eval.batch_size",))
@@ -65,7 +66,7 @@ def evaluate(config, workdir: str) -> None:
     log.info(f"{in_words(result)}; written to {workdir}/eval.json")
 
 
-def is_done(config, workdir: str, source: Source, step: int | None) -> bool:
+def is_done(config, workdir: StrPath, source: Source, step: int | None) -> bool:
     """Return whether eval.json is of checkpoint `step` on the test split `source`; say so, or what is not."""
     result, wanted = read_result(workdir), _task(config, workdir, source, step)
     other = [name for name in wanted if result.get(name) != wanted[name]]
@@ -77,13 +78,13 @@ def is_done(config, workdir: str, source: Source, step: int | None) -> bool:
     return bool(result) and not other
 
 
-def _task(config, workdir: str, source: Source, step: int | None) -> dict[str, Any]:
+def _task(config, workdir: StrPath, source: Source, step: int | None) -> dict[str, Any]:
     """Return what decides the error rates: the data, the views and the weights."""
     data = {"data": config.data.name, "split": config.data.test_split, **identity.of_result(source)}
     return {**data, "views": config.eval.views, "run": identity.of_workdir(workdir), "step": step}
 
 
-def _statistics_of_writable(workdir: str) -> dict:
+def _statistics_of_writable(workdir: StrPath) -> dict:
     if not os.access(workdir, os.W_OK):
         raise InputError(f"--workdir={workdir}: cannot be written, and eval.json goes there; copy it first")
     return read_statistics(workdir)
@@ -105,7 +106,7 @@ def test_source(config) -> Source:
     return source
 
 
-def stored_params(config, workdir: str, mesh) -> tuple[int, dict]:
+def stored_params(config, workdir: StrPath, mesh) -> tuple[int, dict]:
     """Restore (step, params) of a checkpoint of a workdir, eval.step, on the mesh. Raises InputError."""
     abstract = abstract_state(config, mesh, optimizer.make(config))
     with Checkpoints(workdir) as checkpoints:

@@ -14,6 +14,7 @@ import numpy as np
 from alexnet_jax import config as configuration
 from alexnet_jax.runtime import command_line
 from alexnet_jax.runtime.errors import InputError, printable, reason
+from alexnet_jax.runtime.files import StrPath
 
 BATCH = 32
 CORRECT, OTHER = "#D55E00", "#0072B2"  # vermilion and blue, which are told apart without colour vision
@@ -22,7 +23,7 @@ CORRECT, OTHER = "#D55E00", "#0072B2"  # vermilion and blue, which are told apar
 class Network:
     """A checkpoint of a workdir, eval.step, on one place of the mesh's axis `data`."""
 
-    def __init__(self, config, workdir: str):
+    def __init__(self, config, workdir: StrPath):
         """Open the checkpoint. Raises InputError if it cannot be opened."""
         # Imported here, as below, so that a mistake in the flags is reported at once.
         from alexnet_jax import evaluate

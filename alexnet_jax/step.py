@@ -42,7 +42,8 @@ class TrainState(flax.struct.PyTreeNode):
 
 def _network(config, mesh: Mesh) -> Network:
     """Return the columns that one device of the mesh holds."""
-    return Network(config, 1 if AXIS in mesh.axis_names else config.model.columns)
+    here = 1 if AXIS in mesh.axis_names else config.model.columns
+    return Network(ml_collections.FrozenConfigDict(config), here)
 
 
 def _is_shared(path) -> bool:

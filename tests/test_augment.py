@@ -139,15 +139,14 @@ def test_a_view_depends_on_its_own_image_and_key_only():
 
 def test_colour_noise_has_the_papers_covariance():
     number, statistics = 40_000, statistics_of()
-    noise = np.asarray(
-        jax.jit(jax.vmap(lambda key: augment.color_noise(key, 0.1, statistics)))(keys(number)), np.float64
-    )
+    draw = jax.vmap(functools.partial(augment.color_noise, std=0.1, statistics=jax.device_put(statistics)))
+    noise = np.asarray(jax.jit(draw)(keys(number)), np.float64)
     vectors, deviations = statistics["eigenvectors"], statistics["standard_deviations"]
     want = 0.1**2 * vectors @ np.diag(deviations**2) @ vectors.T
     # Of Gaussians, E[x_i x_j] over n draws has the variance (S_ii S_jj + S_ij^2) / n.
     bound = 5 * np.sqrt((np.outer(np.diag(want), np.diag(want)) + want**2) / number)
-    assert (np.abs(noise.T @ noise / number - want) < bound).all()
-    assert (np.abs(noise.mean(axis=0)) < 5 * np.sqrt(np.diag(want) / number)).all()
+    np.testing.assert_array_less(np.abs(noise.T @ noise / number - want), bound)
+    np.testing.assert_array_less(np.abs(noise.mean(axis=0)), 5 * np.sqrt(np.diag(want) / number))
 
 
 @pytest.mark.parametrize("normalization", ["mean_image", "channel_mean_std"])
@@ -182,7 +181,9 @@ def test_views_for_evaluation_equal_slices():
     images, statistics = images_of(3), statistics_of()
     config = config_of()
     centred = images - statistics["mean_image"]
-    view = jax.jit(lambda view: augment.test_view(jnp.asarray(images), view, statistics, config))
+    view = jax.jit(
+        lambda view: augment.test_view(jnp.asarray(images), view, jax.device_put(statistics), config)
+    )
     for top, left, flip in augment.test_views(config, 10):
         want = centred[:, top : top + 8, left : left + 8]
         got = view(jnp.array((top, left, flip), jnp.int32))
@@ -191,16 +192,16 @@ def test_views_for_evaluation_equal_slices():
 
 
 def test_channel_normalization_subtracts_the_mean_and_divides_by_the_deviation():
-    images, statistics = images_of(3), statistics_of()
+    images, statistics = images_of(3), jax.device_put(statistics_of())
     config = config_of(normalization="channel_mean_std")
-    got = augment.test_view(jnp.asarray(images), np.array((1, 3, 0)), statistics, config)
+    got = augment.test_view(jnp.asarray(images), jnp.array((1, 3, 0)), statistics, config)
     want = (images[:, 1:9, 3:11].astype(np.float64) - [120, 110, 100]) / [60, 50, 70]
     np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-7)
 
 
 def test_images_of_a_group_share_crop_and_flip_and_nothing_else():
-    config, statistics = config_of(pca_std=0.1), statistics_of()
-    images = np.repeat(images_of(1), 6, axis=0)
+    config, statistics = config_of(pca_std=0.1), jax.device_put(statistics_of())
+    images = jnp.repeat(images_of(1), 6, axis=0)
     shared = keys(6)[jnp.array([0, 0, 0, 3, 3, 3])]
     views = augment.train_views(images, keys(6), statistics, config, crop_keys=shared)
     plain = config_of()
@@ -221,13 +222,14 @@ def test_the_centre_of_the_mean_image_may_serve_every_crop():
         found(view, {place: crop - mean[2:10, 2:10] for place, crop in crops.items()})
     for view in augment.test_views(config, 10):
         top, left, flip = view
-        got = augment.test_view(images[:1], np.array(view), statistics, config)[0]
+        arrays = jnp.asarray(images[:1]), jnp.array(view), jax.device_put(statistics)
+        got = augment.test_view(*arrays, config)[0]
         want = images[0, top : top + 8, left : left + 8].astype(np.float32)
         np.testing.assert_array_equal(got, (want[:, ::-1] if flip else want) - mean[2:10, 2:10])
 
 
 def test_noise_comes_with_its_divisor_and_ends_with_it():
-    images, statistics = images_of(5), statistics_of()
+    images, statistics = jax.device_put((images_of(5), statistics_of()))
     plain, divided = config_of(pca_std=0.1), config_of(pca_std=0.1, pca_divisor=1.1)
     noisy = augment.train_views(images, keys(5), statistics, plain)
     got = augment.train_views(images, keys(5), statistics, divided)

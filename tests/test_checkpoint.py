@@ -11,6 +11,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+from helpers.arrays import assert_same_trees
 
 from alexnet_jax import optimizer
 from alexnet_jax.runtime import processes
@@ -50,11 +51,6 @@ def steps(folder):
     return sorted(int(name) for name in os.listdir(folder / "checkpoints") if name.isdigit())
 
 
-def same(a, b):
-    leaves = zip(jax.tree.leaves(jax.device_get(a)), jax.tree.leaves(jax.device_get(b)), strict=True)
-    return all(np.array_equal(x, y) for x, y in leaves)
-
-
 @pytest.mark.parametrize(
     "errors, kept, best",
     [
@@ -71,7 +67,8 @@ def test_the_best_and_the_latest_are_kept(tmp_path, state, errors, kept, best):
     with Checkpoints(tmp_path, 2) as checkpoints:
         assert (checkpoints.best_step(), checkpoints.latest_step()) == (best, max(errors))
         step, params = checkpoints.restore_params(state[1].params)
-        assert step == best and same(params, at(state[0], best).params)
+        assert step == best
+        assert_same_trees(params, at(state[0], best).params)
 
 
 def test_what_is_saved_is_not_what_the_next_step_writes(tmp_path, state):
@@ -85,7 +82,7 @@ def test_what_is_saved_is_not_what_the_next_step_writes(tmp_path, state):
         for _ in range(20):
             start = advance(start)
     with Checkpoints(tmp_path) as checkpoints:
-        assert same(checkpoints.restore_latest(state[1]), expected)
+        assert_same_trees(checkpoints.restore_latest(state[1]), expected)
 
 
 @pytest.mark.parametrize("data, column", [(1, 1), (2, 1), (2, 2)])
@@ -94,7 +91,7 @@ def test_a_checkpoint_opens_on_every_placement(tmp_path, state, data, column):
     _, abstract = states(data, column)
     with Checkpoints(tmp_path) as checkpoints:
         restored = checkpoints.restore_latest(abstract)
-    assert same(restored, at(state[0], 3))
+    assert_same_trees(restored, at(state[0], 3))
     assert restored.params["conv2"]["kernel"].sharding == abstract.params["conv2"]["kernel"].sharding
 
 
@@ -119,13 +116,13 @@ def test_a_checkpoint_that_was_cut_short_is_skipped_with_a_warning(tmp_path, sta
         name = folder / victim.relative_to(tmp_path / "whole")
         os.truncate(name, name.stat().st_size // 2)
         with Checkpoints(folder, 2) as checkpoints:
-            assert same(checkpoints.restore_latest(state[1]), at(state[0], 1)), victim
+            assert_same_trees(checkpoints.restore_latest(state[1]), at(state[0], 1))
             assert "checkpoints/2 cannot be read" in said(caplog)[-1] and "\n" not in said(caplog)[-1]
             # The step can be saved again, and the damaged one is still there to look at.
             checkpoints.save(at(state[0], 2), {METRIC: 0.05})
         assert steps(folder) == [1, 2] and (folder / "checkpoints" / "damaged-2").is_dir()
         with Checkpoints(folder, 2) as checkpoints:
-            assert same(checkpoints.restore_latest(state[1]), at(state[0], 2))
+            assert_same_trees(checkpoints.restore_latest(state[1]), at(state[0], 2))
 
 
 # Restores the checkpoint 1 of each folder, whose checkpoint 2 is damaged, and lives on for a while.
@@ -179,7 +176,7 @@ def test_a_damaged_checkpoint_changes_nothing_in_the_process(tmp_path, state):
         os.truncate(name, name.stat().st_size // 2)
     before = globals_of_process()
     with Checkpoints(tmp_path, 2) as checkpoints:
-        assert same(checkpoints.restore_latest(state[1]), at(state[0], 1))
+        assert_same_trees(checkpoints.restore_latest(state[1]), at(state[0], 1))
     assert globals_of_process() == before
 
 
@@ -190,7 +187,7 @@ def test_what_a_killed_run_was_writing_is_removed(tmp_path, state):
     with Checkpoints(tmp_path) as reader:  # an evaluation beside a run that is still writing
         assert reader.latest_step() == 1 and unfinished.exists()
     with Checkpoints(tmp_path, 1) as checkpoints:
-        assert same(checkpoints.restore_latest(state[1]), at(state[0], 1))
+        assert_same_trees(checkpoints.restore_latest(state[1]), at(state[0], 1))
     assert os.listdir(tmp_path / "checkpoints") == ["1"]
 
 
@@ -200,7 +197,8 @@ def test_metrics_that_were_cut_short_do_not_lock_the_others_out(tmp_path, state,
     with Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.restore_params(state[1].params)[0] == 1 and len(said(caplog)) == 1
     with Checkpoints(tmp_path, 2) as checkpoints:
-        assert same(checkpoints.restore_latest(state[1]), at(state[0], 1)) and len(said(caplog)) == 2
+        assert_same_trees(checkpoints.restore_latest(state[1]), at(state[0], 1))
+        assert len(said(caplog)) == 2
 
 
 def test_evaluation_skips_a_damaged_best_and_names_what_is_not_there(tmp_path, state, caplog):

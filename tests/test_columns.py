@@ -33,9 +33,8 @@ def test_shuffled_kernels_differ_as_all_deals_do():
     kernels[1] *= 1.5**0.5
     parted = np.moveaxis(kernels, 1, 2)[:, None, None]
     by_chance = columns.differences_by_chance(parted, np.random.default_rng(0))
-    assert np.allclose(np.unique(by_chance.round(9)), [0, 1]) and by_chance.mean() == pytest.approx(
-        1 / 3, abs=0.02
-    )
+    np.testing.assert_allclose(np.unique(by_chance.round(9)), [0, 1], rtol=1e-7, atol=1e-8)
+    assert by_chance.mean() == pytest.approx(1 / 3, abs=0.02)
     assert columns.p_value(1.0, by_chance) == pytest.approx(1 / 3, abs=0.02)
     assert columns.p_value(0.0, by_chance) == 1
 
@@ -76,12 +75,13 @@ def test_numbers_of_every_network_and_of_all(monkeypatch, capsys):
     "flags, words",
     [
         ((), "DIR"),
-        (("nowhere",), "nowhere: has no config.json"),
+        (("{folder}/nowhere",), "nowhere: has no config.json"),
         (("{grey}",), "seed-0: its images have 1 channel"),
         (("{grey}", "--config.eval.step=5000"), "eval.step: 5000 is not in"),
     ],
 )
-def test_bad_input_is_named(flags, words, swept):
+def test_bad_input_is_named(flags, words, swept, tmp_path):
+    places = {"grey": swept[0] / "tanh" / "seed-0", "folder": tmp_path}
     with pytest.raises(InputError) as error:
-        columns.main([flag.format(grey=swept[0] / "tanh" / "seed-0") for flag in flags])
+        columns.main([flag.format(**places) for flag in flags])
     assert words in str(error.value) and len(str(error.value).splitlines()) == 1

@@ -210,7 +210,7 @@ def saved(tmp_path, **changes):
         {"mesh.column": 1, "mesh.data": 2},
         {"eval.views": 1},
         {"checkpoint.every_steps": 7},
-        {"data.dir": "/elsewhere", "data.manual_dir": "/there", "data.store": "raw"},
+        {"data.dir": "elsewhere", "data.manual_dir": "there", "data.store": "raw"},
     ],
 )
 def test_a_workdir_takes_what_does_not_decide_the_run(tmp_path, changes):

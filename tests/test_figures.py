@@ -133,8 +133,8 @@ def test_effects_are_the_tables_differences_in_points(tmp_path):
     (axes,) = effects.draw(str(tmp_path)).axes
     assert [label.get_text() for label in axes.get_yticklabels()] == ["better  -1.00 ± 0.25", "once  +20.00"]
     points, _, (bars,) = axes.containers[0].lines
-    assert np.allclose(points.get_xdata(), [-1, 20])
-    assert np.allclose(bars.get_segments()[0][:, 0], [-1.25, -0.75])
+    np.testing.assert_allclose(np.asarray(points.get_xdata(), float), [-1, 20])
+    np.testing.assert_allclose(bars.get_segments()[0][:, 0], [-1.25, -0.75])
     assert axes.get_xlim()[0] < -1.2 and axes.get_xlim()[1] > 20
     figures.main(["effects", f"--workdir={tmp_path}"])
     assert images.decode((tmp_path / "effects.png").read_bytes()).std() > 5
@@ -161,7 +161,7 @@ def test_figures_of_a_trained_network(swept, tmp_path, capsys, monkeypatch):
     shown, labels = test.read([1, 2])
     for axes, picture, label in zip(drawn[0].axes[::8], shown, labels, strict=True):
         assert axes.get_title() == test.label_names[label]
-        assert np.array_equal(axes.get_images()[0].get_array(), picture[..., 0])
+        np.testing.assert_array_equal(axes.get_images()[0].get_array(), picture[..., 0])
 
 
 def test_figure3_puts_one_column_above_the_other_and_tells_their_colour(monkeypatch, capsys):
@@ -180,8 +180,8 @@ def test_figure3_puts_one_column_above_the_other_and_tells_their_colour(monkeypa
     for axes, own in ((above, scaled[0]), (below, scaled[1])):
         sheet = axes.get_images()[0].get_array()
         assert sheet.shape == (2 * 6 + 1, 16 * 6 + 1, 3)
-        assert np.array_equal(sheet[7:12, 13:18], own[..., 18])  # the third of the second row
-        assert (sheet[7:12, 25:] == 1).all()  # there are four in it
+        np.testing.assert_array_equal(sheet[7:12, 13:18], own[..., 18])  # the third of the second row
+        np.testing.assert_array_equal(sheet[7:12, 25:], 1)  # there are four in it
 
 
 def test_nearest_images_are_those_of_all_distances(swept):
@@ -195,8 +195,8 @@ def test_nearest_images_are_those_of_all_distances(swept):
     distances = ((features[queries][:, None] - features[None]) ** 2).sum(axis=2)
     want = np.argsort(distances, axis=1)[:, :6]
     got = neighbors.nearest(network, pictures[queries], train)
-    assert (got[:, 0] == queries).all()
-    assert np.allclose(
+    np.testing.assert_array_equal(got[:, 0], queries)
+    np.testing.assert_allclose(
         np.take_along_axis(distances, got, 1), np.take_along_axis(distances, want, 1), rtol=1e-3
     )
 
@@ -207,7 +207,7 @@ def test_nearest_images_are_those_of_all_distances(swept):
         (("--workdir=x",), "^NAME: missing"),
         (("figure9", "--workdir=x"), "NAME: expected one of curves, effects, .* got .figure9"),
         (("curves",), "--workdir"),
-        (("curves", "--workdir=nowhere"), "nowhere"),
+        (("curves", "--workdir={folder}/nowhere"), "nowhere"),
         (("figure3", "--workdir={runs}"), "is of one workdir; these are 4"),
         (("figure1", "--workdir={run}", "--workdir={run}"), "another run with relu and seed 0"),
         (
@@ -236,7 +236,7 @@ def test_nearest_images_are_those_of_all_distances(swept):
     ],
 )
 def test_bad_input_is_named(flags, words, runs, tmp_path):
-    places = {"runs": runs, "run": runs / "relu" / "seed-0"}
+    places = {"folder": tmp_path, "runs": runs, "run": runs / "relu" / "seed-0"}
     header = "variant,top1_difference,top1_difference_error\n"
     for name, content in (
         ("table", header + "first,,\n"),

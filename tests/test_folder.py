@@ -135,7 +135,7 @@ def test_statistics_are_kept_until_the_pictures_change(folder, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(statistics, "compute", lambda *_: pytest.fail("computed again"))
         again = statistics.of_source(opened(folder, "train"))
-    assert np.array_equal(first["mean_image"], again["mean_image"])
+    np.testing.assert_array_equal(first["mean_image"], again["mean_image"])
     os.remove(listed(folder, "train")[0])
     changed = statistics.of_source(opened(folder, "train"))
     assert not np.array_equal(first["mean_image"], changed["mean_image"])

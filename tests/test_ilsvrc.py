@@ -25,9 +25,9 @@ def test_fit_takes_the_central_square_of_the_shorter_side():
         resized = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
         top, left = (resized.shape[0] - 64) // 2, (resized.shape[1] - 64) // 2
         expected = resized[top : top + 64, left : left + 64]
-        assert np.array_equal(fit(image, 64, 3), expected)
+        np.testing.assert_array_equal(fit(image, 64, 3), expected)
     grey = rng.integers(0, 256, (64, 64, 1), np.uint8)
-    assert np.array_equal(fit(grey, 64, 3), np.repeat(grey, 3, axis=2))
+    np.testing.assert_array_equal(fit(grey, 64, 3), np.repeat(grey, 3, axis=2))
     assert fit(np.full((64, 64, 3), 9, np.uint8), 64, 1).tolist() == np.full((64, 64, 1), 9).tolist()
 
 
@@ -63,7 +63,8 @@ def test_tfds_reads_the_data_set_as_one_of_its_own(small_ilsvrc):
     ours = data_sets.examples(config, "validation")
     for record in builder.as_data_source("validation"):
         image, label = ours[record["file_name"].decode()]
-        assert record["label"] == label and np.array_equal(record["image"], image)
+        assert record["label"] == label
+        np.testing.assert_array_equal(record["image"], image)
 
 
 def test_a_full_disk_is_foreseen(archives_2010, tmp_path, monkeypatch):

@@ -6,16 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.arrays import assert_near
 
 from alexnet_jax import layers
 from alexnet_jax.kernels import cpu, winograd
-
-
-def assert_close(got, want, tolerance=1e-5):
-    """The largest difference, relative to the largest value."""
-    want = np.asarray(want, np.float64)
-    assert got.shape == want.shape
-    assert np.abs(np.asarray(got, np.float64) - want).max() <= tolerance * np.abs(want).max()
 
 
 def draw(seed, *shape):
@@ -75,17 +69,18 @@ CONVOLUTIONS = {  # input size, kernel size, stride, padding
 def test_conv_equals_loops(case):
     size, kernel_size, stride, padding = case
     x, kernel = draw(0, 2, size, size, 2), draw(1, kernel_size, kernel_size, 2, 3)
-    assert_close(layers.conv(x, kernel, stride, padding), conv_loops(x, kernel, stride, padding))
+    got = layers.conv(jnp.asarray(x), jnp.asarray(kernel), stride, padding)
+    assert_near(got, conv_loops(x, kernel, stride, padding))
 
 
 def assert_equals_loops(conv, x, kernel, stride, padding):
     """With its gradients."""
     want = conv_loops(x, kernel, stride, padding)
-    assert_close(conv(x, kernel), want)
+    assert_near(conv(jnp.asarray(x), jnp.asarray(kernel)), want)
     weights = draw(2, *want.shape)
     got = jax.grad(lambda x, kernel: (weights * conv(x, kernel)).sum(), (0, 1))(x, kernel)
     for gradient, want in zip(got, conv_gradients(x, kernel, stride, padding, weights), strict=True):
-        assert_close(gradient, want)
+        assert_near(gradient, want)
 
 
 WINOGRAD = {  # height, width, padding, tiles at a time, groups of the five images
@@ -132,7 +127,8 @@ def test_conv_in_bfloat16_computes_in_float32_on_a_cpu(algorithm):
     x, kernel = (jnp.bfloat16(draw(i, *shape)) for i, shape in enumerate([(2, 9, 9, 8), (3, 3, 8, 4)]))
     got = layers.conv(x, kernel, 1, (1, 1))
     want = layers.conv(x.astype(jnp.float32), kernel.astype(jnp.float32), 1, (1, 1)).astype(jnp.bfloat16)
-    assert got.dtype == jnp.bfloat16 and (got == want).all()
+    assert got.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(got, want)
 
 
 def test_gradient_of_many_groups_in_bfloat16_is_as_good_as_of_one(algorithm, monkeypatch):
@@ -148,7 +144,7 @@ def test_gradient_of_many_groups_in_bfloat16_is_as_good_as_of_one(algorithm, mon
     want = gradient(*(jnp.float32(a) for a in (x, kernel, weights)))
     monkeypatch.setattr(cpu, "CACHE_BYTES", 1)
     monkeypatch.setattr(winograd, "TILES", 16)
-    assert_close(gradient(x, kernel, weights).astype(jnp.float32), want, 2**-8)
+    assert_near(gradient(x, kernel, weights).astype(jnp.float32), want, 2**-8)
 
 
 @pytest.mark.parametrize("x_of_columns", [True, False], ids=["both", "only kernels"])
@@ -169,11 +165,11 @@ def test_conv_over_columns_equals_each_column_with_its_gradients(x_of_columns):
 
     (of_x, of_kernel), out = jax.jit(jax.grad(weighted, (0, 1), has_aux=True))(x, kernel)
 
-    assert_close(out, want)
+    assert_near(out, want)
     gradients = [conv_gradients(*args, stride, padding, weights[i]) for i, args in enumerate(of_column)]
     want_x, want_kernel = (np.stack(each) for each in zip(*gradients, strict=True))
-    assert_close(of_x, want_x if x_of_columns else want_x.sum(axis=0))
-    assert_close(of_kernel, want_kernel)
+    assert_near(of_x, want_x if x_of_columns else want_x.sum(axis=0))
+    assert_near(of_kernel, want_kernel)
 
 
 def test_conv_differentiated_inside_vmap_equals_each_column(algorithm):
@@ -189,8 +185,8 @@ def test_conv_differentiated_inside_vmap_equals_each_column(algorithm):
     got = jax.jit(jax.vmap(gradients))(x, kernel, weights)
     for column in range(2):
         want = conv_gradients(x[column], kernel[column], stride, padding, weights[column])
-        assert_close(got[0][column], want[0])
-        assert_close(got[1][column], want[1])
+        assert_near(got[0][column], want[0])
+        assert_near(got[1][column], want[1])
 
 
 def lrn_loops(a, n, k, alpha, beta):
@@ -219,7 +215,7 @@ def test_local_response_norm_equals_the_formula(case):
     maps, scale, numbers = case
     x = scale * draw(0, 2, 3, 4, maps)
     got = jax.jit(lambda x: layers.local_response_norm(x, *numbers))(x)
-    assert_close(got, lrn_loops(x, *numbers))
+    assert_near(got, lrn_loops(x, *numbers))
 
 
 @pytest.mark.parametrize("case", LRN.values(), ids=LRN)
@@ -234,7 +230,7 @@ def test_gradient_of_local_response_norm_equals_finite_differences(case):
         change = lrn_loops(x + d, *numbers) - lrn_loops(x - d, *numbers)
         want[index] = (weights * change).sum() / (2 * step)
     got = jax.jit(jax.grad(lambda x: (weights * layers.local_response_norm(x, *numbers)).sum()))(x)
-    assert_close(got, want)
+    assert_near(got, want)
 
 
 def test_local_response_norm_of_bfloat16_sums_in_float32():
@@ -243,7 +239,7 @@ def test_local_response_norm_of_bfloat16_sums_in_float32():
     assert got.dtype == jnp.bfloat16
     # Half a unit in the last place of bfloat16: only the result is rounded.
     want = lrn_loops(np.asarray(x, np.float64), *LRN["paper"][2])
-    assert np.all(np.abs(np.asarray(got, np.float64) - want) <= 1.01 * 2.0**-8 * np.abs(want))
+    np.testing.assert_allclose(np.asarray(got, np.float64), want, rtol=1.01 * 2.0**-8, equal_nan=False)
 
 
 def pool_loops(x, size, stride, weights=None):
@@ -290,7 +286,7 @@ def test_gradient_of_max_pool_goes_to_the_first_maximum(case):
     rows = (input_size - size) // stride + 1
     weights = draw(1, 2, rows, rows, 3)
     got = jax.jit(jax.grad(lambda x: (weights * layers.max_pool(x, size, stride)).sum()))(x)
-    assert_close(got, pool_loops(x, size, stride, weights)[1], 1e-6)
+    assert_near(got, pool_loops(x, size, stride, weights)[1], 1e-6)
 
 
 CUT_OFF = {  # input size, size, stride: the last window reaches over the border
@@ -319,7 +315,7 @@ def test_max_pool_of_windows_that_are_cut_off_equals_loops(case):
 
     np.testing.assert_array_equal(jax.jit(pool)(x), want)
     got = jax.jit(jax.grad(lambda x: (weights * pool(x)).sum()))(x)
-    assert_close(got, gradient[:, :side, :side], 1e-6)
+    assert_near(got, gradient[:, :side, :side], 1e-6)
 
 
 @pytest.mark.parametrize("case", CUT_OFF.values(), ids=CUT_OFF)
@@ -338,8 +334,8 @@ def test_average_pool_counts_what_a_window_covers(case):
     def pool(x):
         return layers.average_pool(x, size, stride, ceil=True)
 
-    assert_close(jax.jit(pool)(x), want)
-    assert_close(jax.jit(jax.grad(lambda x: (weights * pool(x)).sum()))(x), gradient)
+    assert_near(jax.jit(pool)(x), want)
+    assert_near(jax.jit(jax.grad(lambda x: (weights * pool(x)).sum()))(x), gradient)
 
 
 def test_spatial_norm_equals_the_formula_with_its_gradient():
@@ -352,14 +348,15 @@ def test_spatial_norm_equals_the_formula_with_its_gradient():
             b[:, i, j] = a[:, i, j] / (k + alpha * (near**2).sum((1, 2))) ** beta
         return b
 
-    assert_close(layers.spatial_norm(x, size, k, alpha, beta), loops(x.astype(np.float64)))
+    got = layers.spatial_norm(jnp.asarray(x), size, k, alpha, beta)
+    assert_near(got, loops(x.astype(np.float64)))
     weights, want = draw(1, *x.shape), np.empty(x.shape)
     for index in np.ndindex(x.shape):
         d = np.zeros(x.shape)
         d[index] = 1e-5
         want[index] = (weights * (loops(x + d) - loops(x - d))).sum() / 2e-5
     got = jax.jit(jax.grad(lambda x: (weights * layers.spatial_norm(x, size, k, alpha, beta)).sum()))(x)
-    assert_close(got, want)
+    assert_near(got, want)
 
 
 def keys(*seeds):
@@ -368,7 +365,7 @@ def keys(*seeds):
 
 @pytest.mark.parametrize("rate", [0.5, 0.2])
 def test_dropout_in_training_drops_at_its_rate_and_does_not_rescale(rate):
-    x = draw(0, 20, 5000)
+    x = jnp.asarray(draw(0, 20, 5000))
     got = np.asarray(layers.dropout(x, rate, keys(*range(20))))
     kept = got != 0
     np.testing.assert_array_equal(got[kept], x[kept])
@@ -378,18 +375,18 @@ def test_dropout_in_training_drops_at_its_rate_and_does_not_rescale(rate):
 
 def test_dropout_at_test_multiplies_by_what_was_kept():
     x = draw(0, 3, 4, 4, 2)
-    np.testing.assert_allclose(layers.dropout(x, 0.2, None), x * np.float32(0.8), rtol=1e-6)
+    np.testing.assert_allclose(layers.dropout(jnp.asarray(x), 0.2, None), x * np.float32(0.8), rtol=1e-6)
 
 
 def test_inverted_dropout_scales_in_training_and_not_at_test():
-    x = draw(0, 2, 1000)
+    x = jnp.asarray(draw(0, 2, 1000))
     plain, inverted = (np.asarray(layers.dropout(x, 0.2, keys(0, 1), scale)) for scale in ("test", "train"))
     np.testing.assert_allclose(inverted, plain / np.float32(0.8), rtol=1e-6)
     np.testing.assert_array_equal(layers.dropout(x, 0.2, None, "train"), x)
 
 
 def test_dropout_of_a_row_depends_on_its_own_key_only():
-    x = np.ones((4, 300), np.float32)
+    x = jnp.ones((4, 300))
     together = np.asarray(layers.dropout(x, 0.5, keys(7, 8, 9, 7)))
     np.testing.assert_array_equal(together[0], together[3])
     assert (together[0] != together[1]).any() and (together[1] != together[2]).any()
@@ -400,7 +397,7 @@ def test_dropout_of_a_row_depends_on_its_own_key_only():
 
 
 def test_gradient_of_dropout_passes_through_what_was_kept():
-    x = draw(0, 2, 100)
+    x = jnp.asarray(draw(0, 2, 100))
     got = layers.dropout(x, 0.5, keys(0, 1))
     gradient = jax.jit(jax.grad(lambda x: layers.dropout(x, 0.5, keys(0, 1)).sum()))(x)
     np.testing.assert_array_equal(gradient, np.asarray(got) != 0)

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from helpers.arrays import assert_same_trees
 from helpers.runs import rows
 
 from alexnet_jax import main, train
@@ -56,8 +57,7 @@ def params_at(workdir, step):
 
 def same_end(one, other):
     a, b = params_at(one, LAST_STEP), params_at(other, LAST_STEP)
-    assert jax.tree.structure(a) == jax.tree.structure(b)
-    assert all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+    assert_same_trees(a, b)
     assert rows(one) == rows(other)
     read = [json.loads((pathlib.Path(workdir) / "eval.json").read_text()) for workdir in (one, other)]
     assert read[0] == read[1]
@@ -281,7 +281,7 @@ def test_a_run_may_start_from_the_layers_of_another(finished, data_dir, tmp_path
 def test_layers_that_cannot_be_taken_are_named(finished, data_dir, tmp_path):
     source, _ = finished
     for flags, words in (
-        (["--config.init_from=nowhere"], "init_from: nowhere has no config.json"),
+        ([f"--config.init_from={tmp_path}/nowhere"], f"init_from: {tmp_path}/nowhere has no config.json"),
         ([f"--config.init_from={source}", "--config.init_layers=('conv9',)"], "init_layers: 'conv9'"),
         ([f"--config.init_from={source}", "--config.model.layers.fc7.features=256"], "init_layers: fc7 is"),
     ):
@@ -362,7 +362,7 @@ QUICKSTART = "--config=configs/quickstart.py"
         ((QUICKSTART, "--config.batch_size=33", "--config.mesh.data=2"), ("batch_size", "33")),
         ((QUICKSTART, "--config.model.columns=1", "--config.mesh.column=2"), ("mesh.column", "2")),
         ((QUICKSTART, "--config.data.crop_size=6"), ("model.pool.size", "crop_size")),
-        ((QUICKSTART, "--mode=eval", "--workdir=nowhere"), ("nowhere", "config.json")),
+        ((QUICKSTART, "--mode=eval", "--workdir={folder}/nowhere"), ("nowhere", "config.json")),
         (("--config.eval.views=1",), ("--config.eval.views: comes with --config=", "missing")),
         (("--mode=eval", "--config.eval.views=1", "--workdir="), ("--config.eval.views: comes with",)),
         (("--mode=eval", "--config.eval.views=1"), ("has no config.json",)),
@@ -372,7 +372,7 @@ def test_a_mistake_in_the_flags_is_named_and_writes_nothing(flags, words, tmp_pa
     monkeypatch.chdir(ROOT)
     workdir = () if any(flag.startswith("--workdir") for flag in flags) else (f"--workdir={tmp_path / 'x'}",)
     with pytest.raises(InputError) as error:
-        main.main([*flags, *workdir])
+        main.main([*(flag.format(folder=tmp_path) for flag in flags), *workdir])
     message = str(error.value)
     assert all(word in message for word in words) and "\n" not in message
     assert not (tmp_path / "x").exists()

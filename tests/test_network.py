@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import pytest
+from helpers.arrays import assert_near
 
 from alexnet_jax import optimizer
 from alexnet_jax.config import check
@@ -213,8 +214,7 @@ def test_forward_pass_equals_numpy(case):
     want = reference(config, params, views)
     assert set(got) == set(want)
     for name, value in want.items():
-        difference = np.abs(np.asarray(got[name], np.float64) - value).max()
-        assert difference <= 1e-5 * np.abs(value).max(), name
+        assert_near(got[name], value, name=name)
     np.testing.assert_array_equal(logits, got["fc8"])
 
 

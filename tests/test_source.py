@@ -36,7 +36,8 @@ def test_every_kind_of_source_is_as_the_protocol_says(kind, folder, data_dir):
     assert images.dtype == np.uint8 and labels.dtype == np.int32
     assert images.shape == (3, 28, 28, 1) and labels.shape == (3,)
     again, labels_again = source.read(np.array([0, 3]))
-    assert np.array_equal(images, again[[1, 0, 1]]) and np.array_equal(labels, labels_again[[1, 0, 1]])
+    np.testing.assert_array_equal(images, again[[1, 0, 1]])
+    np.testing.assert_array_equal(labels, labels_again[[1, 0, 1]])
     assert all(isinstance(source.label_names[label], str) for label in labels)
     assert source.split == config.data.train_split and source.folder.is_dir()
 

@@ -9,6 +9,7 @@ import ml_collections
 import numpy as np
 import optax
 import pytest
+from helpers.arrays import assert_near
 
 from alexnet_jax import optimizer
 from alexnet_jax.kernels import cpu, winograd
@@ -91,12 +92,9 @@ def params_of(config, mesh):
 
 def assert_trees_close(got, want, tolerance=1e-5):
     """Each leaf to its own largest value: float32 sums of some thousand terms, in another order."""
-
-    def close(path, x, y):
-        x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
-        assert np.abs(x - y).max() <= tolerance * np.abs(y).max(), jax.tree_util.keystr(path)
-
-    jax.tree_util.tree_map_with_path(close, got, want)
+    jax.tree_util.tree_map_with_path(
+        lambda path, x, y: assert_near(x, y, tolerance, jax.tree_util.keystr(path)), got, want
+    )
 
 
 def three_steps(mesh):

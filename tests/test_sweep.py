@@ -115,10 +115,10 @@ def test_commands_are_those_of_main_with_the_variants_overrides_and_the_seed(tmp
 
 
 def test_an_ensemble_looks_for_the_data_where_the_sweep_does(tmp_path):
-    given = {"data.dir": "/data", "num_epochs": 3}
+    given = {"data.dir": "data", "num_epochs": 3}
     plan = Plan(VARIANTS, quickstart.get_config(), "configs/quickstart.py", given, str(tmp_path), 1)
     flags = plan.of_line("two")[0].command[5:-1]
-    assert flags == ["--config.data.dir=/data", "--config.eval.views=1"]
+    assert flags == ["--config.data.dir=data", "--config.eval.views=1"]
     assert plan.overrides["two"] == "2 of baseline --config.eval.views=1"
 
 
@@ -177,7 +177,7 @@ def test_each_ablation_changes_what_its_name_says():
 
 
 def test_table2_tunes_what_was_pretrained_with_the_same_seed(tmp_path):
-    variants = load_variants(f"{SWEEPS}/table2.py:/autumn", paper.get_config())
+    variants = load_variants(f"{SWEEPS}/table2.py:{tmp_path}/autumn", paper.get_config())
     plan = Plan(variants, paper.get_config(), "configs/paper.py", {}, str(tmp_path), 1)
     (seven,) = plan.of_line("7 CNNs*")
     assert [need.name for need in seven.needs] == [
@@ -189,7 +189,7 @@ def test_table2_tunes_what_was_pretrained_with_the_same_seed(tmp_path):
     assert "--config=configs/finetune.py" in tuned.command
     assert (
         f"--config.init_from={first.workdir}" in tuned.command
-        and "--config.data.dir=/autumn" in first.command
+        and f"--config.data.dir={tmp_path}/autumn" in first.command
     )
 
 
@@ -610,7 +610,7 @@ def test_bad_input_is_one_line_and_exit_code_2(flags, words, tmp_path):
     "flags, words",
     [
         ((), "--help"),
-        (("nowhere",), "nowhere: has no config.json"),
+        (("{other}/nowhere",), "nowhere: has no config.json"),
         (("{relu}", "--config.eval.views=2"), "eval.views: expected one of 1, 10, got 2"),
         (("{relu}", "--config.eval.views=many"), "eval.views: expected one of 1, 10, got 'many'"),
         (("{relu}", "--config.model.width=1.0"), "model.width"),

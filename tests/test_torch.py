@@ -12,11 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.arrays import assert_near
 from helpers.networks import (
     NETWORKS,
     assert_close,
     config_of,
-    distance,
     draw_views,
     draw_weights,
     our_activations,
@@ -293,4 +293,4 @@ def test_pooling_gives_ties_the_gradient_that_pytorch_gives(size, stride):
 
     theirs = maps_first(x).requires_grad_()
     (maps_first(weights) * F.max_pool2d(theirs, size, stride)).sum().backward()
-    assert distance(np.moveaxis(np.asarray(got), -1, 1), theirs.grad.numpy()) <= 1e-6
+    assert_near(np.moveaxis(np.asarray(got), -1, 1), theirs.grad.numpy(), 1e-6)

@@ -57,14 +57,13 @@ def random_tensors(config, seed=0):
     }
 
 
-def same(one, other):
-    """Whether two dictionaries of float32 arrays have the same names and bits."""
-    return one.keys() == other.keys() and all(
-        one[name].dtype == other[name].dtype == np.float32
-        and one[name].shape == other[name].shape
-        and one[name].tobytes() == other[name].tobytes()
-        for name in one
-    )
+def assert_same_bits(one, other):
+    """Two dictionaries of float32 arrays have the same names and bits."""
+    assert one.keys() == other.keys()
+    for name in one:
+        assert one[name].dtype == other[name].dtype == np.float32, name
+        bits = (np.ascontiguousarray(array).view(np.uint32) for array in (one[name], other[name]))
+        np.testing.assert_array_equal(*bits, strict=True, err_msg=name)
 
 
 def params_of(workdir):
@@ -102,7 +101,7 @@ def test_every_number_is_where_pytorch_has_it():
         value = params["fc8"]["kernel"][column, 100 + row, output]
         assert value == tensors["fc8.weight"][output, column * 128 + 100 + row]
         assert params["conv4"]["bias"][column, output] == tensors["conv4.bias"][column * 12 + output]
-    assert np.array_equal(params["fc8"]["bias"], tensors["fc8.bias"])
+    np.testing.assert_array_equal(params["fc8"]["bias"], tensors["fc8.bias"])
 
 
 @pytest.mark.parametrize(
@@ -119,7 +118,7 @@ def test_every_number_is_where_pytorch_has_it():
 )
 def test_layouts_are_the_reverse_of_each_other(config):
     tensors, table = random_tensors(config), layer_table(config)
-    assert same(conversion.to_torch(table, conversion.from_torch(table, tensors)), tensors)
+    assert_same_bits(conversion.to_torch(table, conversion.from_torch(table, tensors)), tensors)
     assert sum(t.size for t in tensors.values()) == sum(s.parameters for s in layer_table(config))
 
 
@@ -147,7 +146,7 @@ def test_safetensors_in_and_out_keep_every_bit(tmp_path):
     tensors["features.0.weight"].flat[:2] = -0.0, 1e-45
     safetensors.numpy.save_file(tensors, tmp_path / "in.safetensors")
     weights.import_weights("torchvision", str(tmp_path / "in.safetensors"), str(tmp_path / "run"), config)
-    assert same(exported(tmp_path / "run", tmp_path / "out.safetensors"), tensors)
+    assert_same_bits(exported(tmp_path / "run", tmp_path / "out.safetensors"), tensors)
     stored = statistics.load(tmp_path / "run" / "statistics.npz")
     np.testing.assert_allclose(stored["channel_mean"], [123.675, 116.28, 103.53], rtol=1e-6)
     np.testing.assert_allclose(stored["channel_std"], [58.395, 57.12, 57.375], rtol=1e-6)
@@ -191,9 +190,9 @@ def test_exports_of_former_versions_are_read_as_before(tmp_path):
     arrays = own_statistics()
     statistics.save(tmp_path / "mean.npz", arrays)
     weights.import_weights("caffe", file, str(tmp_path / "run"), config, mean=str(tmp_path / "mean.npz"))
-    assert same(exported(tmp_path / "run", tmp_path / "out.safetensors"), tensors)
+    assert_same_bits(exported(tmp_path / "run", tmp_path / "out.safetensors"), tensors)
     stored = statistics.load(tmp_path / "run" / "statistics.npz")
-    assert all(np.array_equal(stored[name], arrays[name]) for name in arrays)
+    assert_same_bits(stored, arrays)
     # Weights of this network in Caffe's would run, and mean something else.
     with pytest.raises(InputError, match="is of the network 'quickstart'"):
         weights.import_weights("caffe", file, str(tmp_path / "caffe"))
@@ -426,9 +425,9 @@ def test_caffes_files_with_their_mean_image(old, tmp_path):
     stored = statistics.load(tmp_path / "run" / "statistics.npz")
     assert list(stored["label_names"]) == IMAGENET
     red, green, blue = np.moveaxis(stored["mean_image"], -1, 0)
-    assert all(np.array_equal(*pair) for pair in zip((blue, green, red), mean, strict=True))
+    np.testing.assert_array_equal(np.stack((blue, green, red)), mean)
     rgb = tensors | {"conv1.weight": tensors["conv1.weight"][:, ::-1]}
-    assert same(exported(tmp_path / "run", tmp_path / "out.safetensors"), rgb)
+    assert_same_bits(exported(tmp_path / "run", tmp_path / "out.safetensors"), rgb)
 
     (tmp_path / "order").write_bytes(caffemodel(tensors, old, ("pool", "norm", "pool", "norm", "pool")))
     with pytest.raises(InputError, match="in another order"):  # CaffeNet
@@ -483,7 +482,7 @@ def test_torch_files_in_and_out_keep_every_bit(tmp_path):
     tensors = random_tensors(config)
     torch_zip(tmp_path / "in.pth", tensors)
     weights.import_weights("torchvision", str(tmp_path / "in.pth"), str(tmp_path / "run"), config)
-    assert same(exported(tmp_path / "run", tmp_path / "out.safetensors"), tensors)
+    assert_same_bits(exported(tmp_path / "run", tmp_path / "out.safetensors"), tensors)
 
 
 def wrapped(name, how):
@@ -504,7 +503,7 @@ def test_names_of_data_parallel_are_read(how, kind, tmp_path):
     else:
         safetensors.numpy.save_file(theirs, tmp_path / "in")
     weights.import_weights("torchvision", str(tmp_path / "in"), str(tmp_path / "run"), config)
-    assert same(exported(tmp_path / "run", tmp_path / "out.safetensors"), tensors)
+    assert_same_bits(exported(tmp_path / "run", tmp_path / "out.safetensors"), tensors)
     both = tensors | {"module.features.0.bias": tensors["features.0.bias"]}
     torch_zip(tmp_path / "both", both)
     with pytest.raises(InputError, match="has 'module.features.0.bias', which torchvision has not"):
@@ -528,7 +527,7 @@ def test_the_state_dict_of_a_checkpoint_is_read(key, tmp_path):
     theirs = {wrapped(name, "features.module."): tensor for name, tensor in tensors.items()}
     torch_zip(tmp_path / "in.pth", theirs, checkpoint_pickle(key, theirs))
     weights.import_weights("torchvision", str(tmp_path / "in.pth"), str(tmp_path / "run"), config)
-    assert same(exported(tmp_path / "run", tmp_path / "out.safetensors"), tensors)
+    assert_same_bits(exported(tmp_path / "run", tmp_path / "out.safetensors"), tensors)
     torch_zip(tmp_path / "other.pth", theirs, checkpoint_pickle("weights", theirs))
     with pytest.raises(InputError, match="'epoch' is no tensor"):
         weights.import_weights("torchvision", str(tmp_path / "other.pth"), str(tmp_path / "none"), config)
@@ -556,7 +555,7 @@ def read_all(path):
 def test_damaged_files_are_read_or_told(name, tmp_path):
     tensors = small_files(tmp_path)
     path = tmp_path / name
-    assert same(read_all(path), tensors)
+    assert_same_bits(read_all(path), tensors)
     content, draw = path.read_bytes(), random.Random(name)
     damaged = [content[:length] for length in range(0, len(content), max(1, len(content) // 150))]
     for _ in range(400):
@@ -992,7 +991,7 @@ def test_imported_weights_give_torchs_outputs_and_errors(config, tmp_path):
     source = "torchvision" if config.name == "torchvision" else "caffe"
     workdir = tmp_path / "run"
     weights.import_weights(source, str(tmp_path / "in.pth"), str(workdir), config)
-    assert same(exported(workdir, tmp_path / "out.safetensors"), tensors)
+    assert_same_bits(exported(workdir, tmp_path / "out.safetensors"), tensors)
 
     pixels = photographs(12)
     theirs = torch_logits(network, pixels, config)
@@ -1023,7 +1022,9 @@ def test_imported_weights_give_torchs_outputs_and_errors(config, tmp_path):
     stored, params = params_of(workdir)
     mesh = make_mesh(stored)
     views = jax.jit(
-        lambda pixels: augment.test_view(pixels, np.array(augment.test_views(stored, 1)[0]), arrays, stored)
+        lambda pixels: augment.test_view(
+            pixels, jax.numpy.array(augment.test_views(stored, 1)[0]), arrays, stored
+        )
     )
     arrays = evaluate.on_devices(statistics.load(workdir / "statistics.npz"), mesh)
     ours = np.asarray(make_activations(stored, mesh)(params, views(pixels))[0])

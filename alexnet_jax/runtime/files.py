@@ -12,9 +12,11 @@ from alexnet_jax.runtime.errors import InputError
 
 log = logging.getLogger("alexnet_jax")
 
+StrPath = str | os.PathLike[str]
+
 
 @contextlib.contextmanager
-def atomic_write(path) -> Iterator[BinaryIO]:
+def atomic_write(path: StrPath) -> Iterator[BinaryIO]:
     """Open a file to write to, which is at `path` after the block, or not at all if that fails."""
     part = f"{path}.{os.getpid()}.part"
     try:
@@ -32,14 +34,14 @@ def user_cache() -> pathlib.Path | None:
     return pathlib.Path(cache, "alexnet_jax") if os.path.isabs(cache) else None
 
 
-def write_text(path: str, text: str) -> None:
+def write_text(path: StrPath, text: str) -> None:
     """Write a text file, whole or not at all."""
     with atomic_write(path) as file:
         file.write(text.encode())
 
 
 @contextlib.contextmanager
-def file_lock(path) -> Iterator[bool]:
+def file_lock(path: StrPath) -> Iterator[bool]:
     """Wait until no other process holds the lock of the file `path`, and hold it within the block.
 
     Yield True, or False on a file system that has no locks. If True, what lies half written beside `path` is
@@ -58,7 +60,7 @@ def file_lock(path) -> Iterator[bool]:
 
 
 @contextlib.contextmanager
-def folder_lock(folder: str, busy: str, alone: str) -> Iterator[None]:
+def folder_lock(folder: StrPath, busy: str, alone: str) -> Iterator[None]:
     """Keep other programs out of a folder within the block, by its file .lock.
 
     Raises InputError, which says `busy`, if another is there, and OSError if the folder cannot be written. A

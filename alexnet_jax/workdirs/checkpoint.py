@@ -24,6 +24,7 @@ import orbax.checkpoint as ocp
 
 from alexnet_jax.runtime import processes
 from alexnet_jax.runtime.errors import InputError, first_line
+from alexnet_jax.runtime.files import StrPath
 
 log = logging.getLogger("alexnet_jax")
 
@@ -34,14 +35,14 @@ _ASIDE = "damaged-"
 _PATIENCE = 20  # seconds; those that could read a checkpoint stay in Orbax, waiting for one that could not
 
 
-def has_checkpoints(workdir: str) -> bool:
+def has_checkpoints(workdir: StrPath) -> bool:
     """Return whether the workdir has a checkpoint, readable or not."""
     folder = os.path.join(workdir, "checkpoints")
     names = os.listdir(folder) if os.path.isdir(folder) else []
     return any(name.isdigit() or name.startswith(_ASIDE) for name in names)
 
 
-def save_first(workdir: str, state: State, keep: int) -> None:
+def save_first(workdir: StrPath, state: State, keep: int) -> None:
     """Write the first checkpoint of a new workdir, and wait for it. Raises OSError if that fails."""
     libraries = logging.getLogger("absl")  # Orbax logs a page for each thread that fails
     level = libraries.level
@@ -64,7 +65,7 @@ def save_first(workdir: str, state: State, keep: int) -> None:
 class Checkpoints:
     """The checkpoints of one workdir. Leaving the `with` block waits for what is being written."""
 
-    def __init__(self, workdir: str, keep: int | None = None):
+    def __init__(self, workdir: StrPath, keep: int | None = None):
         """`keep` latest ones besides the best; None only reads, also beside a run that is going on."""
         self._folder = os.path.join(os.path.abspath(workdir), "checkpoints")
         if keep is None:

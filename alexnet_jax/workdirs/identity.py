@@ -17,7 +17,7 @@ from typing import Any
 from alexnet_jax.datasets import fingerprints
 from alexnet_jax.datasets.source import Source
 from alexnet_jax.runtime.errors import InputError
-from alexnet_jax.runtime.files import write_text
+from alexnet_jax.runtime.files import StrPath, write_text
 
 log = logging.getLogger("alexnet_jax")
 
@@ -59,13 +59,13 @@ def of_result(source: Source) -> dict[str, str]:
     return {"fingerprint": source.fingerprint, "classes": classes}
 
 
-def of_workdir(workdir: str) -> str | None:
+def of_workdir(workdir: StrPath) -> str | None:
     """Return what stands for the run of a workdir, or None in a workdir of an earlier version."""
     identity = read(workdir)
     return identity["run"] if identity else None
 
 
-def read(workdir: str) -> Identity | None:
+def read(workdir: StrPath) -> Identity | None:
     """Read identity.json, or return None if there is none. Raises InputError if it is damaged."""
     path = os.path.join(workdir, "identity.json")
     try:
@@ -85,12 +85,12 @@ def read(workdir: str) -> Identity | None:
     return stored
 
 
-def write(workdir: str, identity: Identity) -> None:
+def write(workdir: StrPath, identity: Identity) -> None:
     """Write identity.json, whole or not at all."""
     write_text(os.path.join(workdir, "identity.json"), json.dumps(identity, indent=1) + "\n")
 
 
-def check(workdir: str, stored: Identity | None, identity: Identity) -> None:
+def check(workdir: StrPath, stored: Identity | None, identity: Identity) -> None:
     """Raise InputError if the run of a workdir, `stored`, learned from other data than that of `identity`."""
     for split in SPLITS if stored else ():
         there, here = (stored or {})[split], identity[split]
@@ -101,7 +101,7 @@ def check(workdir: str, stored: Identity | None, identity: Identity) -> None:
             )
 
 
-def complete(workdir: str, identity: Identity) -> None:
+def complete(workdir: StrPath, identity: Identity) -> None:
     """Add what identity.json lacks: all in a workdir of an earlier version, the data after an import."""
     stored = read(workdir)
     if stored is None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from alexnet_jax.runtime import processes, quiet_tensorflow
 from alexnet_jax.runtime.errors import InputError
-from alexnet_jax.runtime.files import write_text
+from alexnet_jax.runtime.files import StrPath, write_text
 
 log = logging.getLogger("alexnet_jax")
 
@@ -25,7 +25,7 @@ FIELDS = frozenset({
 REPORT_SECONDS = 10
 
 
-def read_rows(workdir: str) -> list[dict]:
+def read_rows(workdir: StrPath) -> list[dict]:
     """Read metrics.jsonl, one dict per validation. Raises InputError if it is damaged or has no row."""
     path = os.path.join(workdir, "metrics.jsonl")
     try:
@@ -43,13 +43,13 @@ def read_rows(workdir: str) -> list[dict]:
     return rows
 
 
-def append_row(workdir: str, row: dict) -> None:
+def append_row(workdir: StrPath, row: dict) -> None:
     """Add a validation to metrics.jsonl."""
     with open(os.path.join(workdir, "metrics.jsonl"), "a") as file:
         file.write(json.dumps(row) + "\n")
 
 
-def drop_rows_after(workdir: str, step: int) -> None:
+def drop_rows_after(workdir: StrPath, step: int) -> None:
     """Drop the rows of metrics.jsonl after `step`, and the line that a killed run was writing."""
     path = os.path.join(workdir, "metrics.jsonl")
     try:
@@ -73,7 +73,7 @@ class Writer:
     Leaving the `with` block waits for the event files.
     """
 
-    def __init__(self, workdir: str, step: int, fields: dict):
+    def __init__(self, workdir: StrPath, step: int, fields: dict):
         """Go on after `step`; `fields` of the configuration are TensorBoard's hyperparameters."""
         self._workdir, self._fields, self._events = workdir, fields, None
         if processes.index() == 0:
@@ -116,7 +116,7 @@ class Writer:
             self._events.write_scalars(step, scalars)
 
 
-def _event_files(workdir: str):
+def _event_files(workdir: StrPath):
     quiet_tensorflow.load()  # before clu does, which takes seconds: rows are read without it
     from clu import metric_writers
 

@@ -16,7 +16,7 @@ from alexnet_jax.datasets import statistics
 from alexnet_jax.datasets.source import Source
 from alexnet_jax.runtime import processes
 from alexnet_jax.runtime.errors import InputError
-from alexnet_jax.runtime.files import folder_lock, write_text
+from alexnet_jax.runtime.files import StrPath, folder_lock, write_text
 from alexnet_jax.workdirs import identity
 
 log = logging.getLogger("alexnet_jax")
@@ -37,7 +37,7 @@ def config_of(content: dict) -> ml_collections.ConfigDict:
     return ml_collections.ConfigDict(_tuples(content))
 
 
-def read_config(workdir: str) -> ml_collections.ConfigDict | None:
+def read_config(workdir: StrPath) -> ml_collections.ConfigDict | None:
     """Read config.json, or return None if there is none. Raises InputError if it cannot be read."""
     path = os.path.join(workdir, "config.json")
     try:
@@ -49,7 +49,7 @@ def read_config(workdir: str) -> ml_collections.ConfigDict | None:
         raise InputError(f"{path}: is not a configuration ({error}); give another --workdir") from None
 
 
-def write_config(config, workdir: str) -> None:
+def write_config(config, workdir: StrPath) -> None:
     """Write config.json, whole or not at all; an equal one is left alone."""
     stored = read_config(workdir)
     if stored is None or stored.to_dict() != config.to_dict():
@@ -57,7 +57,7 @@ def write_config(config, workdir: str) -> None:
         write_text(os.path.join(workdir, "config.json"), text)
 
 
-def read_result(workdir: str) -> dict:
+def read_result(workdir: StrPath) -> dict:
     """Read eval.json, or return {} if there is none or it cannot be read."""
     try:
         with open(os.path.join(workdir, "eval.json")) as file:
@@ -68,12 +68,12 @@ def read_result(workdir: str) -> dict:
     return result if complete and {"step", "steps"} & result.keys() else {}
 
 
-def write_result(result: dict, workdir: str) -> None:
+def write_result(result: dict, workdir: StrPath) -> None:
     """Write eval.json, whole or not at all."""
     write_text(os.path.join(workdir, "eval.json"), json.dumps(result, indent=2) + "\n")
 
 
-def read_statistics(workdir: str) -> dict[str, np.ndarray]:
+def read_statistics(workdir: StrPath) -> dict[str, np.ndarray]:
     """Read statistics.npz. Raises InputError if it is missing or damaged."""
     path = os.path.join(workdir, "statistics.npz")
     stored = statistics.load(path)
@@ -83,7 +83,7 @@ def read_statistics(workdir: str) -> dict[str, np.ndarray]:
 
 
 @contextlib.contextmanager
-def take(config, workdir: str, source: Source, of_run: identity.Identity) -> Iterator[None]:
+def take(config, workdir: StrPath, source: Source, of_run: identity.Identity) -> Iterator[None]:
     """Take the workdir for training within the block: lock it, log there and write what its run needs.
 
     Process 0 writes identity.json, statistics.npz of the training split `source`, and config.json, unless
@@ -96,7 +96,7 @@ def take(config, workdir: str, source: Source, of_run: identity.Identity) -> Ite
         yield
 
 
-def _take(stack, config, workdir: str, source: Source, of_run: identity.Identity) -> None:
+def _take(stack, config, workdir: StrPath, source: Source, of_run: identity.Identity) -> None:
     path = os.path.join(workdir, "statistics.npz")
     try:
         os.makedirs(workdir, exist_ok=True)
@@ -117,7 +117,7 @@ def _take(stack, config, workdir: str, source: Source, of_run: identity.Identity
     identity.complete(workdir, of_run)
 
 
-def _find(workdir: str) -> None:
+def _find(workdir: StrPath) -> None:
     if statistics.load(os.path.join(workdir, "statistics.npz")) is None:
         raise InputError(
             f"--workdir={workdir}: what process 0 wrote there is not found; give a folder that all share"

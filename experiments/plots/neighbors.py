@@ -1,9 +1,9 @@
 """Figure 4: predictions, and training images with the nearest features."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -40,7 +40,7 @@ def draw(workdir: str, overrides: dict, indices: list[int]) -> Figure:
         axes.set_axis_off()
     count = near.shape[1]  # six, unless there are fewer training images
     for row, axes in enumerate(grid):
-        predict.draw_top_five(axes[1], probabilities[row], network.names, labels[row])
+        predict.draw_top_five(axes[1], probabilities[row], network.names, int(labels[row]))
         shown = [(axes[0], images[row], labels[row])]
         places = range(count * row, count * row + count)
         shown += [(axes[2 + n], pictures[place], near_labels[place]) for n, place in enumerate(places)]
@@ -73,7 +73,7 @@ def make_features(network: predict.Network) -> Callable[[np.ndarray | jax.Array]
     layer = layer_table(config)[-2]
     name = f"{layer.name}/activation" if "activation" in layer.then else layer.name
     activations = make_activations(config, network.mesh)
-    place: Any = np.array(augment.test_views(config, 1)[0], np.int32)
+    place = jnp.array(augment.test_views(config, 1)[0], jnp.int32)
     view = jax.jit(lambda images: augment.test_view(images, place, network.statistics, config))
 
     def features(images) -> np.ndarray:

@@ -14,6 +14,7 @@ import numpy as np
 
 from alexnet_jax.runtime.mesh import make_mesh
 from alexnet_jax.step import make_activations
+from helpers.arrays import assert_near
 
 TWO_COLUMNS = {
     "conv1": (96, 3, 11, 11),
@@ -114,15 +115,8 @@ def our_activations(name, weights, views, config=None):
     return {key: np.moveaxis(np.asarray(x), -1, 1) for key, x in activations.items()}
 
 
-def distance(got, want):
-    """The largest difference, relative to the largest value."""
-    got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
-    assert got.shape == want.shape
-    return np.abs(got - want).max() / np.abs(want).max()
-
-
 def assert_close(got, want, tolerance=1e-5):
     """Every tensor of a dictionary, by name."""
     assert set(got) == set(want)
-    far = {name: d for name, value in want.items() if not (d := distance(got[name], value)) <= tolerance}
-    assert not far
+    for name, value in want.items():
+        assert_near(got[name], value, tolerance, name)
