@@ -102,7 +102,7 @@ def test_source(config) -> Source:
     """Open the test split. Raises InputError."""
     source = open_source(config, "test_split")
     check_labels(config, source)
-    log.debug(f"fingerprint of {source.split}: {source.fingerprint}")  # computed now, in process 0 first
+    log.debug(f"fingerprint of {source.split}: {source.fingerprint()}")  # computed now, in process 0 first
     return source
 
 

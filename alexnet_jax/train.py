@@ -105,7 +105,7 @@ def _former_identity(workdir: str) -> identity.Identity | None:
 
 
 def _fingerprints(*sources: Source) -> dict[str, str]:
-    return {f"the content of {source.split}": source.fingerprint for source in sources}
+    return {f"the content of {source.split}": source.fingerprint() for source in sources}
 
 
 def epochs(config, examples: int, step: int) -> int:

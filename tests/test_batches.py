@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 from helpers import data_sets
+from helpers.sources import MadeUp
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -15,20 +16,11 @@ from alexnet_jax.datasets.batches import evaluation_batches, examples_of_step, t
 from alexnet_jax.datasets.source import open_source
 
 
-class Numbers:
-    """A source whose image i is filled with i."""
-
-    def __init__(self, examples):
-        self.examples = examples
-
-    def __len__(self):
-        return self.examples
-
-    def read(self, indices):
-        indices = np.asarray(indices)
-        return np.broadcast_to(indices[:, None, None, None], (len(indices), 2, 2, 1)).astype(
-            np.uint8
-        ), indices.astype(np.int32)
+def numbers(examples):
+    """A source whose image i is filled with i, which is also its label."""
+    values = np.arange(examples)
+    images = np.broadcast_to(values[:, None, None, None], (examples, 2, 2, 1)).astype(np.uint8)
+    return MadeUp(images, values)
 
 
 def sharding(devices=1):
@@ -64,7 +56,7 @@ def test_the_order_is_that_of_every_other_machine():
 def test_batches_do_not_depend_on_where_the_run_started():
     config = data_sets.fashion_mnist("")
     config.batch_size = 8
-    source = Numbers(50)
+    source = numbers(50)
     whole = list(training_batches(source, config, sharding(), 0, 20))
     tail = list(training_batches(source, config, sharding(), 13, 20))
     assert len(whole) == 20 and len(tail) == 7
@@ -76,7 +68,7 @@ def test_batches_do_not_depend_on_where_the_run_started():
 def test_devices_of_the_data_axis_hold_their_rows_of_the_batch():
     config = data_sets.fashion_mnist("")
     config.batch_size = 8
-    images, labels = next(training_batches(Numbers(50), config, sharding(4), 0, 1))
+    images, labels = next(training_batches(numbers(50), config, sharding(4), 0, 1))
     assert images.shape == (8, 2, 2, 1) and [len(s.data) for s in labels.addressable_shards] == [2] * 4
     order = examples_of_step(config.seed, 0, 8, 50)
     for shard in labels.addressable_shards:
@@ -88,7 +80,7 @@ def test_both_columns_of_a_pair_hold_the_same_rows():
     both = NamedSharding(Mesh(devices, ("data", "column")), P("data"))
     config = data_sets.fashion_mnist("")
     config.batch_size = 8
-    _, labels = next(training_batches(Numbers(50), config, both, 0, 1))
+    _, labels = next(training_batches(numbers(50), config, both, 0, 1))
     by_device = {shard.device: np.asarray(shard.data) for shard in labels.addressable_shards}
     for first, second in devices:
         np.testing.assert_array_equal(by_device[first], by_device[second])
@@ -126,6 +118,7 @@ np.savez(out, **found)
 """
 
 
+@pytest.mark.program
 def test_two_processes_read_the_batches_of_one_wherever_they_start(data_dir, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -160,7 +153,7 @@ def test_two_processes_read_the_batches_of_one_wherever_they_start(data_dir, tmp
 @pytest.mark.parametrize("examples", [1, 8, 9, 23])
 def test_padding_marks_what_is_not_real(examples):
     seen = []
-    for images, labels, real in evaluation_batches(Numbers(examples), 8, sharding(), 2):
+    for images, labels, real in evaluation_batches(numbers(examples), 8, sharding(), 2):
         assert images.shape == (8, 2, 2, 1)
         seen += np.asarray(labels)[np.asarray(real)].tolist()
     assert seen == list(range(examples))

@@ -27,7 +27,9 @@ def age(folder):
 
 
 def fingerprint(folder, split="train"):
-    return open_source(folders.config_of(folder, 2, **{"data.train_split": split}), "train_split").fingerprint
+    return open_source(
+        folders.config_of(folder, 2, **{"data.train_split": split}), "train_split"
+    ).fingerprint()
 
 
 @pytest.fixture
@@ -123,14 +125,14 @@ def test_prepared_data_is_known_by_its_records(small_ilsvrc, tmp_path):
     config, _ = small_ilsvrc
     raw, jpeg = config.copy_and_resolve_references(), config.copy_and_resolve_references()
     raw.data.store, jpeg.data.store = "raw", "jpeg"
-    first = open_source(jpeg, "train_split").fingerprint
-    assert open_source(raw, "train_split").fingerprint == first
-    assert open_source(jpeg, "val_split").fingerprint != first
+    first = open_source(jpeg, "train_split").fingerprint()
+    assert open_source(raw, "train_split").fingerprint() == first
+    assert open_source(jpeg, "val_split").fingerprint() != first
     shutil.copytree(config.data.dir, tmp_path / "copy")
     jpeg.data.dir = str(tmp_path / "copy")
-    assert open_source(jpeg, "train_split").fingerprint == first
+    assert open_source(jpeg, "train_split").fingerprint() == first
     jpeg.data.train_split = "train[1:]"
-    assert open_source(jpeg, "train_split").fingerprint != first
+    assert open_source(jpeg, "train_split").fingerprint() != first
 
 
 def test_names_of_any_bytes(folder):

@@ -336,6 +336,7 @@ def test_a_picture_that_claims_a_giant_size_is_refused_before_memory_is_taken(na
         images.decode(content)
 
 
+@pytest.mark.program
 def test_pillow_does_not_warn_of_a_giant(tmp_path):
     names = []
     for name, content in giants().items():

@@ -5,6 +5,7 @@ import pathlib
 
 import numpy as np
 import pytest
+from helpers.sources import MadeUp
 
 from alexnet_jax.datasets import labels
 from alexnet_jax.datasets.labels import check_labels, with_labels_of
@@ -12,19 +13,10 @@ from alexnet_jax.runtime.errors import InputError
 from configs import quickstart
 
 
-class Labels:
+def source_of(label_names):
     """A source whose example i has label i."""
-
-    folder, split, fingerprint = pathlib.Path("data"), "train", "1f"
-
-    def __init__(self, label_names):
-        self.label_names = label_names
-
-    def __len__(self):
-        return len(self.label_names)
-
-    def read(self, indices):
-        return "images", np.array(indices, np.int32)
+    count = len(label_names)
+    return MadeUp(np.arange(count, dtype=np.uint8).reshape(count, 1, 1, 1), range(count), label_names)
 
 
 IMAGENET = [
@@ -51,11 +43,11 @@ IMAGENET = [
 )
 def test_labels_are_found_by_name(network, data, wanted, caplog):
     caplog.set_level(logging.INFO, "alexnet_jax")
-    source = with_labels_of(network, Labels(data))
+    source = with_labels_of(network, source_of(data))
     assert len(source) == len(data)
     images, found = source.read(range(len(data)))
-    assert images == "images" and found.tolist() == wanted
-    assert (source.folder, source.split, source.fingerprint) == (pathlib.Path("data"), "train", "1f")
+    assert images.ravel().tolist() == list(range(len(data))) and found.tolist() == wanted
+    assert (source.folder, source.split, source.fingerprint()) == (pathlib.Path("data"), "train", "1f")
     assert "are found by name" in caplog.text
 
 
@@ -71,7 +63,7 @@ def test_labels_are_found_by_name(network, data, wanted, caplog):
 )
 def test_labels_go_by_position_where_one_side_has_no_names_and_a_line_says_so(network, data, side, caplog):
     caplog.set_level(logging.INFO, "alexnet_jax")
-    source = Labels(data)
+    source = source_of(data)
     assert with_labels_of(network, source) is source
     assert caplog.messages == [f"labels go by position: the {side} has no names of classes"]
 
@@ -79,7 +71,7 @@ def test_labels_go_by_position_where_one_side_has_no_names_and_a_line_says_so(ne
 @pytest.mark.parametrize("names", [["ant", "bee"], ["0", "1"], ["n01440764 tench"]])
 def test_equal_names_are_not_worth_a_line(names, caplog):
     caplog.set_level(logging.INFO, "alexnet_jax")
-    source = Labels(names)
+    source = source_of(names)
     assert with_labels_of(names, source) is source and not caplog.messages
 
 
@@ -101,16 +93,16 @@ def test_equal_names_are_not_worth_a_line(names, caplog):
 )
 def test_names_that_the_network_lacks_or_has_twice_are_refused(network, data, message):
     with pytest.raises(InputError, match=message):
-        with_labels_of(network, Labels(data))
+        with_labels_of(network, source_of(data))
 
 
 def test_names_are_those_of_the_labels_that_are_read():
-    source = with_labels_of(np.array(["n02099601 b", "n01440764 a"]), Labels(["n01440764"]))
+    source = with_labels_of(np.array(["n02099601 b", "n01440764 a"]), source_of(["n01440764"]))
     assert source.read([0])[1].tolist() == [1] and source.label_names == ("n02099601 b", "n01440764 a")
 
 
 def test_a_network_has_at_least_the_classes_of_the_data_set():
     config = quickstart.get_config()
-    check_labels(config, Labels("0123456789"))
+    check_labels(config, source_of("0123456789"))
     with pytest.raises(InputError, match="model.num_classes: 10, but .* has 11 classes; give 11"):
-        check_labels(config, Labels("0123456789a"))
+        check_labels(config, source_of("0123456789a"))

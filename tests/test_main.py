@@ -95,6 +95,7 @@ def test_nothing_is_compiled_after_the_first_epoch(data_dir, tmp_path, monkeypat
     assert after_epoch[1:] == after_epoch[:1] * 3
 
 
+@pytest.mark.program
 def test_a_second_start_finds_what_the_first_one_compiled(finished, data_dir, tmp_path):
     kept = pathlib.Path(os.environ["JAX_COMPILATION_CACHE_DIR"])
     before = {path.name for path in kept.glob("*-cache")}
@@ -141,6 +142,7 @@ def test_a_run_leaves_what_the_contract_lists(finished):
     assert list(workdir.glob("events.out.tfevents.*")) and (workdir / "train.log").stat().st_size
 
 
+@pytest.mark.program
 def test_the_same_command_again_says_that_the_run_is_finished(finished, data_dir):
     workdir, _ = finished
     before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*") if path.name != "train.log"}
@@ -149,6 +151,7 @@ def test_the_same_command_again_says_that_the_run_is_finished(finished, data_dir
     assert {p: t for p, t in before.items() if p.is_file()} == {p: t for p, t in after.items() if p.is_file()}
 
 
+@pytest.mark.program
 def test_evaluation_needs_only_the_workdir_and_gives_the_same_figures(finished):
     workdir, _ = finished
     of_the_run = json.loads((workdir / "eval.json").read_text())
@@ -166,6 +169,7 @@ def test_evaluation_needs_only_the_workdir_and_gives_the_same_figures(finished):
     run("--mode=eval", f"--workdir={workdir}")
 
 
+@pytest.mark.program
 def test_one_device_gives_the_same_run_to_the_bit(finished, data_dir, tmp_path):
     workdir, _ = finished
     run(*small(data_dir, tmp_path / "one"), "--config.mesh.column=1")
@@ -180,6 +184,7 @@ def wait_for(condition, process, seconds=180):
         time.sleep(0.002)
 
 
+@pytest.mark.program
 def test_sigkill_at_any_moment_changes_nothing(finished, data_dir, tmp_path):
     undisturbed, _ = finished
     workdir, checkpoints = tmp_path / "killed", tmp_path / "killed" / "checkpoints"
@@ -213,6 +218,7 @@ def test_sigkill_at_any_moment_changes_nothing(finished, data_dir, tmp_path):
     same_end(undisturbed, workdir)
 
 
+@pytest.mark.program
 def test_sigterm_saves_and_the_same_command_goes_on(finished, data_dir, tmp_path):
     undisturbed, _ = finished
     workdir = tmp_path / "stopped"
@@ -229,6 +235,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(finished, data_dir, tmp_path
     same_end(undisturbed, workdir)
 
 
+@pytest.mark.program
 def test_a_checkpoint_cut_short_is_skipped_and_more_epochs_go_on(finished, data_dir, tmp_path):
     undisturbed, _ = finished
     workdir = tmp_path / "grown"
@@ -263,6 +270,7 @@ def test_what_the_released_code_does_by_epoch_goes_on_after_a_stop(data_dir, tmp
             assert np.array_equal(before[layer][kind], after[layer][kind]) == (layer == "conv1")
 
 
+@pytest.mark.program
 def test_a_run_may_start_from_the_layers_of_another(finished, data_dir, tmp_path):
     """Its classifier is drawn anew; where no update follows, the layers taken are the other run's best."""
     source, _ = finished
@@ -278,6 +286,7 @@ def test_a_run_may_start_from_the_layers_of_another(finished, data_dir, tmp_path
         assert same == (layer in taken), layer
 
 
+@pytest.mark.program
 def test_layers_that_cannot_be_taken_are_named(finished, data_dir, tmp_path):
     source, _ = finished
     for flags, words in (

@@ -53,6 +53,7 @@ def test_a_picture_that_lies_on_its_side_is_set_upright(tmp_path):
     np.testing.assert_array_equal(picture, small_archives.prepared(content, oriented=True))
 
 
+@pytest.mark.program
 def test_names_that_are_not_utf8_are_printed(workdir, tmp_path):
     """By the program, whose streams are UTF-8, and in a figure."""
     good, bad = (os.fsencode(tmp_path) + name for name in (b"/\xff.png", b"/\xfe.jpg"))

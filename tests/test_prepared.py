@@ -140,6 +140,7 @@ def test_a_data_set_that_was_damaged_is_named(small_ilsvrc, tmp_path, spoil):
     assert len(open_source(config, "val_split")) == 5
 
 
+@pytest.mark.program
 def test_a_killed_preparation_leaves_no_data_set_and_the_next_one_clears_up(archives_2010, tmp_path):
     program = f"""
 import sys, time
@@ -172,6 +173,7 @@ open_source(config, "train_split")
     assert not [path for path in tmp_path.rglob("*") if "incomplete" in path.name]
 
 
+@pytest.mark.program
 def test_two_processes_that_prepare_at_once_prepare_once(archives_2010, tmp_path):
     program = f"""
 from configs import paper

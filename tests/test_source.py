@@ -61,15 +61,18 @@ open_source(config, "test_split").read([0, 1])
 """
 
 
+@pytest.mark.program
 def test_reading_does_not_import_tensorflow(data_dir):
     assert not loaded(OPEN.format(data={"dir": str(data_dir)}), {"tensorflow"})
 
 
+@pytest.mark.program
 def test_a_folder_is_read_without_tfds(folder):
     data = {"name": "folder", "dir": folder.data.dir, "test_split": "train"}
     modules = {"tensorflow", "tensorflow_datasets", "alexnet_jax.datasets.prepared"}
     assert not loaded(OPEN.format(data=data), modules)
 
 
+@pytest.mark.program
 def test_training_is_imported_without_tfds():
     assert not loaded("import alexnet_jax.train", {"tensorflow", "tensorflow_datasets"})

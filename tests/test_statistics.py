@@ -4,30 +4,22 @@ import zipfile
 
 import numpy as np
 import pytest
+from helpers.sources import MadeUp
 
 from alexnet_jax.datasets import statistics
 from alexnet_jax.runtime import progress
 
 
-class Source:
-    fingerprint = ""
-
-    def __init__(self, examples, channels):
-        draw = np.random.default_rng(0)
-        # The channels are correlated and each pixel has a mean of its own.
-        base = draw.integers(0, 100, (examples, 6, 6, 1)) + draw.integers(0, 80, (6, 6, 1))
-        self.images = (base + draw.integers(0, 70, (examples, 6, 6, channels))).astype(np.uint8)
-
-    def __len__(self):
-        return len(self.images)
-
-    def read(self, indices):
-        return self.images[list(indices)], np.zeros(len(indices), np.int32)
+def made_up(examples, channels):
+    draw = np.random.default_rng(0)
+    # The channels are correlated and each pixel has a mean of its own.
+    base = draw.integers(0, 100, (examples, 6, 6, 1)) + draw.integers(0, 80, (6, 6, 1))
+    return MadeUp((base + draw.integers(0, 70, (examples, 6, 6, channels))).astype(np.uint8))
 
 
 @pytest.fixture(params=[3, 1], ids=["colour", "grey"])
 def source(request):
-    return Source(11, request.param)
+    return made_up(11, request.param)
 
 
 @pytest.mark.parametrize("batch", [4, 11, 256], ids=["last not full", "one", "larger than the split"])
@@ -73,7 +65,7 @@ def test_statistics_are_float32_and_progress_ends_at_the_whole(source, caplog):
 
 
 def test_images_without_variance_have_no_deviation():
-    source = Source(3, 3)
+    source = made_up(3, 3)
     source.images[:] = 255
     got = statistics.compute(source)
     np.testing.assert_array_equal(got["standard_deviations"], 0)
@@ -82,7 +74,7 @@ def test_images_without_variance_have_no_deviation():
 
 
 def test_saved_statistics_load_as_they_were(tmp_path):
-    arrays = statistics.compute(Source(5, 3)) | {"label_names": np.array(["cat", "dog"])}
+    arrays = statistics.compute(made_up(5, 3)) | {"label_names": np.array(["cat", "dog"])}
     statistics.save(tmp_path / "statistics.npz", arrays)
     loaded = statistics.load(tmp_path / "statistics.npz")
     assert set(loaded) == set(arrays)
@@ -95,7 +87,7 @@ def test_saved_statistics_load_as_they_were(tmp_path):
 def test_file_that_is_not_there_or_cut_short_or_lacks_an_array_is_none(tmp_path):
     path = tmp_path / "statistics.npz"
     assert statistics.load(path) is None
-    arrays = statistics.compute(Source(5, 3))
+    arrays = statistics.compute(made_up(5, 3))
     statistics.save(path, arrays)
     whole = path.read_bytes()
     for length in range(0, len(whole), 97):
@@ -108,7 +100,7 @@ def test_file_that_is_not_there_or_cut_short_or_lacks_an_array_is_none(tmp_path)
 
 def test_file_with_a_damaged_directory_is_none(tmp_path):
     path = tmp_path / "statistics.npz"
-    statistics.save(path, statistics.compute(Source(5, 3)))
+    statistics.save(path, statistics.compute(made_up(5, 3)))
     content = bytearray(path.read_bytes())
     entry = content.index(b"PK\x01\x02")
     # Of an entry of a ZIP's central directory: the version needed, the flags, the compression method.
@@ -121,7 +113,7 @@ def test_file_with_a_damaged_directory_is_none(tmp_path):
 
 def test_only_known_members_are_read_and_none_that_is_too_large(tmp_path):
     path = tmp_path / "statistics.npz"
-    arrays = statistics.compute(Source(5, 3))
+    arrays = statistics.compute(made_up(5, 3))
 
     def loaded(**changes):
         statistics.save(path, arrays | changes)
@@ -142,7 +134,7 @@ def test_only_known_members_are_read_and_none_that_is_too_large(tmp_path):
 
 def test_a_large_member_is_refused_before_it_is_read(tmp_path, monkeypatch):
     path = tmp_path / "statistics.npz"
-    arrays = statistics.compute(Source(5, 3))
+    arrays = statistics.compute(made_up(5, 3))
     np.savez_compressed(path, **arrays)
     assert statistics.load(path) is not None
     np.savez_compressed(
@@ -164,7 +156,7 @@ def test_a_large_member_is_refused_before_it_is_read(tmp_path, monkeypatch):
 )
 def test_a_header_that_promises_more_than_the_file_has_is_none(name, header, tmp_path):
     path = tmp_path / "statistics.npz"
-    arrays = statistics.compute(Source(5, 3)) | {"label_names": np.array(["cat"])}
+    arrays = statistics.compute(made_up(5, 3)) | {"label_names": np.array(["cat"])}
     with zipfile.ZipFile(path, "w") as archive:
         for member, array in arrays.items():
             with archive.open(f"{member}.npy", "w") as file:
@@ -188,7 +180,7 @@ def test_statistics_that_cannot_be_written_leave_nothing(tmp_path, monkeypatch):
 
 def test_each_split_has_a_file_of_its_own(tmp_path):
     for number, split in enumerate(("train[:20]", "train[20:]", "train[-20:]", "train[:20%]")):
-        source = Source(4, 3)
+        source = made_up(4, 3)
         source.images = np.full_like(source.images, number)
         source.folder, source.split = tmp_path, split
         np.testing.assert_array_equal(statistics.of_source(source)["mean_image"], number)

@@ -465,6 +465,7 @@ def test_slurm_jobs_outlive_the_sweep_and_are_found_again(tmp_path, monkeypatch)
     assert starts(folder) == {"baseline/seed-0": 2}
 
 
+@pytest.mark.program
 def test_a_sweep_killed_in_the_middle_ends_with_the_same_table(swept, data_dir, tmp_path):
     folder, printed = swept
     assert "3 of 3 runs ended" in printed and f"{folder}/results.md" in printed

@@ -4,10 +4,10 @@ import json
 import logging
 import os
 import pathlib
-import types
 
 import numpy as np
 import pytest
+from helpers.sources import MadeUp
 
 from alexnet_jax.datasets import statistics
 from alexnet_jax.runtime import files
@@ -30,7 +30,8 @@ OF_RUN = {"run": "2f", "train": SPLIT, "val": SPLIT, "origin": {"kind": "drawn"}
 @pytest.fixture
 def source(monkeypatch):
     """A training split; `computed` counts how often its statistics were asked for."""
-    source = types.SimpleNamespace(label_names=["cat", "dog"], computed=0)
+    source = MadeUp(np.zeros((2, 4, 4, 3), np.uint8), label_names=["cat", "dog"])
+    source.computed = 0
 
     def of_source(asked):
         asked.computed += 1

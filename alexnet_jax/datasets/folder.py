@@ -46,9 +46,12 @@ class FolderSource:
         if not self._files:
             raise InputError(f"{field}: {split!r} is empty; give a split with pictures")
 
-    @functools.cached_property
     def fingerprint(self) -> str:
         """Return the fingerprint of the files' names and contents, in their order."""
+        return self._fingerprint
+
+    @functools.cached_property
+    def _fingerprint(self) -> str:
         files = [(name, stamp) for name, _, stamp in self._files]
         what = f"fingerprint of {self.split}"
         digests = fingerprints.digests(self.folder, files, self._digest, what)

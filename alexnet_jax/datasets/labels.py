@@ -124,9 +124,8 @@ class _Relabelled:
     def __len__(self) -> int:
         return len(self._source)
 
-    @property
     def fingerprint(self) -> str:
-        return self._source.fingerprint
+        return self._source.fingerprint()
 
     def read(self, indices) -> tuple[np.ndarray, np.ndarray]:
         images, labels = self._source.read(indices)

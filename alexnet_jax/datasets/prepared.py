@@ -162,9 +162,12 @@ class TfdsSource:
     def __len__(self) -> int:
         return self._length
 
-    @functools.cached_property
     def fingerprint(self) -> str:
         """Return the fingerprint of the records, in their order."""
+        return self._fingerprint
+
+    @functools.cached_property
+    def _fingerprint(self) -> str:
         texts = []
         for part in self.parts:
             info = self.builder.info.splits[part.splitname]

@@ -42,9 +42,8 @@ class RawSource:
     def __len__(self) -> int:
         return len(self._labels)
 
-    @property
     def fingerprint(self) -> str:
-        return self._source.fingerprint
+        return self._source.fingerprint()
 
     def read(self, indices) -> tuple[np.ndarray, np.ndarray]:
         """(images uint8 [n, image_size, image_size, channels], labels int32 [n])."""

@@ -2,11 +2,12 @@
 
 import pathlib
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 
+@runtime_checkable  # for the tests, which check annotations
 class Source(Protocol):
     """A split of a data set: images of one shape with their labels, read in any order and from any thread."""
 
@@ -22,11 +23,10 @@ class Source(Protocol):
     def split(self) -> str:
         """The split as the configuration gives it, such as `train[:90%]`."""
 
-    @property
     def fingerprint(self) -> str:
-        """A text that changes with the content, the order and the labels of the examples.
+        """Return a text that changes with the content, the order and the labels of the examples.
 
-        Its first use may read all of the data. Raises InputError as `read` does.
+        The first call may read all of the data. Raises InputError as `read` does.
         """
 
     def __len__(self) -> int:

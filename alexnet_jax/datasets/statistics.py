@@ -59,7 +59,7 @@ def of_source(source: Source) -> dict[str, np.ndarray]:
     """Return a split's statistics, computed once and kept in the data set's folder."""
     size, channels = source.read([0])[0].shape[2:]
     # The checksum tells train[:20] from train[20:] and train[:20%], and these images from others.
-    key = zlib.crc32((source.split + source.fingerprint).encode())
+    key = zlib.crc32((source.split + source.fingerprint()).encode())
     split = re.sub(r"[^0-9a-zA-Z]+", "_", source.split) + f"-{key:08x}"
     path = source.folder / f"statistics-{split}-{size}x{channels}.npz"
     arrays = load(path)

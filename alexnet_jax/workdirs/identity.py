@@ -31,7 +31,7 @@ Identity = dict[str, Any]  # `train` and `val`, or None of weights that were not
 def of_split(source: Source) -> dict[str, Any]:
     """Return the identity of a split: `classes`, their names in order, `examples` and `fingerprint`."""
     names = [str(name) for name in source.label_names]
-    return {"classes": names, "examples": len(source), "fingerprint": source.fingerprint}
+    return {"classes": names, "examples": len(source), "fingerprint": source.fingerprint()}
 
 
 def of_run(fields: dict[str, Any], train: Source | None, val: Source | None, origin: dict) -> Identity:
@@ -56,7 +56,7 @@ def of_run(fields: dict[str, Any], train: Source | None, val: Source | None, ori
 def of_result(source: Source) -> dict[str, str]:
     """Return what eval.json says of the data that an evaluation read."""
     classes = fingerprints.combined("\0".join(map(str, source.label_names)))
-    return {"fingerprint": source.fingerprint, "classes": classes}
+    return {"fingerprint": source.fingerprint(), "classes": classes}
 
 
 def of_workdir(workdir: StrPath) -> str | None:
