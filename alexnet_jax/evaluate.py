@@ -71,7 +71,8 @@ def is_done(config, workdir: StrPath, source: Source, step: int | None) -> bool:
     result, wanted = read_result(workdir), _task(config, workdir, source, step)
     other = [name for name in wanted if result.get(name) != wanted[name]]
     if result and other:
-        log.info(f"{workdir}/eval.json: is of another {' and '.join(other)}; evaluating again")
+        how = "is of another" if other[0] in result else "does not name its"
+        log.info(f"{workdir}/eval.json: {how} {' and '.join(other)}; evaluating again")
     elif result:
         where = f"step {step} on {result['split']}"
         log.info(f"the run in {workdir} is finished: {in_words(result)}; {where}")
