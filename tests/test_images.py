@@ -6,8 +6,10 @@ import re
 import struct
 import subprocess
 import sys
+import time
 import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import numpy as np
@@ -16,6 +18,7 @@ from helpers import small_archives as small
 from PIL import ExifTags, Image, ImageOps, PngImagePlugin
 
 from alexnet_jax.datasets import images
+from alexnet_jax.runtime import files
 
 ODD = {name: content for name, content in small.odd_pictures().items() if name != "gzipped"}
 
@@ -336,6 +339,7 @@ def test_a_picture_that_claims_a_giant_size_is_refused_before_memory_is_taken(na
         images.decode(content)
 
 
+@pytest.mark.program
 def test_pillow_does_not_warn_of_a_giant(tmp_path):
     names = []
     for name, content in giants().items():
@@ -386,6 +390,30 @@ def test_a_pipe_is_read_and_a_device_without_an_end_refused(tmp_path, monkeypatc
     monkeypatch.setattr(images, "MAX_BYTES", 10_000)
     with pytest.raises(ValueError, match="more than 10,000 bytes"):
         images.read_file("/dev/zero")
+
+
+def test_a_pipe_may_be_slow_but_not_silent(tmp_path, monkeypatch):
+    content, pipe = small.file_of(small.photograph(0)), tmp_path / "pipe"
+    os.mkfifo(pipe)
+
+    def write(parts):
+        time.sleep(0.1)
+        with open(pipe, "wb", buffering=0) as file:
+            for part in parts:
+                file.write(part)
+                time.sleep(0.1)
+
+    for parts in ([content[:100], content[100:]], [b"x" * 3_000_000], []):
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(write, parts)
+            assert images.read_file(pipe) == b"".join(parts)
+    monkeypatch.setattr(files, "PIPE_SECONDS", 0.3)
+    with pytest.raises(ValueError, match=r"a pipe or a device that is silent for 0.3 s"):
+        images.read_file(pipe)
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(write, [b"x", b"", b"", b"", b"", b"", b""])
+        with pytest.raises(ValueError, match="silent"):
+            images.read_file(pipe)
 
 
 def test_programs_outside_are_not_started_for_a_picture():

@@ -1,16 +1,61 @@
-"""Files that are whole or not there, and locks."""
+"""Bounded reads, files that are whole or not there, and locks."""
 
 import contextlib
 import fcntl
 import logging
 import os
 import pathlib
+import select
+import stat
 from collections.abc import Iterator
 from typing import BinaryIO
 
 from alexnet_jax.runtime.errors import InputError
 
 log = logging.getLogger("alexnet_jax")
+
+PIPE_SECONDS = 10  # a pipe may be silent for so long
+_CHUNK = 1 << 20  # bytes
+
+
+def read_file(path: str | os.PathLike, limit: int) -> bytes:
+    """Return the content of a file, a pipe or a device.
+
+    Raises OSError, and ValueError if it has more than `limit` bytes or a pipe is silent for PIPE_SECONDS.
+    """
+    with open(path, "rb", buffering=0, opener=_open_at_once) as file:
+        status = os.fstat(file.fileno())
+        endless = not stat.S_ISREG(status.st_mode)
+        content = _read_pipe(file.fileno(), limit + 1) if endless else b""
+        if max(len(content), status.st_size) > limit:
+            raise ValueError(f"more than {limit:,} bytes")
+        return content if endless else file.read()
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Open without waiting for a pipe's writer."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+def _read_pipe(descriptor: int, most: int) -> bytes:
+    """Return what comes until the writer closes its end, at most `most` bytes."""
+    content, poll = bytearray(), select.poll()
+    poll.register(descriptor, select.POLLIN)
+    while len(content) < most:
+        part = None  # None: nothing yet
+        with contextlib.suppress(BlockingIOError):
+            part = os.read(descriptor, min(_CHUNK, most - len(content)))
+        if part:
+            content += part
+        elif part is not None and content:
+            break
+        else:  # a pipe that no writer has opened yet reads as one at its end
+            events = poll.poll(1000 * PIPE_SECONDS)
+            if not events:
+                raise ValueError(f"a pipe or a device that is silent for {PIPE_SECONDS} s")
+            if part is not None and not events[0][1] & select.POLLIN:  # its writer came and went
+                break
+    return bytes(content)
 
 
 @contextlib.contextmanager
