@@ -52,7 +52,7 @@ def test_the_line_that_a_run_is_writing_is_not_read(tmp_path):
     [
         (None, "has no validation yet"),
         ("", "has no validation yet"),
-        ("{\n", "cannot be read"),
+        ("{\n", "line 1 is no validation"),
         (json.dumps(row(10)) + "\n[]\n", "line 2 is no validation"),
         ('{"step": 1}\n', "line 1 is no validation"),
     ],

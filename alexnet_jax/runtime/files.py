@@ -2,13 +2,15 @@
 
 import contextlib
 import fcntl
+import io
+import json
 import logging
 import os
 import pathlib
 import select
 import stat
 from collections.abc import Iterator
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from alexnet_jax.runtime.errors import InputError
 
@@ -30,6 +32,31 @@ def read_file(path: str | os.PathLike, limit: int) -> bytes:
         if max(len(content), status.st_size) > limit:
             raise ValueError(f"more than {limit:,} bytes")
         return content if endless else file.read()
+
+
+def read_json(path: str | os.PathLike, limit: int) -> Any:
+    """Return what a file of JSON holds. Raises as `read_file` does, and ValueError if it is no JSON."""
+    try:
+        return json.loads(read_file(path, limit))
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+class BoundedReader(io.BufferedReader):
+    """Refuse to read more than `limit` bytes at once: a damaged file may state any length."""
+
+    def __init__(self, raw: Any, limit: int):
+        """`raw` is an unbuffered file, such as of open(path, "rb", buffering=0)."""
+        super().__init__(raw)
+        self.limit = limit
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Return up to `size` bytes. Raises ValueError if more than `limit` are asked for."""
+        everything = size is None or size < 0
+        content = super().read(self.limit + 1 if everything else min(size or 0, self.limit + 1))
+        if len(content) > self.limit:
+            raise ValueError(f"a part of it has more than {self.limit:,} bytes")
+        return content
 
 
 def _open_at_once(path: str, flags: int) -> int:

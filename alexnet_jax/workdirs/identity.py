@@ -17,10 +17,11 @@ from typing import Any
 from alexnet_jax.datasets import fingerprints
 from alexnet_jax.datasets.source import Source
 from alexnet_jax.runtime.errors import InputError, some
-from alexnet_jax.runtime.files import write_text
+from alexnet_jax.runtime.files import read_json, write_text
 
 log = logging.getLogger("alexnet_jax")
 
+_LARGEST = 16 << 20  # bytes; the names of 22,000 classes, twice, are 2 MB
 SPLITS = ("train", "val")
 # Origins of the first parameters, besides another run and a file.
 DRAWN = {"kind": "drawn"}  # from the seed
@@ -69,8 +70,7 @@ def read(workdir: str) -> Identity | None:
     """Read identity.json, or return None if there is none. Raises InputError if it is damaged."""
     path = os.path.join(workdir, "identity.json")
     try:
-        with open(path) as file:
-            stored = json.load(file)
+        stored = read_json(path, _LARGEST)
         for split in SPLITS:
             if stored[split] is not None:
                 difference(stored[split], stored[split])
