@@ -38,6 +38,13 @@ def link(name):
     return info
 
 
+def giant(name, kind=tarfile.REGTYPE):
+    """A tar that states a member of 8 GiB."""
+    info = tarfile.TarInfo(name)
+    info.type, info.size = kind, 8 << 30
+    return info.tobuf() + bytes(300 << 20)
+
+
 def halved(folder, name):
     """Half of what is not the zeros at the end of a tar."""
     os.truncate(folder / name, len((folder / name).read_bytes().rstrip(b"\0")) // 2)
@@ -82,6 +89,15 @@ SPOILT = {
     "a class number of 5,000 digits": (
         lambda f: kit(f, **{"ILSVRC2010_validation_ground_truth.txt": b"1\n" + b"9" * 5000}), f"{KIT}, "),
     "patches cut short after the first": (lambda f: os.truncate(f / PATCHES, 2048), f"{PATCHES}: cut short"),
+    "a patch of 8 GiB": (
+        lambda f: (f / PATCHES).write_bytes(giant("ILSVRC2010_val_00000001.JPEG")), f"{PATCHES}: its member"),
+    "a member's long name of 8 GiB": (
+        lambda f: (f / VAL).write_bytes(giant("././@LongLink", tarfile.GNUTYPE_LONGNAME)), f"{VAL}: "),
+    "test labels of many lines": (
+        lambda f: (f / TRUTH).write_bytes(b"1\n" * (3 << 20)), f"{TRUTH}: cannot be read (more than"),
+    "kit is a giant": (lambda f: os.truncate(f / KIT, 1 << 30), f"{KIT}: cut short, damaged or"),
+    "kit unpacks to a giant": (
+        lambda f: (f / KIT).write_bytes(gzip.compress(bytes(200 << 20), 1)), f"{KIT}: cut short, damaged or"),
     "patches are val": (lambda f: shutil.copy(f / VAL, f / PATCHES), f"{PATCHES}: has every image"),
     "patches are test": (lambda f: shutil.copy(f / TEST, f / PATCHES), f"{PATCHES}: has every image"),
     "patches are train": (lambda f: shutil.copy(f / TRAIN, f / PATCHES), f"{PATCHES}: its member"),
@@ -136,6 +152,16 @@ def test_what_can_be_known_is_told_before_an_image_is_read(case, archives_2010, 
     spoil(folder)
     monkeypatch.setattr(ilsvrc, "_prepared", lambda picture: pytest.fail("an image was read"))
     data_sets.assert_refused(folder, tmp_path / "data", message)
+
+
+def test_missing_archives_are_told_before_tfds_prints_a_line(tmp_path, monkeypatch, capfd):
+    def printed(*_, **__):
+        pytest.fail("TFDS was asked to prepare")
+
+    monkeypatch.setattr(ilsvrc.Ilsvrc, "download_and_prepare", printed)
+    (tmp_path / "archives").mkdir()
+    data_sets.assert_refused(tmp_path / "archives", tmp_path / "data", "data.manual_dir: ")
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("case", SPOILT_INSIDE)
