@@ -38,11 +38,12 @@ def link(name):
     return info
 
 
-def giant(name, kind=tarfile.REGTYPE):
-    """A tar that states a member of 8 GiB."""
+def giant(path, name, kind=tarfile.REGTYPE):
+    """Write a tar that has a member of 8 GiB, all zeros, which take no room on the disk."""
     info = tarfile.TarInfo(name)
     info.type, info.size = kind, 8 << 30
-    return info.tobuf() + bytes(300 << 20)
+    path.write_bytes(info.tobuf())
+    os.truncate(path, 9 << 30)
 
 
 def halved(folder, name):
@@ -90,9 +91,9 @@ SPOILT = {
         lambda f: kit(f, **{"ILSVRC2010_validation_ground_truth.txt": b"1\n" + b"9" * 5000}), f"{KIT}, "),
     "patches cut short after the first": (lambda f: os.truncate(f / PATCHES, 2048), f"{PATCHES}: cut short"),
     "a patch of 8 GiB": (
-        lambda f: (f / PATCHES).write_bytes(giant("ILSVRC2010_val_00000001.JPEG")), f"{PATCHES}: its member"),
+        lambda f: giant(f / PATCHES, "ILSVRC2010_val_00000001.JPEG"), f"{PATCHES}: its member"),
     "a member's long name of 8 GiB": (
-        lambda f: (f / VAL).write_bytes(giant("././@LongLink", tarfile.GNUTYPE_LONGNAME)), f"{VAL}: "),
+        lambda f: giant(f / VAL, "././@LongLink", tarfile.GNUTYPE_LONGNAME), f"{VAL}: "),
     "test labels of many lines": (
         lambda f: (f / TRUTH).write_bytes(b"1\n" * (3 << 20)), f"{TRUTH}: cannot be read (more than"),
     "kit is a giant": (lambda f: os.truncate(f / KIT, 1 << 30), f"{KIT}: cut short, damaged or"),

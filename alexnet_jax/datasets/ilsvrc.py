@@ -60,7 +60,7 @@ class Ilsvrc(tfds.core.GeneratorBasedBuilder):
         )
 
     def check_archives(self, manual_dir: str) -> None:
-        """Check the archives in a folder, of TFDS if it is "", and the disk's space. Raises InputError."""
+        """Check the archives in a folder, that of TFDS if it is "". Raises InputError."""
         folder = manual_dir or os.path.join(self.data_dir_root, "downloads", "manual")
         if not os.path.isdir(folder) or not os.listdir(folder):
             raise InputError(
@@ -69,14 +69,14 @@ class Ilsvrc(tfds.core.GeneratorBasedBuilder):
             )
         log.info(f"checking the archives in {folder}")
         self._archives = ilsvrc_archives.Archives(folder, self.builder_config.name)
-        bytes_each = max(_BYTES_WHILE_PREPARED, _BYTES + self.raw_bytes)
-        _check_space(self.data_dir_root, sum(self._archives.counts.values()), bytes_each)
 
     def _download_and_prepare(self, dl_manager, download_config):
         """Check the archives first; TFDS then knows the numbers of images, and tells the time left."""
         if self._archives is None:
             self.check_archives(os.fspath(download_config.manual_dir or ""))
         counts = self._archives.counts
+        bytes_each = max(_BYTES_WHILE_PREPARED, _BYTES + self.raw_bytes)
+        _check_space(self.data_dir_root, sum(counts.values()), bytes_each)
         self.info.features["label"].names = list(self._archives.devkit.label_names)
         self.info.set_splits(
             tfds.core.splits.SplitDict(
