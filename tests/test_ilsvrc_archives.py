@@ -73,6 +73,9 @@ SPOILT = {
     "train has a class twice": (lambda f: rewritten(f, TRAIN, lambda m: [*m, m[0]]), f"{TRAIN}: has {C}"),
     "train is another archive": (lambda f: (f / TRAIN).write_bytes((f / VAL).read_bytes()), TRAIN),
     "train is a web page": (lambda f: (f / TRAIN).write_bytes(b"<html>" * 1000), TRAIN),
+    "val is a web page": (lambda f: (f / VAL).write_bytes(b"<!DOCTYPE html>"), f"{VAL}: is a web page"),
+    "kit is a pointer": (
+        lambda f: (f / KIT).write_bytes(b"version https://git-lfs.github.com/\n"), f"{KIT}: is a pointer"),
     "val cut short": (lambda f: halved(f, VAL), VAL),
     "val is another archive": (lambda f: (f / VAL).write_bytes((f / TRAIN).read_bytes()), VAL),
     "val lacks an image": (lambda f: rewritten(f, VAL, lambda m: m[1:]), f"{VAL}: has 4 images"),
@@ -80,7 +83,7 @@ SPOILT = {
     "test lacks an image": (lambda f: rewritten(f, TEST, lambda m: m[1:]), f"{TEST}: has 2 images"),
     "test labels lack a line": (lambda f: (f / TRUTH).write_text("1\n3\n"), TRUTH),
     "test labels of no class": (lambda f: (f / TRUTH).write_text("1\n3\n1001\n"), f"{TRUTH}: line 3"),
-    "test labels that are no numbers": (lambda f: (f / TRUTH).write_text("<html>"), f"{TRUTH}: line 1"),
+    "test labels that are no numbers": (lambda f: (f / TRUTH).write_text("<html>"), f"{TRUTH}: is a web"),
     "patches cut short": (lambda f: halved(f, "patch_images.tar"), "patch_images.tar"),
     "kit cut short": (lambda f: halved(f, KIT), KIT),
     "kit of another year": (lambda f: kit(f, "2012"), KIT),

@@ -449,3 +449,10 @@ def test_a_cpu_device_takes_a_batch_over_without_a_copy():
         batch[:] = 3
         on_device = jax.device_put(batch, jax.devices()[0]).block_until_ready()
         assert on_device.unsafe_buffer_pointer() == batch.ctypes.data
+
+
+def test_what_stands_in_place_of_a_picture_is_named():
+    with pytest.raises(ValueError, match="a pointer of Git LFS"):
+        images.decode(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    with pytest.raises(ValueError, match="a web page, not the file itself"):
+        images.decode(b"\n<!DOCTYPE html><html>")

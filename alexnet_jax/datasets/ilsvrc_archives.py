@@ -20,7 +20,7 @@ from typing import Any
 
 from alexnet_jax.datasets import matlab
 from alexnet_jax.runtime.errors import InputError, reason
-from alexnet_jax.runtime.files import BoundedReader, read_file
+from alexnet_jax.runtime.files import BoundedReader, read_file, stand_in
 
 FILES = {
     "2010": {
@@ -95,6 +95,10 @@ class Archives:
                 f"data.manual_dir: {folder} lacks {', '.join(missing)}; put the official archives of"
                 f" ILSVRC-{year} there, as they were downloaded"
             )
+        for path in self.paths.values():
+            with _open(path) as file:
+                if what := stand_in(file.read(4096)):
+                    raise InputError(f"{path}: is {what}")
         self.devkit = read_devkit(self.paths["devkit"], year)
         self._classes = self._training_classes()
         truth = f"{self.paths['devkit']}, {_truth(year)}"

@@ -101,7 +101,7 @@ def decode(content: bytes, target: np.ndarray | None = None, *, oriented: bool =
     except UnidentifiedImageError:
         tiff = content.startswith((b"II*\0", b"MM\0*"))
         kind = f"a TIFF of a kind that is not read; {_CONVERT}" if tiff else "not a picture of a known format"
-        raise ValueError(kind) from None
+        raise ValueError(files.stand_in(content[:4096]) or kind) from None
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise ValueError(_too_large(int(re.findall("[0-9]+", str(error))[0]))) from None
     except Exception as error:  # Pillow raises nearly every kind for a damaged file

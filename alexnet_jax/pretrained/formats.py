@@ -26,7 +26,7 @@ import safetensors
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
 from alexnet_jax.runtime.errors import InputError, first_line
-from alexnet_jax.runtime.files import BoundedReader, atomic_write, read_file
+from alexnet_jax.runtime.files import BoundedReader, atomic_write, read_file, stand_in
 
 
 class Tensor(NamedTuple):
@@ -86,9 +86,6 @@ _LARGEST_MEAN = 64 << 20  # bytes; the mean image of 256x256 is 0.8 MB
 # Files that are taken for weights: what they begin with, what they are, what to do.
 _OTHERS = (
     (rb"\x89HDF\r\n\x1a\n", "is an HDF5 file; give a .caffemodel, .pth or .safetensors file"),
-    (rb"version https://git-lfs", "is a pointer of Git LFS, not the file itself; get it with git lfs pull"),
-    (rb"(?i)(\xef\xbb\xbf)?\s*<(!doctype|html|head|\?xml|!--)",
-     "is a web page, not the file itself; download it again"),
     (rb"\x1f\x8b|BZh|\xfd7zXZ\0|7z\xbc\xaf|Rar!", "is compressed; unpack it, and give the file inside"),
     (rb"(?s).{257}ustar", "is a tar archive; unpack it, and give the file inside"),
     # iter, and learned_net or history: SolverState of caffe.proto.
@@ -101,6 +98,8 @@ _OTHERS = (
 
 def _refuse_others(start: bytes) -> None:
     """Raise _Unusable if a file that starts so is known, and has neither weights nor a mean image."""
+    if what := stand_in(start):
+        raise _Unusable(f"is {what}")
     for pattern, what in _OTHERS:
         if re.match(pattern, start):
             raise _Unusable(what)

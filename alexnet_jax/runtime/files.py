@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import pathlib
+import re
 import select
 import stat
 from collections.abc import Iterator
@@ -18,6 +19,11 @@ log = logging.getLogger("alexnet_jax")
 
 PIPE_SECONDS = 10  # a pipe may be silent for so long
 _CHUNK = 1 << 20  # bytes
+_STAND_INS = (
+    (rb"version https://git-lfs", "a pointer of Git LFS, not the file itself; get it with git lfs pull"),
+    (rb"(?i)(\xef\xbb\xbf)?\s*<(!doctype|html|head|\?xml|!--)",
+     "a web page, not the file itself; download it again"),
+)  # fmt: skip
 
 
 def read_file(path: str | os.PathLike, limit: int) -> bytes:
@@ -32,6 +38,11 @@ def read_file(path: str | os.PathLike, limit: int) -> bytes:
         if max(len(content), status.st_size) > limit:
             raise ValueError(f"more than {limit:,} bytes")
         return content if endless else file.read()
+
+
+def stand_in(start: bytes) -> str:
+    """Return what stands in place of a download, by its first bytes, and what to do; "" if nothing does."""
+    return next((what for pattern, what in _STAND_INS if re.match(pattern, start)), "")
 
 
 def read_json(path: str | os.PathLike, limit: int) -> Any:
