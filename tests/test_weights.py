@@ -288,7 +288,7 @@ def test_hostile_metadata_is_told_and_leaves_nothing(tmp_path):
     exported(tmp_path / "own", tmp_path / "own.safetensors")
     with safetensors.safe_open(tmp_path / "own.safetensors", "numpy") as file:
         good = json.loads(file.metadata()[weights.KEY])
-    assert set(good) == {"config", "step", "statistics"}
+    assert set(good) == {"config", "run", "step", "statistics"}
     weights.import_weights(
         None,
         carrying(tmp_path / "more", json.dumps(good | {"identity": {"a": 1}})),
