@@ -3,6 +3,7 @@
 Prints the five most probable labels of each picture, by the best checkpoint of a workdir. Any size, colour or
 greyscale, JPEG, PNG and what else Pillow reads. eval.views and the rest are of the workdir's config.json if
 not given. A file that is no picture is one line on stderr, the others go on, and the exit code is 1.
+For more than 100 pictures there are several figures, OUT-1.png, OUT-2.png, …, of at most 100 each.
 """
 
 import os
@@ -17,6 +18,7 @@ from alexnet_jax.runtime.errors import InputError, printable, reason
 from alexnet_jax.runtime.files import StrPath
 
 BATCH = 32
+FIGURE = 100  # pictures in one
 CORRECT, OTHER = "#D55E00", "#0072B2"  # vermilion and blue, which are told apart without colour vision
 
 
@@ -98,27 +100,61 @@ def figure_of(pictures: list, network: Network):
     """Return a matplotlib figure: every picture above its five most probable labels, four in a row."""
     from matplotlib.figure import Figure
 
-    rows = -(-len(pictures) // 4)
-    columns = min(len(pictures), 4)
-    figure = Figure(figsize=(2.2 * columns, 3.4 * rows), layout="constrained")
-    grid = figure.subplots(2 * rows, columns, squeeze=False, height_ratios=(2, 1) * rows)
-    for axes in grid.flat:
-        axes.set_axis_off()
+    # Positions are fixed, in inches: the time of matplotlib's layouts grows with the square of the axes.
+    columns, rows = min(len(pictures), 4), -(-len(pictures) // 4)
+    width, height = 2.2 * columns, 3.4 * rows
+    figure = Figure(figsize=(width, height))
+    page = figure.add_axes((0, 0, 1, 1))
+    page.set_axis_off()
     for number, (path, picture, probabilities) in enumerate(pictures):
         row, column = divmod(number, 4)
-        above, below = grid[2 * row, column], grid[2 * row + 1, column]
-        above.imshow(picture.squeeze(), cmap="gray", vmin=0, vmax=255)
-        above.set_title(short(printable(os.path.basename(path)), 26), fontsize="small", parse_math=False)
-        below.set_axis_on()
-        draw_top_five(below, probabilities, network.names)
+        left, bottom = 2.2 * column + 0.1, height - 3.4 * (row + 1) + 0.1
+        place = (left, left + 2, bottom + 1, bottom + 3)
+        page.imshow(picture.squeeze(), cmap="gray", vmin=0, vmax=255, extent=place)
+        name = short(printable(os.path.basename(path)), 26)
+        page.text(left + 1, bottom + 3.08, name, ha="center", fontsize="small", parse_math=False)
+        bars = figure.add_axes((left / width, bottom / height, 2 / width, 0.95 / height))
+        draw_top_five(bars, probabilities, network.names)
+    page.set(xlim=(0, width), ylim=(0, height), aspect="auto")
     return figure
+
+
+class Figures:
+    """Write pictures with their labels to a figure, or to several; only those of one are kept in memory."""
+
+    def __init__(self, file: str | None, network: Network, several: bool):
+        """`file` is where to write, or None not to; `several` puts a number into each name."""
+        self._file, self._network, self._several = file, network, several
+        self._pictures: list[tuple[str, np.ndarray, np.ndarray]] = []
+        self._written = 0
+
+    def add(self, path: str, picture: np.ndarray, probabilities: np.ndarray) -> None:
+        """Take a picture; write a figure if it is full."""
+        if self._file is not None:
+            self._pictures.append((path, picture, probabilities))
+            if len(self._pictures) == FIGURE:
+                self.write()
+
+    def write(self) -> None:
+        """Write a figure of the pictures that are in none yet."""
+        if self._file is None or not self._pictures:
+            return
+        self._written += 1
+        name, kind = os.path.splitext(self._file)
+        file = f"{name}-{self._written}{kind}" if self._several else self._file
+        figure_of(self._pictures, self._network).savefig(file, dpi=150)
+        self._pictures.clear()
 
 
 def main(arguments: list[str]) -> int:
     """Return the exit code: 1 if a file was no picture. Raises InputError."""
     parser = command_line.Parser(__doc__, overrides=True)
     parser.add_argument("--workdir", required=True, metavar="DIR", help="the folder of a run")
-    parser.add_argument("--figure", metavar="OUT.png", help="a file for the pictures with their labels")
+    parser.add_argument(
+        "--figure",
+        metavar="OUT.png",
+        help="a file for the pictures with their labels, or several of 100 each, OUT-1.png, …",
+    )
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="a picture")
     given = parser.parse(arguments)
     if given.figure:
@@ -127,7 +163,7 @@ def main(arguments: list[str]) -> int:
             raise InputError(f"--figure={given.figure}: give a name that ends in .png, .pdf, .svg or .jpg")
     workdir = os.path.expanduser(given.workdir)
     network = Network(configuration.of_run(workdir, given.overrides), workdir)
-    found = []
+    found, figures = 0, Figures(given.figure, network, len(given.images) > FIGURE)
     for start in range(0, len(given.images), BATCH):
         pictures = list(read(given.images[start : start + BATCH], network.config))
         if not pictures:
@@ -137,10 +173,10 @@ def main(arguments: list[str]) -> int:
             print(printable(path))
             for label in top_five(row):
                 print(f"  {row[label]:.4f}  {network.names[label]}")
-            found.append((path, picture, row) if given.figure else path)
-    if given.figure and found:
-        figure_of(found, network).savefig(given.figure, dpi=150)
-    return int(len(found) < len(given.images))
+            figures.add(path, picture, row)
+            found += 1
+    figures.write()
+    return int(found < len(given.images))
 
 
 if __name__ == "__main__":

@@ -22,10 +22,10 @@ outputs and inputs of column 0 first, which is a convolution with columns as gro
 
 import copy
 import hashlib
+import io
 import itertools
 import logging
 import os
-import pathlib
 import shutil
 from typing import Any
 
@@ -35,8 +35,8 @@ from alexnet_jax import config as configuration
 from alexnet_jax.datasets import fingerprints, statistics
 from alexnet_jax.pretrained import conversion, formats, metadata
 from alexnet_jax.pretrained.normalization import fits, published_statistics
-from alexnet_jax.runtime import command_line
-from alexnet_jax.runtime.errors import InputError
+from alexnet_jax.runtime import command_line, files
+from alexnet_jax.runtime.errors import InputError, reason
 from alexnet_jax.workdirs import identity
 from alexnet_jax.workdirs.workdir import read_statistics, write_config
 
@@ -45,6 +45,7 @@ log = logging.getLogger("alexnet_jax")
 SOURCES = ("torchvision", "caffe")
 KEY = "alexnet_jax"  # of an exported file's metadata, for metadata.write's text
 OLD_KEY = "alexnet_jax.config"  # of former exports, for the name of the configuration
+_LARGEST_LABELS = 16 << 20  # bytes; ImageNet's 22,000 names are 1 MB
 _NONE: configuration.Overrides = {}
 
 
@@ -218,9 +219,10 @@ def _label_names(config, labels: str | None, arrays: dict) -> list[str]:
 def _read_labels(labels: str, classes: int) -> list[str]:
     """Return the lines of --labels. Raises InputError if they are not as many as the classes."""
     try:
-        names = pathlib.Path(labels).read_text("utf-8-sig").rstrip("\n").split("\n")
+        text = files.read_file(labels, _LARGEST_LABELS).decode("utf-8-sig")
+        names = io.StringIO(text, newline=None).read().rstrip("\n").split("\n")
     except (OSError, ValueError) as error:
-        raise InputError(f"--labels={labels}: cannot be read ({error}); give a text file") from None
+        raise InputError(f"--labels={labels}: cannot be read ({reason(error)}); give a text file") from None
     if len(names) != classes:
         raise InputError(f"--labels={labels}: has {len(names)} lines for {classes} classes; give one a class")
     return [name.strip() for name in names]

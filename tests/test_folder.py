@@ -105,7 +105,7 @@ def test_greyscale_of_another_size(folder):
         (lambda f: None, "train[30:40]", "data.train_split: 'train[30:40]' does not work"),
         (lambda f: None, "train[5:5]", "data.train_split: 'train[5:5]' is empty"),
         (lambda f: (f / "train" / "empty").mkdir(), "train", "empty: is a class without pictures"),
-        (lambda f: (f / "val" / "yak").mkdir(), "val", "yak: train has no such class"),
+        (lambda f: (f / "val" / "yak").mkdir(), "val", "val: has 1 of its 4 classes that train lacks, 'yak'"),
     ],
 )
 def test_what_cannot_be_opened_is_told_in_one_line(folder, spoil, split, message):
@@ -252,3 +252,46 @@ def test_what_is_hidden_is_not_looked_into_and_names_may_be_any(folder):
     np.testing.assert_array_equal(images[labels == 3], [small.prepared(picture)])
     # A class that validation lacks.
     assert set(opened(folder, "val").read(range(4))[1]) <= {0, 1, 2}
+
+
+def refused(folder, split):
+    with pytest.raises(InputError) as raised:
+        FolderSource(str(folder), split, 8, 3, "data.val_split")
+    assert "\n" not in str(raised.value) and "remove" not in str(raised.value)
+    return str(raised.value)
+
+
+def test_pictures_of_validation_without_classes_are_told_where_they_belong(folder):
+    for place in [path for path in (folder / "val").iterdir()]:
+        for picture in place.iterdir():
+            picture.rename(folder / "val" / picture.name)
+        place.rmdir()
+    for split in ("val", "val[:50%]"):
+        assert refused(folder, split).startswith(
+            f"{folder}/val: has 4 files and no folders of classes; move its"
+        )
+        assert "val/CLASS" in refused(folder, split)
+
+
+def test_classes_that_train_lacks_are_counted_and_three_are_named(folder):
+    for name in "abcde":
+        (folder / "val" / name).mkdir()
+    assert refused(folder, "val").startswith(
+        f"{folder}/val: has 5 of its 8 classes that train lacks, 'a', 'b', 'c' and 2 more; name them as"
+    )
+
+
+@pytest.mark.parametrize("given", ["train", "train/ant", "..", "../.."])
+def test_the_folder_that_is_a_level_or_two_away_is_named(tmp_path, given):
+    right = tmp_path / "one" / "data"
+    for name in ("train/ant", "val/ant"):
+        (right / name).mkdir(parents=True)
+        (right / name / "1.jpg").touch()
+    place = (right / given).resolve()
+    assert refused(place, "train") == f"data.dir: {place} has no train/CLASS/*; {right} has: give it"
+
+
+def test_classes_without_a_folder_of_their_split_are_told_where_they_belong(tmp_path):
+    (tmp_path / "ant").mkdir()
+    (tmp_path / "ant" / "1.jpg").touch()
+    assert refused(tmp_path, "train").endswith("has no train/CLASS/*; move its classes into a folder train")

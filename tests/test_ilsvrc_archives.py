@@ -38,6 +38,14 @@ def link(name):
     return info
 
 
+def giant(path, name, kind=tarfile.REGTYPE):
+    """Write a tar that has a member of 8 GiB, all zeros, which take no room on the disk."""
+    info = tarfile.TarInfo(name)
+    info.type, info.size = kind, 8 << 30
+    path.write_bytes(info.tobuf())
+    os.truncate(path, 9 << 30)
+
+
 def halved(folder, name):
     """Half of what is not the zeros at the end of a tar."""
     os.truncate(folder / name, len((folder / name).read_bytes().rstrip(b"\0")) // 2)
@@ -65,6 +73,9 @@ SPOILT = {
     "train has a class twice": (lambda f: rewritten(f, TRAIN, lambda m: [*m, m[0]]), f"{TRAIN}: has {C}"),
     "train is another archive": (lambda f: (f / TRAIN).write_bytes((f / VAL).read_bytes()), TRAIN),
     "train is a web page": (lambda f: (f / TRAIN).write_bytes(b"<html>" * 1000), TRAIN),
+    "val is a web page": (lambda f: (f / VAL).write_bytes(b"<!DOCTYPE html>"), f"{VAL}: is a web page"),
+    "kit is a pointer": (
+        lambda f: (f / KIT).write_bytes(b"version https://git-lfs.github.com/\n"), f"{KIT}: is a pointer"),
     "val cut short": (lambda f: halved(f, VAL), VAL),
     "val is another archive": (lambda f: (f / VAL).write_bytes((f / TRAIN).read_bytes()), VAL),
     "val lacks an image": (lambda f: rewritten(f, VAL, lambda m: m[1:]), f"{VAL}: has 4 images"),
@@ -72,7 +83,7 @@ SPOILT = {
     "test lacks an image": (lambda f: rewritten(f, TEST, lambda m: m[1:]), f"{TEST}: has 2 images"),
     "test labels lack a line": (lambda f: (f / TRUTH).write_text("1\n3\n"), TRUTH),
     "test labels of no class": (lambda f: (f / TRUTH).write_text("1\n3\n1001\n"), f"{TRUTH}: line 3"),
-    "test labels that are no numbers": (lambda f: (f / TRUTH).write_text("<html>"), f"{TRUTH}: line 1"),
+    "test labels that are no numbers": (lambda f: (f / TRUTH).write_text("<html>"), f"{TRUTH}: is a web"),
     "patches cut short": (lambda f: halved(f, "patch_images.tar"), "patch_images.tar"),
     "kit cut short": (lambda f: halved(f, KIT), KIT),
     "kit of another year": (lambda f: kit(f, "2012"), KIT),
@@ -82,6 +93,15 @@ SPOILT = {
     "a class number of 5,000 digits": (
         lambda f: kit(f, **{"ILSVRC2010_validation_ground_truth.txt": b"1\n" + b"9" * 5000}), f"{KIT}, "),
     "patches cut short after the first": (lambda f: os.truncate(f / PATCHES, 2048), f"{PATCHES}: cut short"),
+    "a patch of 8 GiB": (
+        lambda f: giant(f / PATCHES, "ILSVRC2010_val_00000001.JPEG"), f"{PATCHES}: its member"),
+    "a member's long name of 8 GiB": (
+        lambda f: giant(f / VAL, "././@LongLink", tarfile.GNUTYPE_LONGNAME), f"{VAL}: "),
+    "test labels of many lines": (
+        lambda f: (f / TRUTH).write_bytes(b"1\n" * (3 << 20)), f"{TRUTH}: cannot be read (more than"),
+    "kit is a giant": (lambda f: os.truncate(f / KIT, 1 << 30), f"{KIT}: cut short, damaged or"),
+    "kit unpacks to a giant": (
+        lambda f: (f / KIT).write_bytes(gzip.compress(bytes(200 << 20), 1)), f"{KIT}: cut short, damaged or"),
     "patches are val": (lambda f: shutil.copy(f / VAL, f / PATCHES), f"{PATCHES}: has every image"),
     "patches are test": (lambda f: shutil.copy(f / TEST, f / PATCHES), f"{PATCHES}: has every image"),
     "patches are train": (lambda f: shutil.copy(f / TRAIN, f / PATCHES), f"{PATCHES}: its member"),
@@ -136,6 +156,16 @@ def test_what_can_be_known_is_told_before_an_image_is_read(case, archives_2010, 
     spoil(folder)
     monkeypatch.setattr(ilsvrc, "_prepared", lambda picture: pytest.fail("an image was read"))
     data_sets.assert_refused(folder, tmp_path / "data", message)
+
+
+def test_missing_archives_are_told_before_tfds_prints_a_line(tmp_path, monkeypatch, capfd):
+    def printed(*_, **__):
+        pytest.fail("TFDS was asked to prepare")
+
+    monkeypatch.setattr(ilsvrc.Ilsvrc, "download_and_prepare", printed)
+    (tmp_path / "archives").mkdir()
+    data_sets.assert_refused(tmp_path / "archives", tmp_path / "data", "data.manual_dir: ")
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("case", SPOILT_INSIDE)

@@ -6,8 +6,10 @@ import re
 import struct
 import subprocess
 import sys
+import time
 import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import numpy as np
@@ -16,6 +18,7 @@ from helpers import small_archives as small
 from PIL import ExifTags, Image, ImageOps, PngImagePlugin
 
 from alexnet_jax.datasets import images
+from alexnet_jax.runtime import files
 
 ODD = {name: content for name, content in small.odd_pictures().items() if name != "gzipped"}
 
@@ -389,6 +392,30 @@ def test_a_pipe_is_read_and_a_device_without_an_end_refused(tmp_path, monkeypatc
         images.read_file("/dev/zero")
 
 
+def test_a_pipe_may_be_slow_but_not_silent(tmp_path, monkeypatch):
+    content, pipe = small.file_of(small.photograph(0)), tmp_path / "pipe"
+    os.mkfifo(pipe)
+
+    def write(parts):
+        time.sleep(0.1)
+        with open(pipe, "wb", buffering=0) as file:
+            for part in parts:
+                file.write(part)
+                time.sleep(0.1)
+
+    for parts in ([content[:100], content[100:]], [b"x" * 3_000_000], []):
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(write, parts)
+            assert images.read_file(pipe) == b"".join(parts)
+    monkeypatch.setattr(files, "PIPE_SECONDS", 0.3)
+    with pytest.raises(ValueError, match=r"a pipe or a device that is silent for 0.3 s"):
+        images.read_file(pipe)
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(write, [b"x", b"", b"", b"", b"", b"", b""])
+        with pytest.raises(ValueError, match="silent"):
+            images.read_file(pipe)
+
+
 def test_programs_outside_are_not_started_for_a_picture():
     eps = io.BytesIO()
     small.photograph(0).save(eps, "EPS")
@@ -422,3 +449,10 @@ def test_a_cpu_device_takes_a_batch_over_without_a_copy():
         batch[:] = 3
         on_device = jax.device_put(batch, jax.devices()[0]).block_until_ready()
         assert on_device.unsafe_buffer_pointer() == batch.ctypes.data
+
+
+def test_what_stands_in_place_of_a_picture_is_named():
+    with pytest.raises(ValueError, match="a pointer of Git LFS"):
+        images.decode(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    with pytest.raises(ValueError, match="a web page, not the file itself"):
+        images.decode(b"\n<!DOCTYPE html><html>")

@@ -52,7 +52,7 @@ def test_the_line_that_a_run_is_writing_is_not_read(tmp_path):
     [
         (None, "has no validation yet"),
         ("", "has no validation yet"),
-        ("{\n", "cannot be read"),
+        ("{\n", "line 1 is no validation"),
         (json.dumps(row(10)) + "\n[]\n", "line 2 is no validation"),
         ('{"step": 1}\n', "line 1 is no validation"),
     ],
@@ -161,3 +161,22 @@ def test_process_0_alone_writes(tmp_path, monkeypatch):
         writer.write_row(row(20))
     assert metrics.read_rows(str(tmp_path)) == [row(10)]
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+@pytest.mark.parametrize(
+    "line", ["[" * 5000, "[]", json.dumps(row(20) | {"step": "x"}), json.dumps(row(20)) + " " * 70_000]
+)
+def test_a_line_that_is_no_validation_is_told_and_dropped_by_a_run_that_goes_on(tmp_path, line):
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(row(10)) + f"\n{line}\n")
+    with pytest.raises(InputError, match="line 2 is no validation"):
+        metrics.read_rows(str(tmp_path))
+    metrics.drop_rows_after(str(tmp_path), 30)
+    assert metrics.read_rows(str(tmp_path)) == [row(10)]
+
+
+def test_rows_of_any_length_are_not_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(metrics, "_LARGEST", 1000)
+    (tmp_path / "metrics.jsonl").write_text((json.dumps(row(10)) + "\n") * 9)
+    for read in (lambda: metrics.read_rows(str(tmp_path)), lambda: metrics.drop_rows_after(str(tmp_path), 1)):
+        with pytest.raises(InputError, match="cannot be read .more than 1,000 bytes"):
+            read()

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from alexnet_jax import config as configuration
 from alexnet_jax import predict
 from alexnet_jax.datasets import images
 from alexnet_jax.datasets.source import open_source
+from alexnet_jax.runtime import files
 from alexnet_jax.runtime.errors import InputError
 from alexnet_jax.workdirs.workdir import read_result
 from configs import paper
@@ -135,3 +137,35 @@ def test_bad_input_is_named(flags, words, workdir, tmp_path):
     with pytest.raises(InputError) as error:
         predict.main([flag.format(workdir=workdir, picture=picture, folder=tmp_path) for flag in flags])
     assert words in str(error.value) and len(str(error.value).splitlines()) == 1
+
+
+def test_figures_of_many_pictures_have_a_number_and_keep_few_in_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(predict, "FIGURE", 6)
+    network = types.SimpleNamespace(names=[f"class {number}" for number in range(5)])
+    figures = predict.Figures(str(tmp_path / "top.png"), network, several=True)
+    for number in range(14):
+        figures.add(f"{number}.jpg", np.full((8, 8, 3), 9 * number, np.uint8), np.full(5, 0.2))
+        assert len(figures._pictures) < 6
+    figures.write()
+    assert sorted(os.listdir(tmp_path)) == ["top-1.png", "top-2.png", "top-3.png"]
+    shapes = [images.decode((tmp_path / f"top-{n}.png").read_bytes()).shape for n in (1, 2, 3)]
+    assert shapes == [(1020, 1320, 3), (1020, 1320, 3), (510, 660, 3)]
+
+
+def test_a_figure_takes_a_time_that_grows_with_the_pictures_alone():
+    """matplotlib's layouts compare all axes with each other; fixed positions need none."""
+    network = types.SimpleNamespace(names=["a"] * 5)
+    pictures = [(f"{number}.jpg", np.zeros((8, 8, 3), np.uint8), np.full(5, 0.2)) for number in range(9)]
+    figure = predict.figure_of(pictures, network)
+    assert figure.get_layout_engine() is None
+    places = [axes.get_position().bounds for axes in figure.axes[1:]]
+    assert len(set(places)) == 9 and all(left >= 0 and bottom >= 0 for left, bottom, *_ in places)
+
+
+def test_a_pipe_that_nothing_writes_to_is_one_line_and_the_others_go_on(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(files, "PIPE_SECONDS", 0.1)
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "a.jpg").write_bytes(small_archives.odd_pictures()["grey"])
+    read = list(predict.read([str(tmp_path / "pipe"), str(tmp_path / "a.jpg")], paper.get_config()))
+    assert [path for path, _ in read] == [str(tmp_path / "a.jpg")]
+    assert "pipe: cannot be read as a picture (a pipe or a device that is silent" in capsys.readouterr().err

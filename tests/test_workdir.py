@@ -12,7 +12,7 @@ from helpers.sources import MadeUp
 from alexnet_jax.datasets import statistics
 from alexnet_jax.runtime import files
 from alexnet_jax.runtime.errors import InputError
-from alexnet_jax.workdirs import workdir
+from alexnet_jax.workdirs import identity, workdir
 from configs import quickstart
 
 LOG = logging.getLogger("alexnet_jax")
@@ -145,3 +145,24 @@ def test_a_process_that_does_not_find_what_process_0_wrote_says_so(tmp_path, sou
         workdir.take(quickstart.get_config(), str(tmp_path), source, OF_RUN),
     ):
         pass
+
+
+@pytest.mark.parametrize("text", ["[" * 5000, "{}" + " " * workdir.LARGEST_JSON, "[]", "\xff"])
+def test_files_of_other_lengths_and_depths_are_one_line(tmp_path, text):
+    for name in ("config.json", "eval.json", "identity.json"):
+        (tmp_path / name).write_text(text)
+    with pytest.raises(InputError, match=r"config.json: is not a configuration") as raised:
+        workdir.read_config(str(tmp_path))
+    assert "\n" not in str(raised.value)
+    assert workdir.read_result(str(tmp_path)) == {}
+    if text != "{}" + " " * workdir.LARGEST_JSON:
+        with pytest.raises(InputError, match=r"identity.json: cannot be read"):
+            identity.read(str(tmp_path))
+
+
+def test_a_result_whose_numbers_are_none_is_not_one(tmp_path):
+    result = dict.fromkeys(workdir.RESULT_FIELDS, 1) | {"split": "val", "step": 1}
+    workdir.write_result(result, str(tmp_path))
+    assert workdir.read_result(str(tmp_path)) == result
+    workdir.write_result(result | {"loss": "high"}, str(tmp_path))
+    assert workdir.read_result(str(tmp_path)) == {}

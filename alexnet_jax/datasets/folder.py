@@ -8,8 +8,8 @@ import zlib
 
 import numpy as np
 
-from alexnet_jax.datasets import fingerprints, images, splits
-from alexnet_jax.runtime.errors import InputError, printable, reason
+from alexnet_jax.datasets import fingerprints, images, layouts, splits
+from alexnet_jax.runtime.errors import InputError, printable, reason, some
 
 
 class FolderSource:
@@ -28,8 +28,12 @@ class FolderSource:
             raise InputError(f"data.dir: {folder!r} is no folder; give the one with train and val in it")
         self.label_names = tuple(_subfolders(self.folder / "train"))
         if not self.label_names:
+            raise _without_classes(self.folder)
+        if layouts.tiny_imagenet(self.folder) is not None:
             raise InputError(
-                f"{self.folder / 'train'}: has no folders of classes; put pictures into train/CLASS"
+                f"data.dir: {printable(self.folder)} is laid out as Tiny ImageNet; give a copy that has"
+                " train/CLASS and val/CLASS, made by `python -m experiments.shrink"
+                f" {printable(self.folder)} COPY 64`"
             )
         there = _subfolders(self.folder)
         try:
@@ -87,11 +91,20 @@ class FolderSource:
         In an order that depends on the names alone, so that a slice of a split is a sample of it.
         """
         labels = {name: label for label, name in enumerate(self.label_names)}
-        found = []
-        for name in _subfolders(self.folder / split):
+        found, names = [], _subfolders(self.folder / split)
+        unknown = [name for name in names if name not in labels]
+        if unknown:
+            raise InputError(
+                f"{self.folder / split}: has {len(unknown):,} of its {len(names):,} classes that train lacks,"
+                f" {some(unknown)}; name them as in train, or move them elsewhere"
+            )
+        if not names and (flat := len(_entries(self.folder / split))):
+            raise InputError(
+                f"{self.folder / split}: has {flat:,} files and no folders of classes; move its pictures into"
+                f" {split}/CLASS, with the classes of train"
+            )
+        for name in names:
             place = self.folder / split / name
-            if name not in labels:
-                raise InputError(f"{printable(place)}: train has no such class; remove it")
             files = [(entry.name, _stamp(entry)) for entry in _entries(place)]
             if not files and split == "train":
                 raise InputError(
@@ -99,6 +112,20 @@ class FolderSource:
                 )
             found += [(f"{split}/{name}/{file}", labels[name], stamp) for file, stamp in files]
         return sorted(found, key=lambda file: (zlib.crc32(os.fsencode(file[0])), file[0]))
+
+
+def _without_classes(folder: pathlib.Path) -> InputError:
+    """Return the error of a folder without train/CLASS, which names the folder that has it."""
+    right = layouts.right_folder(folder)
+    if right is not None:
+        return InputError(
+            f"data.dir: {printable(folder)} has no train/CLASS/*; {printable(right)} has: give it"
+        )
+    if not (folder / "train").exists() and layouts.has_classes(folder):
+        return InputError(
+            f"data.dir: {printable(folder)} has no train/CLASS/*; move its classes into a folder train"
+        )
+    return InputError(f"{folder / 'train'}: has no folders of classes; put pictures into train/CLASS")
 
 
 def _unreadable(path: pathlib.Path, error: Exception) -> InputError:

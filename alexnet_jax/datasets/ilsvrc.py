@@ -15,6 +15,7 @@ words: "n01440764 tench, Tinca tinca".
 import logging
 import os
 import shutil
+from typing import Any
 
 import tensorflow_datasets as tfds
 
@@ -39,6 +40,7 @@ class Ilsvrc(tfds.core.GeneratorBasedBuilder):
             name="2010", description="1,261,406 training, 50,000 validation and 150,000 test images"
         ),
     ]
+    _archives: Any = None  # an ilsvrc_archives.Archives, once they are checked
     raw_bytes = 0  # of an image in the raw copy that will be made
     MANUAL_DOWNLOAD_INSTRUCTIONS = "Put the official archives, as downloaded, into data.manual_dir."
 
@@ -57,18 +59,21 @@ class Ilsvrc(tfds.core.GeneratorBasedBuilder):
             ),
         )
 
-    def _download_and_prepare(self, dl_manager, download_config):
-        """Check the archives first; TFDS then knows the numbers of images, and tells the time left."""
-        try:
-            folder = dl_manager.manual_dir
-        except AssertionError:
-            given = download_config.manual_dir or ""
+    def check_archives(self, manual_dir: str) -> None:
+        """Check the archives in a folder, that of TFDS if it is "". Raises InputError."""
+        folder = manual_dir or os.path.join(self.data_dir_root, "downloads", "manual")
+        if not os.path.isdir(folder) or not os.listdir(folder):
             raise InputError(
-                f"data.manual_dir: {given!r} is no folder with files; give the one with the official archives"
-                f" of ILSVRC-{self.builder_config.name}"
-            ) from None
+                f"data.manual_dir: {manual_dir!r} is no folder with files; give the one with the official"
+                f" archives of ILSVRC-{self.builder_config.name}"
+            )
         log.info(f"checking the archives in {folder}")
         self._archives = ilsvrc_archives.Archives(folder, self.builder_config.name)
+
+    def _download_and_prepare(self, dl_manager, download_config):
+        """Check the archives first; TFDS then knows the numbers of images, and tells the time left."""
+        if self._archives is None:
+            self.check_archives(os.fspath(download_config.manual_dir or ""))
         counts = self._archives.counts
         bytes_each = max(_BYTES_WHILE_PREPARED, _BYTES + self.raw_bytes)
         _check_space(self.data_dir_root, sum(counts.values()), bytes_each)

@@ -18,10 +18,9 @@ import zlib
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
-import scipy.io
-
-from alexnet_jax.runtime.errors import InputError
+from alexnet_jax.datasets import matlab
+from alexnet_jax.runtime.errors import InputError, reason
+from alexnet_jax.runtime.files import BoundedReader, read_file, stand_in
 
 FILES = {
     "2010": {
@@ -40,6 +39,9 @@ FILES = {
 }
 # Far above any picture or table of the real ones: what is larger is refused rather than read into memory.
 LARGEST = 256 << 20
+_LARGEST_KIT = 128 << 20  # bytes of a development kit, or of a table of its meta.mat, unpacked
+_LARGEST_PART = 64 << 20  # bytes of a development kit, which has 2.5 MB, and of a member of it
+_LARGEST_LABELS = 4 << 20  # bytes of a ground truth; that of 150,000 images has 0.7 MB
 _DAMAGE = (tarfile.TarError, OSError, EOFError, zlib.error, ValueError, OverflowError)
 
 
@@ -93,14 +95,21 @@ class Archives:
                 f"data.manual_dir: {folder} lacks {', '.join(missing)}; put the official archives of"
                 f" ILSVRC-{year} there, as they were downloaded"
             )
+        for path in self.paths.values():
+            with _open(path) as file:
+                if what := stand_in(file.read(4096)):
+                    raise InputError(f"{path}: is {what}")
         self.devkit = read_devkit(self.paths["devkit"], year)
         self._classes = self._training_classes()
         truth = f"{self.paths['devkit']}, {_truth(year)}"
         self._labels = {"validation": self._match("validation", year, self.devkit.validation_labels, truth)}
         if "test" in self.paths:
             truth = self.paths["test_labels"]
-            with _open(truth) as file:
-                labels = _labels(file.read(LARGEST), self.devkit.label_of_number, truth)
+            try:
+                text = read_file(truth, _LARGEST_LABELS)
+            except (OSError, ValueError) as error:
+                raise InputError(f"{truth}: cannot be read ({reason(error)}); download it again") from None
+            labels = _labels(text, self.devkit.label_of_number, truth)
             self._labels["test"] = self._match("test", year, labels, truth)
         self._patches = self._find_patches() if "patches" in self.paths else {}
         self.counts = {"train": sum(self.devkit.train_counts.values())}
@@ -169,6 +178,7 @@ class Archives:
             for info in _entries(file, path):
                 name = _last_part(info)
                 if pattern.fullmatch(name):
+                    _check_size(info, path)
                     patches[name] = info
                 elif name.endswith((".JPEG", ".tar")):
                     raise _mistaken(path, info.name, "the replacement of a blank image of ILSVRC-2010")
@@ -185,7 +195,8 @@ class Archives:
         with _open(path) as file, tarfile.open(fileobj=file, mode="r:") as outer:
             for wnid, archive in self._classes:
                 label, names = self.devkit.label_of_wnid[wnid], set()
-                for info, content in _contents(outer.extractfile(archive), f"{path}, {wnid}.tar"):
+                inner: Any = outer.extractfile(archive)
+                for info, content in _contents(BoundedReader(inner.raw, LARGEST), f"{path}, {wnid}.tar"):
                     name = _last_part(info)
                     if name in names:
                         raise InputError(f"{path}, {wnid}.tar: has {name!r} twice; download it again")
@@ -209,10 +220,14 @@ def read_devkit(path, year: str) -> Devkit:
     """Read a development kit. Raises InputError if it is damaged, of another year, or contradicts itself."""
     truth, contents = _truth(year), {}
     try:
-        with tarfile.open(path, "r:gz") as tar:
+        with gzip.open(io.BytesIO(read_file(path, _LARGEST_PART))) as packed:
+            unpacked = packed.read(_LARGEST_KIT + 1)
+        if len(unpacked) > _LARGEST_KIT:
+            raise ValueError(f"more than {_LARGEST_KIT:,} bytes")
+        with tarfile.open(fileobj=io.BytesIO(unpacked), mode="r:") as tar:
             for info in tar:
                 name = info.name.rpartition("/")[2]
-                if name in ("meta.mat", truth) and info.isreg() and info.size <= LARGEST:
+                if name in ("meta.mat", truth) and info.isreg() and info.size <= _LARGEST_PART:
                     contents[name] = tar.extractfile(info).read()  # type: ignore[union-attr]  # a plain file
     except _DAMAGE as error:
         raise InputError(f"{path}: cut short, damaged or no archive ({error}); download it again") from None
@@ -220,17 +235,15 @@ def read_devkit(path, year: str) -> Devkit:
         if name not in contents:
             raise InputError(f"{path}: has no {name}; give the development kit of ILSVRC-{year}")
     try:
-        meta = scipy.io.loadmat(io.BytesIO(contents["meta.mat"]), squeeze_me=True)
-        synsets = np.atleast_1d(meta["synsets"])
+        fields = ("WNID", "words", f"ILSVRC{year}_ID", "num_train_images", "num_children")
+        synsets = matlab.struct_array(contents["meta.mat"], "synsets", fields, _LARGEST_KIT)
         leaves = sorted(
             (str(row["WNID"]), str(row["words"]), int(row[f"ILSVRC{year}_ID"]), int(row["num_train_images"]))
             for row in synsets
             if int(row["num_children"]) == 0
         )
-    except Exception as error:  # loadmat raises nearly every kind for a damaged file
-        raise InputError(
-            f"{path}, meta.mat: cannot be read ({type(error).__name__}: {error}); download it again"
-        ) from None
+    except (ValueError, TypeError, OverflowError) as error:
+        raise InputError(f"{path}, meta.mat: cannot be read ({error}); download it again") from None
     wnids, words, numbers, counts = zip(*leaves, strict=True) if leaves else ((), (), (), ())
     sound = all(re.fullmatch(r"n\d{8}", wnid) for wnid in wnids) and min(counts, default=0) > 0
     if not sound or len(set(wnids)) != len(wnids) or len(set(numbers)) != len(numbers):
@@ -249,6 +262,8 @@ def read_devkit(path, year: str) -> Devkit:
 
 def _labels(text: bytes, label_of_number: dict[bytes, int], where) -> list[int]:
     """Return the labels of a ground truth, which has the number of a class on each line."""
+    if len(text) > _LARGEST_LABELS:
+        raise InputError(f"{where}: has more than {_LARGEST_LABELS:,} bytes; download it again")
     words = text.split()
     for line, word in enumerate(words, 1):
         if word not in label_of_number:
@@ -264,7 +279,7 @@ def _truth(year: str) -> str:
 
 def _open(path):
     try:
-        return open(path, "rb")
+        return BoundedReader(open(path, "rb", buffering=0), LARGEST)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); see to its permissions") from None
 
@@ -296,13 +311,15 @@ def _entries(file, where) -> Iterator[tarfile.TarInfo]:
         raise InputError(f"{where}: cut short, damaged or no archive ({error}); download it again") from None
 
 
+def _check_size(info: tarfile.TarInfo, where) -> None:
+    if info.size > LARGEST:
+        raise InputError(f"{where}: its member {info.name!r} has {info.size:,} bytes, which is no picture")
+
+
 def _contents(file, where) -> Iterator[tuple[tarfile.TarInfo, bytes]]:
     """Every plain file in a tar, with its content."""
     for info in _entries(file, where):
-        if info.size > LARGEST:
-            raise InputError(
-                f"{where}: its member {info.name!r} has {info.size:,} bytes, which is no picture"
-            )
+        _check_size(info, where)
         try:
             file.seek(info.offset_data)
             content = file.read(info.size)

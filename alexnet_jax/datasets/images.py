@@ -4,7 +4,6 @@ import io
 import math
 import os
 import re
-import stat
 import tempfile
 import warnings
 from typing import Any
@@ -13,6 +12,7 @@ import numpy as np
 import simplejpeg
 from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
 
+from alexnet_jax.runtime import files
 from alexnet_jax.runtime.errors import first_line
 
 # A file of a few kilobytes can claim any size. At the limit, decoding takes 1.1 to 1.4 GB of memory.
@@ -62,14 +62,8 @@ def empty_batch(count: int, size: int, channels: int) -> np.ndarray:
 
 
 def read_file(path: str | os.PathLike) -> bytes:
-    """Return a file's content. Raises OSError, and ValueError if it is longer than MAX_BYTES."""
-    with open(path, "rb") as file:
-        status = os.fstat(file.fileno())
-        endless = not stat.S_ISREG(status.st_mode)  # a pipe or a device
-        content = file.read(MAX_BYTES + 1) if endless else b""
-        if max(len(content), status.st_size) > MAX_BYTES:
-            raise ValueError(f"more than {MAX_BYTES:,} bytes")
-        return content if endless else file.read()
+    """Return a file's content. Raises OSError, and ValueError as `files.read_file` does with MAX_BYTES."""
+    return files.read_file(path, MAX_BYTES)
 
 
 def decode_into(target: np.ndarray, content: bytes, *, oriented: bool = False) -> None:
@@ -107,7 +101,7 @@ def decode(content: bytes, target: np.ndarray | None = None, *, oriented: bool =
     except UnidentifiedImageError:
         tiff = content.startswith((b"II*\0", b"MM\0*"))
         kind = f"a TIFF of a kind that is not read; {_CONVERT}" if tiff else "not a picture of a known format"
-        raise ValueError(kind) from None
+        raise ValueError(files.stand_in(content[:4096]) or kind) from None
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise ValueError(_too_large(int(re.findall("[0-9]+", str(error))[0]))) from None
     except Exception as error:  # Pillow raises nearly every kind for a damaged file

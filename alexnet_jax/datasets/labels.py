@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from alexnet_jax.datasets.source import Source
-from alexnet_jax.runtime.errors import InputError
+from alexnet_jax.runtime.errors import InputError, some
 
 log = logging.getLogger("alexnet_jax")
 
@@ -65,25 +65,25 @@ def classes_by_name(network: Sequence[str], data: Sequence[str]) -> list[int] | 
             same = [name for name, other in zip(data, classes, strict=True) if other == label]
             if len(same) > 1:
                 raise InputError(
-                    f"data.name: its classes {_some(same)} are the network's {network[label]!r}; join them"
+                    f"data.name: its classes {some(same)} are the network's {network[label]!r}; join them"
                 )
         return classes
     if _has_no_names(network) or _has_no_names(data):
         if any(name.isdecimal() for name in data) and not _has_no_names(data):
             raise InputError(
-                f"data.name: its classes are numbers in the order of text, {_some(list(data))}, and the"
+                f"data.name: its classes are numbers in the order of text, {some(list(data))}, and the"
                 " network has no names; rename them 00, 01, …"
             )
         return None
     lacking = [name for name, classes in zip(data, found, strict=True) if not classes]
     if lacking:
         raise InputError(
-            f"data.name: the network lacks {len(lacking)} of its {len(data)} classes, {_some(lacking)}; the"
-            f" network has {_some(list(network))}; rename them, or leave them out"
+            f"data.name: the network lacks {len(lacking)} of its {len(data)} classes, {some(lacking)}; the"
+            f" network has {some(list(network))}; rename them, or leave them out"
         )
     name, classes = next(both for both in zip(data, found, strict=True) if len(both[1]) > 1)
     raise InputError(
-        f"data.name: its class {name!r} may be any of the network's {_some([network[c] for c in classes])};"
+        f"data.name: its class {name!r} may be any of the network's {some([network[c] for c in classes])};"
         " rename it"
     )
 
@@ -107,11 +107,6 @@ def _has_no_names(names: Sequence[str]) -> bool:
     """Whether there are none, or numbers in their order, as TFDS has where a data set gives no names."""
     numbers = [re.fullmatch(r"(?:class )?0*(\d+)", name) for name in names]
     return all(match and int(match[1]) == label for label, match in enumerate(numbers))
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(map(repr, names[:3])) + more
 
 
 class _Relabelled:

@@ -19,7 +19,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 from alexnet_jax.datasets import (
     fashion_mnist,  # noqa: F401  (TFDS registers the builders that it sees)
     fingerprints,
-    ilsvrc,  # noqa: F401
+    ilsvrc,
     images,
 )
 from alexnet_jax.runtime import quiet_tensorflow
@@ -81,6 +81,8 @@ def _configs(name: str) -> list[str]:
 
 def _prepare(builder, name: str, manual_dir: str) -> None:
     final = pathlib.Path(builder.data_path)
+    if isinstance(builder, ilsvrc.Ilsvrc):  # before TFDS and TensorFlow print lines of their own
+        builder.check_archives(os.path.expanduser(manual_dir))
     quiet_tensorflow.load()
     with contextlib.ExitStack() as stack:
         try:

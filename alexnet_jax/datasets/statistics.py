@@ -1,5 +1,6 @@
 """The training split's mean image and colour covariance (sections 2 and 4.1), stored beside the data."""
 
+import contextlib
 import io
 import logging
 import re
@@ -12,7 +13,7 @@ import numpy as np
 
 from alexnet_jax.datasets.source import Source
 from alexnet_jax.runtime import progress
-from alexnet_jax.runtime.files import atomic_write
+from alexnet_jax.runtime.files import BoundedReader, atomic_write
 
 log = logging.getLogger("alexnet_jax")
 
@@ -86,7 +87,11 @@ def load(path) -> dict[str, np.ndarray] | None:
     `compute` gives it. Members with other names are not read.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
+        with contextlib.ExitStack() as stack:
+            file: Any = (
+                path if isinstance(path, io.BytesIO) else stack.enter_context(open(path, "rb", buffering=0))
+            )
+            archive = stack.enter_context(zipfile.ZipFile(BoundedReader(file, max(_LARGEST.values()))))
             arrays = {name: _member(archive, name) for name in ARRAYS}
             if "label_names.npy" in archive.namelist():
                 arrays["label_names"] = _member(archive, "label_names")

@@ -26,7 +26,7 @@ import safetensors
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
 from alexnet_jax.runtime.errors import InputError, first_line
-from alexnet_jax.runtime.files import atomic_write
+from alexnet_jax.runtime.files import BoundedReader, atomic_write, read_file, stand_in
 
 
 class Tensor(NamedTuple):
@@ -58,7 +58,7 @@ def opened(path: str, caffe: bool) -> Iterator[Weights]:
     Raises InputError, from the `with` block too, for a file that is damaged, of an unknown format, or holds
     more than tensors.
     """
-    with _errors_of(path), open(path, "rb") as file:
+    with _errors_of(path), BoundedReader(open(path, "rb", buffering=0), _MAX_DIRECTORY) as file:
         start = file.read(_START)
         file.seek(0)
         if start.startswith((b"PK\x03\x04", b"PK\x05\x06")):
@@ -77,16 +77,15 @@ def opened(path: str, caffe: bool) -> Iterator[Weights]:
             blob = re.match(rb"\x08[\x80-\xff]{0,9}[\x00-\x7f]\x10", start)  # BlobProto's num and channels
             if blob:
                 raise _Unusable("is a mean image of Caffe (.binaryproto), not weights; give it as --mean")
-            yield _caffe(file.read())
+            yield _caffe(read_file(path, _LARGEST_CAFFE))
 
 
 _START = 4096  # bytes that tell what a file is
+_LARGEST_CAFFE = 2**31 - 1  # bytes; protobuf has no larger messages
+_LARGEST_MEAN = 64 << 20  # bytes; the mean image of 256x256 is 0.8 MB
 # Files that are taken for weights: what they begin with, what they are, what to do.
 _OTHERS = (
     (rb"\x89HDF\r\n\x1a\n", "is an HDF5 file; give a .caffemodel, .pth or .safetensors file"),
-    (rb"version https://git-lfs", "is a pointer of Git LFS, not the file itself; get it with git lfs pull"),
-    (rb"(?i)(\xef\xbb\xbf)?\s*<(!doctype|html|head|\?xml|!--)",
-     "is a web page, not the file itself; download it again"),
     (rb"\x1f\x8b|BZh|\xfd7zXZ\0|7z\xbc\xaf|Rar!", "is compressed; unpack it, and give the file inside"),
     (rb"(?s).{257}ustar", "is a tar archive; unpack it, and give the file inside"),
     # iter, and learned_net or history: SolverState of caffe.proto.
@@ -99,6 +98,8 @@ _OTHERS = (
 
 def _refuse_others(start: bytes) -> None:
     """Raise _Unusable if a file that starts so is known, and has neither weights nor a mean image."""
+    if what := stand_in(start):
+        raise _Unusable(f"is {what}")
     for pattern, what in _OTHERS:
         if re.match(pattern, start):
             raise _Unusable(what)
@@ -164,6 +165,8 @@ def _without_wrapper(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 _ADVICE = "give a file of torch.save(model.state_dict())"
 _WRAPPED = ("state_dict", "model_state_dict", "model")  # a checkpoint's keys for its state dict
 _MAX_PICKLE = 1 << 20  # bytes
+_MAX_DIRECTORY = 1 << 20  # bytes of the list of files in an archive
+_MAX_STORAGE = 1 << 30  # bytes; the largest here are 358 MB
 _MAX_INSTRUCTIONS = 20_000  # AlexNet's state dict has 2,000
 _DTYPES = {
     "FloatStorage": "float32", "DoubleStorage": "float64", "HalfStorage": "float16",
@@ -260,14 +263,15 @@ def _check_instructions(content: bytes) -> None:
         previous = name
 
 
-def _torch(file) -> Weights:
+def _torch(file: BoundedReader) -> Weights:
     """torch.save since 1.6: data.pkl, and data/KEY with the numbers of each storage, nothing compressed."""
     archive = zipfile.ZipFile(file)
+    file.limit = _MAX_STORAGE
     folders = [name[: -len("data.pkl")] for name in archive.namelist() if name.endswith("/data.pkl")]
     if len(folders) != 1:
         raise _Unusable(f"is a ZIP archive, but not of torch.save; {_ADVICE}")
 
-    def content(name: str, limit: float = math.inf) -> bytes:
+    def content(name: str, limit: int = _MAX_STORAGE) -> bytes:
         member = archive.getinfo(folders[0] + name)
         if member.compress_type != zipfile.ZIP_STORED or member.file_size > limit:
             raise _Unusable(
@@ -366,10 +370,10 @@ def _caffe(content: bytes) -> Weights:
 
 def caffe_blob(path: str) -> np.ndarray:
     """Return the array of a BlobProto file. Raises InputError."""
-    with _errors_of(path), open(path, "rb") as file:
-        content = file.read()
-        _refuse_others(content[:_START])
-        return _blob_array(_caffe_message("BlobProto", content))
+    with _errors_of(path):
+        with open(path, "rb") as file:
+            _refuse_others(file.read(_START))
+        return _blob_array(_caffe_message("BlobProto", read_file(path, _LARGEST_MEAN)))
 
 
 def _blob_array(blob) -> np.ndarray:

@@ -3,6 +3,7 @@
 import difflib
 import os
 import re
+from collections.abc import Sequence
 
 
 class InputError(Exception):
@@ -27,6 +28,12 @@ def printable(path: str | os.PathLike) -> str:
     """Return a path on one line of UTF-8; bytes that are not UTF-8 and control characters become escapes."""
     text = os.fspath(path).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     return re.sub(r"[\x00-\x1f\x7f]", lambda found: f"\\x{ord(found[0]):02x}", text)
+
+
+def some(names: Sequence[str]) -> str:
+    """Return up to three names, quoted, and the number of the others."""
+    more = f" and {len(names) - 3:,} more" if len(names) > 3 else ""
+    return ", ".join(map(repr, names[:3])) + more
 
 
 def nearest(field: str, known) -> str:

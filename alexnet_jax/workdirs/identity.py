@@ -16,11 +16,12 @@ from typing import Any
 
 from alexnet_jax.datasets import fingerprints
 from alexnet_jax.datasets.source import Source
-from alexnet_jax.runtime.errors import InputError
-from alexnet_jax.runtime.files import StrPath, write_text
+from alexnet_jax.runtime.errors import InputError, some
+from alexnet_jax.runtime.files import StrPath, read_json, write_text
 
 log = logging.getLogger("alexnet_jax")
 
+_LARGEST = 16 << 20  # bytes; the names of 22,000 classes, twice, are 2 MB
 SPLITS = ("train", "val")
 # Origins of the first parameters, besides another run and a file.
 DRAWN = {"kind": "drawn"}  # from the seed
@@ -69,8 +70,7 @@ def read(workdir: StrPath) -> Identity | None:
     """Read identity.json, or return None if there is none. Raises InputError if it is damaged."""
     path = os.path.join(workdir, "identity.json")
     try:
-        with open(path) as file:
-            stored = json.load(file)
+        stored = read_json(path, _LARGEST)
         for split in SPLITS:
             if stored[split] is not None:
                 difference(stored[split], stored[split])
@@ -119,7 +119,7 @@ def difference(there: dict, here: dict) -> str:
     if there["classes"] != here["classes"]:
         lacking = [name for name in there["classes"] if name not in here["classes"]]
         added = [name for name in here["classes"] if name not in there["classes"]]
-        parts = [f"lack {_some(lacking)}"] * bool(lacking) + [f"have {_some(added)} besides"] * bool(added)
+        parts = [f"lack {some(lacking)}"] * bool(lacking) + [f"have {some(added)} besides"] * bool(added)
         what = " and ".join(parts) or "are in another order"
         return f"{len(there['classes'])} classes there, {len(here['classes'])} here, which {what}"
     if there["examples"] != here["examples"]:
@@ -127,8 +127,3 @@ def difference(there: dict, here: dict) -> str:
     if there["fingerprint"] != here["fingerprint"]:
         return f"the content differs (fingerprint {there['fingerprint']} there, {here['fingerprint']} here)"
     return ""
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(map(repr, names[:3])) + more

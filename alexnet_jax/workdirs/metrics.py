@@ -14,7 +14,7 @@ from typing import Any
 
 from alexnet_jax.runtime import processes, quiet_tensorflow
 from alexnet_jax.runtime.errors import InputError
-from alexnet_jax.runtime.files import StrPath, write_text
+from alexnet_jax.runtime.files import StrPath, read_file, write_text
 
 log = logging.getLogger("alexnet_jax")
 
@@ -23,21 +23,24 @@ FIELDS = frozenset({
     "images_per_second",
 })  # fmt: skip
 REPORT_SECONDS = 10
+_LARGEST, _LONGEST = 256 << 20, 64 << 10  # bytes of the file and of a line, which has about 300
 
 
 def read_rows(workdir: StrPath) -> list[dict]:
     """Read metrics.jsonl, one dict per validation. Raises InputError if it is damaged or has no row."""
     path = os.path.join(workdir, "metrics.jsonl")
     try:
-        with open(path) as file:
-            rows = [json.loads(line) for line in file if line.endswith("\n")]
+        lines = _lines(path)
     except FileNotFoundError:
-        rows = []
+        lines = []
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read ({error}); give the workdir of a run") from None
-    for number, row in enumerate(rows, 1):
-        if not isinstance(row, dict) or not row.keys() >= FIELDS:
+    rows = []
+    for number, line in enumerate(lines, 1):
+        row = _parse(line)
+        if row is None:
             raise InputError(f"{path}: line {number} is no validation; delete it, or give another workdir")
+        rows.append(row)
     if not rows:
         raise InputError(f"{path}: has no validation yet; let the run come to its first")
     return rows
@@ -53,18 +56,28 @@ def drop_rows_after(workdir: StrPath, step: int) -> None:
     """Drop the rows of metrics.jsonl after `step`, and the line that a killed run was writing."""
     path = os.path.join(workdir, "metrics.jsonl")
     try:
-        with open(path) as file:
-            rows = [row for row in map(_parse, file) if row is not None and row["step"] <= step]
+        rows = [row for row in map(_parse, _lines(path)) if row and row["step"] <= step]
     except FileNotFoundError:
         return
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); move it away, and the run goes on") from None
     write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
-def _parse(line: str) -> dict | None:
+def _lines(path: str) -> list[bytes]:
+    """Return the whole lines of a file. Raises OSError, and ValueError if it is too long."""
+    return read_file(path, _LARGEST).split(b"\n")[:-1]
+
+
+def _parse(line: bytes) -> dict | None:
+    """Return the row of a line, or None if it has none."""
     try:
-        return json.loads(line)
-    except ValueError:
+        row = json.loads(line) if len(line) <= _LONGEST else None
+    except (ValueError, RecursionError):
         return None
+    if not isinstance(row, dict) or not row.keys() >= FIELDS:
+        return None
+    return row if all(type(row[name]) in (int, float) for name in FIELDS) else None
 
 
 class Writer:

@@ -15,12 +15,13 @@ import numpy as np
 from alexnet_jax.datasets import statistics
 from alexnet_jax.datasets.source import Source
 from alexnet_jax.runtime import processes
-from alexnet_jax.runtime.errors import InputError
-from alexnet_jax.runtime.files import StrPath, folder_lock, write_text
+from alexnet_jax.runtime.errors import InputError, first_line
+from alexnet_jax.runtime.files import StrPath, folder_lock, read_json, write_text
 from alexnet_jax.workdirs import identity
 
 log = logging.getLogger("alexnet_jax")
 
+LARGEST_JSON = 1 << 20  # bytes of config.json and eval.json, which have a few thousand
 # Fields of every evaluation; besides, one of a run has `step`, one of an ensemble `steps`.
 RESULT_FIELDS = frozenset({"split", "views", "examples", "loss", "top1_error", "top5_error"})
 
@@ -41,12 +42,13 @@ def read_config(workdir: StrPath) -> ml_collections.ConfigDict | None:
     """Read config.json, or return None if there is none. Raises InputError if it cannot be read."""
     path = os.path.join(workdir, "config.json")
     try:
-        with open(path) as file:
-            return config_of(json.load(file))
+        return config_of(read_json(path, LARGEST_JSON))
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError, AttributeError, TypeError) as error:
-        raise InputError(f"{path}: is not a configuration ({error}); give another --workdir") from None
+    except (OSError, ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
+        raise InputError(
+            f"{path}: is not a configuration ({first_line(error)}); give another --workdir"
+        ) from None
 
 
 def write_config(config, workdir: StrPath) -> None:
@@ -60,12 +62,14 @@ def write_config(config, workdir: StrPath) -> None:
 def read_result(workdir: StrPath) -> dict:
     """Read eval.json, or return {} if there is none or it cannot be read."""
     try:
-        with open(os.path.join(workdir, "eval.json")) as file:
-            result = json.load(file)
+        result = read_json(os.path.join(workdir, "eval.json"), LARGEST_JSON)
     except (OSError, ValueError):
         return {}
-    complete = isinstance(result, dict) and result.keys() >= RESULT_FIELDS
-    return result if complete and {"step", "steps"} & result.keys() else {}
+    complete = (
+        isinstance(result, dict) and result.keys() >= RESULT_FIELDS and isinstance(result["split"], str)
+    )
+    numbers = complete and all(type(result[name]) in (int, float) for name in RESULT_FIELDS - {"split"})
+    return result if numbers and {"step", "steps"} & result.keys() else {}
 
 
 def write_result(result: dict, workdir: StrPath) -> None:
