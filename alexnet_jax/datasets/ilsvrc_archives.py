@@ -18,7 +18,9 @@ import zlib
 from collections.abc import Iterator
 from typing import Any
 
-from alexnet_jax.datasets import matlab
+import numpy as np
+import scipy.io
+
 from alexnet_jax.runtime.errors import InputError, reason
 from alexnet_jax.runtime.files import BoundedReader, read_file, stand_in
 
@@ -235,15 +237,18 @@ def read_devkit(path, year: str) -> Devkit:
         if name not in contents:
             raise InputError(f"{path}: has no {name}; give the development kit of ILSVRC-{year}")
     try:
-        fields = ("WNID", "words", f"ILSVRC{year}_ID", "num_train_images", "num_children")
-        synsets = matlab.struct_array(contents["meta.mat"], "synsets", fields, _LARGEST_KIT)
+        # SciPy may crash on a damaged file; of damage by accident the kit's gzip has told above.
+        meta = scipy.io.loadmat(io.BytesIO(contents["meta.mat"]), squeeze_me=True)
+        synsets = np.atleast_1d(meta["synsets"])
         leaves = sorted(
             (str(row["WNID"]), str(row["words"]), int(row[f"ILSVRC{year}_ID"]), int(row["num_train_images"]))
             for row in synsets
             if int(row["num_children"]) == 0
         )
-    except (ValueError, TypeError, OverflowError) as error:
-        raise InputError(f"{path}, meta.mat: cannot be read ({error}); download it again") from None
+    except Exception as error:  # loadmat raises nearly every kind for a damaged file
+        raise InputError(
+            f"{path}, meta.mat: cannot be read ({type(error).__name__}: {error}); download it again"
+        ) from None
     wnids, words, numbers, counts = zip(*leaves, strict=True) if leaves else ((), (), (), ())
     sound = all(re.fullmatch(r"n\d{8}", wnid) for wnid in wnids) and min(counts, default=0) > 0
     if not sound or len(set(wnids)) != len(wnids) or len(set(numbers)) != len(numbers):
