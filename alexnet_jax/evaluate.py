@@ -10,7 +10,7 @@ from alexnet_jax import optimizer
 from alexnet_jax.datasets import statistics
 from alexnet_jax.datasets.batches import evaluation_batches
 from alexnet_jax.datasets.labels import check_labels, with_labels_of
-from alexnet_jax.datasets.source import Source, open_source
+from alexnet_jax.datasets.source import Source, check_content, open_source
 from alexnet_jax.runtime import processes, progress
 from alexnet_jax.runtime.errors import InputError
 from alexnet_jax.runtime.mesh import batch_sharding, make_mesh, replicated
@@ -101,7 +101,7 @@ def test_source(config) -> Source:
     """Open the test split. Raises InputError."""
     source = open_source(config, "test_split")
     check_labels(config, source)
-    log.debug(f"fingerprint of {source.split}: {source.fingerprint}")  # computed now, in process 0 first
+    check_content(source)  # now, in process 0 first
     return source
 
 

@@ -25,7 +25,7 @@ from alexnet_jax import config as configuration
 from alexnet_jax import evaluate, network, optimizer
 from alexnet_jax.datasets.batches import training_batches
 from alexnet_jax.datasets.labels import check_labels, with_labels_of
-from alexnet_jax.datasets.source import Source, open_source
+from alexnet_jax.datasets.source import Source, check_content, open_source
 from alexnet_jax.runtime import processes
 from alexnet_jax.runtime.errors import Diverged, InputError
 from alexnet_jax.runtime.mesh import batch_sharding, block_on_cpu, make_mesh, replicated
@@ -94,7 +94,7 @@ def _open_data(config) -> list[Source]:
     """Open the three splits, preparing them first if necessary, and know what they hold."""
     sources = [open_source(config, split) for split in ("train_split", "val_split", "test_split")]
     check_labels(config, sources[0])
-    _fingerprints(*sources)
+    check_content(*sources)
     return sources
 
 

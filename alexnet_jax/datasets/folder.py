@@ -9,7 +9,7 @@ import zlib
 import numpy as np
 
 from alexnet_jax.datasets import fingerprints, images, splits
-from alexnet_jax.runtime.errors import InputError, printable, reason
+from alexnet_jax.runtime.errors import InputError, UnreadableFiles, printable, reason
 
 
 class FolderSource:
@@ -48,18 +48,19 @@ class FolderSource:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Return the fingerprint of the files' names and contents, in their order."""
+        """Return the fingerprint of the files' names and contents, in their order.
+
+        Raises UnreadableFiles for all that are no pictures: a file is decoded when it is first read here.
+        """
         files = [(name, stamp) for name, _, stamp in self._files]
-        what = f"fingerprint of {self.split}"
+        what = f"checking the pictures of {self.split}"
         digests = fingerprints.digests(self.folder, files, self._digest, what)
         return fingerprints.combined("\0".join(name for name, _ in files), b"".join(digests))
 
     def _digest(self, name: str) -> bytes:
-        path = self.folder / name
-        try:
-            return fingerprints.of_bytes(images.read_file(path))
-        except (OSError, ValueError) as error:
-            raise _unreadable(path, error) from None
+        content = images.read_file(self.folder / name)
+        images.check(content, oriented=True)
+        return fingerprints.of_bytes(content)
 
     def __len__(self) -> int:
         return len(self._files)
@@ -75,7 +76,7 @@ class FolderSource:
             try:
                 images.decode_into(batch[row], images.read_file(path), oriented=True)
             except (OSError, ValueError) as error:
-                raise _unreadable(path, error) from None
+                raise UnreadableFiles({printable(path): reason(error)}) from None
         return batch, np.array([self._files[index][1] for index in indices], np.int32)
 
     def _list(self, split: str) -> list[tuple[str, int, fingerprints.Stamp]]:
@@ -96,12 +97,6 @@ class FolderSource:
                 )
             found += [(f"{split}/{name}/{file}", labels[name], stamp) for file, stamp in files]
         return sorted(found, key=lambda file: (zlib.crc32(os.fsencode(file[0])), file[0]))
-
-
-def _unreadable(path: pathlib.Path, error: Exception) -> InputError:
-    return InputError(
-        f"{printable(path)}: cannot be read as a picture ({reason(error)}); replace or remove it"
-    )
 
 
 def _subfolders(folder: pathlib.Path) -> list[str]:
