@@ -22,10 +22,13 @@ from alexnet_jax.workdirs.workdir import read_result, read_statistics, write_res
 log = logging.getLogger("alexnet_jax")
 
 
-def error_rates(eval_step, params, source: Source, config, mesh, statistics) -> dict[str, float]:
+def error_rates(
+    eval_step, params, source: Source, config, mesh, statistics, after_batch=lambda: None
+) -> dict[str, float]:
     """Return means over all examples of `source`: examples, loss, top1_error, top5_error (fractions).
 
-    `eval_step` is make_eval_step's; `statistics` are on the devices.
+    `eval_step` is make_eval_step's; `statistics` are on the devices; `after_batch` is called after each batch
+    and may raise.
     """
     sharding = batch_sharding(mesh)
     batches = evaluation_batches(source, config.eval.batch_size, sharding, config.data.threads)
@@ -34,6 +37,7 @@ def error_rates(eval_step, params, source: Source, config, mesh, statistics) -> 
     for images, labels, real in batches:
         sums = jax.device_get(eval_step(params, images, labels, real, statistics))
         total = {name: total[name] + float(value) for name, value in sums.items()}
+        after_batch()
         if total["examples"] < len(source):  # its last line would come with every validation
             report(int(total["examples"]))
     examples = int(total["examples"])

@@ -3,6 +3,7 @@
 import difflib
 import os
 import re
+import signal
 
 
 class InputError(Exception):
@@ -19,6 +20,15 @@ class UnreadableFiles(InputError):
         one = f"{first}: cannot be read as a picture ({why}); replace or remove it"
         super().__init__(one if len(reasons) == 1 else f"{several} remove them")
         self.reasons = reasons
+
+
+class Stopped(KeyboardInterrupt):
+    """SIGTERM or SIGINT came: exit code 128 and its number. It is no Exception: nothing takes it for one."""
+
+    def __init__(self, number: int):
+        """Take the signal's number."""
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.signal = number
 
 
 class Diverged(Exception):

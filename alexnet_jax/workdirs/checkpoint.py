@@ -1,8 +1,9 @@
 """Checkpoints of a workdir; the only user of Orbax.
 
-checkpoints/STEP/ holds `params` (all that evaluation needs), `rest` (the other fields of TrainState) and, at
-a validation, `metrics`. Writing is asynchronous; a folder has its final name only once it is complete. Kept
-are the latest `checkpoint.keep` and the best: lowest validation top-1 error, the later of equals.
+checkpoints/STEP/ holds `params` (all that evaluation needs), `rest` (other fields of TrainState) and, once
+validated, `metrics`. Writing is asynchronous; a folder has its final name only once it is complete. Kept are
+the latest `checkpoint.keep` and the best: lowest validation top-1 error, the later of equals. The former best
+is deleted when the next checkpoint is saved.
 
 Of several processes all save and restore, each what its devices hold; the workdir is a folder they share.
 Process 0 decides which step is read.
@@ -15,6 +16,7 @@ import logging
 import math
 import operator
 import os
+import pathlib
 import re
 import threading
 from collections.abc import Iterator
@@ -24,6 +26,7 @@ import orbax.checkpoint as ocp
 
 from alexnet_jax.runtime import processes
 from alexnet_jax.runtime.errors import InputError, first_line
+from alexnet_jax.runtime.files import write_text
 
 log = logging.getLogger("alexnet_jax")
 
@@ -97,6 +100,22 @@ class Checkpoints:
         items = {name: ocp.args.StandardSave(item) for name, item in _items(state).items()}
         self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics)
 
+    def rate(self, step: int, metrics: dict[str, float]) -> None:
+        """Add the metrics of a validation to a checkpoint, whole or not at all, once it is written."""
+        self.wait()
+        processes.on_process_0(self._write_metrics, step, metrics)
+        self._manager.reload()  # Orbax keeps by metrics, and read them before
+
+    def _write_metrics(self, step: int, metrics: dict[str, float]) -> None:
+        path = pathlib.Path(self._folder, str(step), "metrics", "metrics")  # as Orbax writes and reads it
+        path.parent.mkdir(exist_ok=True)
+        write_text(str(path), json.dumps(metrics))
+
+    def error(self, step: int) -> float | None:
+        """Return the validation error of a checkpoint, or None if it has none."""
+        error = processes.from_process_0(self._error, step)
+        return None if error is None or math.isinf(error) else error
+
     def restore_latest(self, abstract_state: State) -> State | None:
         """Return the latest state that can be read, placed as `abstract_state` says, or None.
 
@@ -142,8 +161,9 @@ class Checkpoints:
     def best_step(self) -> int | None:
         return next(iter(processes.from_process_0(self._best_first)), None)
 
-    def latest_step(self) -> int | None:
-        return self._manager.latest_step()
+    def latest_step(self, before: float = math.inf) -> int | None:
+        """Return the latest step, of those before another if that is given."""
+        return max((step for step in self._manager.all_steps() if step < before), default=None)
 
     def _steps(self) -> list[int]:
         """Return the steps that process 0 finds: the folder of another process may be listed late."""
