@@ -74,6 +74,21 @@ def test_the_best_and_the_latest_are_kept(tmp_path, state, errors, kept, best):
         assert step == best and same(params, at(state[0], best).params)
 
 
+def test_checkpoints_that_are_rated_later_are_kept_as_those_that_were_saved_with_their_error(tmp_path, state):
+    with Checkpoints(tmp_path, 2) as checkpoints:
+        for step, error in {1: 0.3, 2: 0.1, 3: 0.2, 4: None, 5: 0.15, 6: 0.4}.items():
+            checkpoints.save(at(state[0], step))
+            assert checkpoints.error(step) is None
+            if error is not None:
+                checkpoints.rate(step, {METRIC: error})
+                assert checkpoints.error(step) == error
+        assert checkpoints.best_step() == 2
+    assert steps(tmp_path) == [2, 5, 6]
+    with Checkpoints(tmp_path, 2) as checkpoints:
+        assert (checkpoints.best_step(), checkpoints.latest_step(), checkpoints.latest_step(6)) == (2, 6, 5)
+        assert same(checkpoints.restore_latest(state[1]), at(state[0], 6))
+
+
 def test_what_is_saved_is_not_what_the_next_step_writes(tmp_path, state):
     """The step donates its state while the checkpoint is still being written."""
     start = jax.tree.map(lambda x: x + 0, state[0])
