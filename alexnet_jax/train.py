@@ -42,6 +42,7 @@ from alexnet_jax.step import (
     init_state,
     make_eval_step,
     make_train_step,
+    training_means,
 )
 from alexnet_jax.transfer import layers_of_other_run
 from alexnet_jax.workdirs import identity, metrics
@@ -175,7 +176,8 @@ class Run:
 
         Raises StopRequested between two batches; the validation is made when the run goes on.
         """
-        config, step, batches = self.config, int(state.step), int(state.loss_count)
+        config, step = self.config, int(state.step)
+        train_loss, train_error = training_means(state)
         images_per_second, input_wait = clock.images_per_second(), clock.input_wait()
         self.save(state)
         rates = evaluate.error_rates(
@@ -185,8 +187,8 @@ class Run:
             "step": step,
             "epoch": epochs(config, len(self.train_source), step),
             "learning_rate": _learning_rate(config, state),
-            "train_loss": float(state.loss_sum) / batches,
-            "train_top1_error": float(state.error_sum) / batches,
+            "train_loss": train_loss,
+            "train_top1_error": train_error,
             "val_loss": rates["loss"],
             "val_top1_error": rates["top1_error"],
             "val_top5_error": rates["top5_error"],
@@ -206,7 +208,8 @@ class Run:
         plateau = jax.device_get(state.opt_state["learning_rate"])
         completed = epochs(config, len(self.train_source), int(state.step))
         plateau = optimizer.after_validation(config, plateau, error, completed)
-        zero = {"loss_sum": np.float32(0), "error_sum": np.float32(0), "loss_count": np.int32(0)}
+        sums = "loss_sum", "error_sum", "loss_count", "low_sums"
+        zero = {name: np.zeros_like(jax.device_get(getattr(state, name))) for name in sums}
         plateau, zero = jax.device_put((plateau, zero), replicated(self.mesh))
         return state.replace(opt_state=state.opt_state | {"learning_rate": plateau}, **zero)
 
@@ -263,8 +266,8 @@ def _loop(run: Run, state: TrainState) -> None:
                     state = run.validate(state, eval_step, clock, writer, stop)
                     clock.restart()
                 if clock.report_is_due():
-                    loss_mean = float(state.loss_sum) / max(int(state.loss_count), 1)
-                    writer.write_progress(step, last, epochs(config, len(source), step), loss_mean, clock)
+                    mean, _ = training_means(state)
+                    writer.write_progress(step, last, epochs(config, len(source), step), mean, clock)
                 stop.check()
                 if then == "validate" and run.has_ended(state):
                     break

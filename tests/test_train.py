@@ -12,7 +12,8 @@ import pytest
 from helpers import folders
 from helpers.runs import rows
 
-from alexnet_jax import train
+from alexnet_jax import optimizer, step, train
+from alexnet_jax.runtime.mesh import make_mesh
 from alexnet_jax.workdirs.checkpoint import Checkpoints
 from configs import quickstart
 
@@ -54,6 +55,23 @@ def test_epochs_are_complete_at_their_last_step_and_not_before():
     assert [train.epochs(config, 100, step) for step in (0, 3, 4, 6, 7, 9, 10)] == [0, 0, 1, 1, 2, 2, 3]
 
 
+def test_a_compiled_step_keeps_what_rounding_takes_from_the_sums():
+    config = folders.config_of("", 3)
+    mesh, tx = make_mesh(config), optimizer.make(config)
+    shapes = step.abstract_state(config, mesh, tx)
+    state = step.init_state(config, mesh, tx).replace(loss_sum=np.float32(2**24), error_sum=np.float32(2**24))
+    state = jax.device_put(state, jax.tree.map(lambda x: x.sharding, shapes))
+    images, labels = np.full((8, 28, 28, 1), 9, np.uint8), np.arange(8, dtype=np.int32) % 3
+    arrays = np.zeros((28, 28, 1)), np.eye(1), np.ones(1)
+    names = "mean_image", "eigenvectors", "standard_deviations"
+    statistics = {name: array.astype(np.float32) for name, array in zip(names, arrays, strict=True)}
+    state, loss = step.make_train_step(config, mesh, tx)(state, images, labels, statistics)
+    assert 0.5 < float(loss) < 2 and float(loss) % 1  # one unit in the last place of the sum is 2
+    assert step.training_means(state)[0] == pytest.approx(2**24 + float(loss), abs=1e-6)
+    zero = state.replace(loss_count=np.int32(0), **dict.fromkeys(("loss_sum", "error_sum"), np.float32(0)))
+    assert step.training_means(zero.replace(low_sums=np.zeros(2))) == (0, 0)
+
+
 class Killed(BaseException):
     """The process is gone."""
 
@@ -82,8 +100,8 @@ def state_at(workdir, step):
 
 
 def same_end(one, other):
-    for step in (3, 6):
-        states = [jax.tree.leaves(state_at(workdir, step)) for workdir in (one, other)]
+    for number in (3, 6):
+        states = [jax.tree.leaves(state_at(workdir, number)) for workdir in (one, other)]
         for x, y in zip(*states, strict=True):
             np.testing.assert_array_equal(x, y)
     assert rows(one) == rows(other)

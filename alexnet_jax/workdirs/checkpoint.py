@@ -22,6 +22,8 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from alexnet_jax.runtime import processes
@@ -119,17 +121,22 @@ class Checkpoints:
     def restore_latest(self, abstract_state: State) -> State | None:
         """Return the latest state that can be read, placed as `abstract_state` says, or None.
 
+        A field that a former version did not write is 0.
         Later ones that cannot be read are reported and put aside, so that their steps can be saved again.
         Raises InputError, and leaves all as it is, where there are checkpoints and none can be read: the
         cause may pass, and a run must not start over because of it.
         """
         steps = sorted(self._steps(), reverse=True)
         for number, step in enumerate(steps):
-            restored = self._try_restore(step, _items(abstract_state))
+            items, written = _items(abstract_state), processes.from_process_0(self._fields, step)
+            absent = {} if written is None else {n: x for n, x in items["rest"].items() if n not in written}
+            items["rest"] = {name: x for name, x in items["rest"].items() if name not in absent}
+            restored = self._try_restore(step, items)
             if restored is not None:
                 processes.on_process_0(self._put_aside, *steps[:number])
                 self._manager.reload()
-                return abstract_state.replace(params=restored["params"], **restored["rest"])
+                zeros = jax.tree.map(lambda x: jax.device_put(np.zeros(x.shape, x.dtype), x.sharding), absent)
+                return abstract_state.replace(params=restored["params"], **restored["rest"], **zeros)
         if steps or any(name.startswith(_ASIDE) for name in os.listdir(self._folder)):
             raise InputError(f"{self._folder}: none of its checkpoints can be read; give another --workdir")
         return None
@@ -168,6 +175,15 @@ class Checkpoints:
     def _steps(self) -> list[int]:
         """Return the steps that process 0 finds: the folder of another process may be listed late."""
         return processes.from_process_0(lambda: list(self._manager.all_steps()))
+
+    def _fields(self, step: int) -> list[str] | None:
+        """Return the fields of a checkpoint's `rest`, or None if its index cannot be read."""
+        try:
+            with open(os.path.join(self._folder, str(step), "rest", "_METADATA")) as file:
+                leaves = json.load(file)["tree_metadata"].values()
+            return sorted({leaf["key_metadata"][0]["key"] for leaf in leaves})
+        except (OSError, ValueError, LookupError, TypeError, AttributeError):
+            return None  # restoring tells of it
 
     def _best_first(self) -> list[int]:
         errors = {step: self._error(step) for step in self._manager.all_steps()}
