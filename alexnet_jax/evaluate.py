@@ -10,7 +10,7 @@ from alexnet_jax import optimizer
 from alexnet_jax.datasets import statistics
 from alexnet_jax.datasets.batches import evaluation_batches
 from alexnet_jax.datasets.labels import check_labels, with_labels_of
-from alexnet_jax.datasets.source import Source, open_source
+from alexnet_jax.datasets.source import Source, check_content, open_source
 from alexnet_jax.runtime import processes, progress
 from alexnet_jax.runtime.errors import InputError
 from alexnet_jax.runtime.files import StrPath
@@ -23,10 +23,13 @@ from alexnet_jax.workdirs.workdir import read_result, read_statistics, write_res
 log = logging.getLogger("alexnet_jax")
 
 
-def error_rates(eval_step, params, source: Source, config, mesh, statistics) -> dict[str, float]:
+def error_rates(
+    eval_step, params, source: Source, config, mesh, statistics, after_batch=lambda: None
+) -> dict[str, float]:
     """Return means over all examples of `source`: examples, loss, top1_error, top5_error (fractions).
 
-    `eval_step` is make_eval_step's; `statistics` are on the devices.
+    `eval_step` is make_eval_step's; `statistics` are on the devices; `after_batch` is called after each batch
+    and may raise.
     """
     sharding = batch_sharding(mesh)
     batches = evaluation_batches(source, config.eval.batch_size, sharding, config.data.threads)
@@ -35,6 +38,7 @@ def error_rates(eval_step, params, source: Source, config, mesh, statistics) -> 
     for images, labels, real in batches:
         sums = jax.device_get(eval_step(params, images, labels, real, statistics))
         total = {name: total[name] + float(value) for name, value in sums.items()}
+        after_batch()
         if total["examples"] < len(source):  # its last line would come with every validation
             report(int(total["examples"]))
     examples = int(total["examples"])
@@ -103,7 +107,7 @@ def test_source(config) -> Source:
     """Open the test split. Raises InputError."""
     source = open_source(config, "test_split")
     check_labels(config, source)
-    log.debug(f"fingerprint of {source.split}: {source.fingerprint()}")  # computed now, in process 0 first
+    check_content(source)  # now, in process 0 first
     return source
 
 

@@ -70,6 +70,7 @@ def max_pool(
 
     A side becomes (side - size) / stride + 1, rounded down; with `ceil` up, and the last window is cut off at
     the border (layer.py:1164). Of several maxima in a window the first, row by row, gets the whole gradient.
+    The maximum of a window with a NaN is NaN.
     """
 
     def strided(x, axis):
@@ -80,9 +81,13 @@ def max_pool(
     for axis in (2, 1):
         on_cpu = functools.partial(cpu.window_rows, axis=axis, size=size, stride=stride)
         rows = lax.platform_dependent(x, cpu=on_cpu, default=functools.partial(strided, axis=axis))
-        # Not jnp.maximum, which splits the gradient of a tie.
-        x = functools.reduce(lambda first, other: jnp.where(other > first, other, first), rows)
+        x = functools.reduce(_first_maximum, rows)
     return x
+
+
+def _first_maximum(first, other):
+    # Not jnp.maximum, which splits the gradient of a tie. A NaN is not greater, and would be passed over.
+    return jnp.where((other > first) | jnp.isnan(other), other, first)
 
 
 def average_pool(

@@ -107,13 +107,12 @@ def _config_of_workdir(config, overrides: configuration.Overrides, workdir: str)
 
 def _prepare(config) -> None:
     from alexnet_jax.datasets import statistics
-    from alexnet_jax.datasets.source import open_source
+    from alexnet_jax.datasets.source import check_content, open_source
 
-    for split in ("train_split", "val_split", "test_split"):
-        source = open_source(config, split)
-        if split == "train_split":
-            statistics.of_source(source)
-    log.info("%s is prepared in %s", config.data.name, source.folder)
+    sources = [open_source(config, split) for split in ("train_split", "val_split", "test_split")]
+    check_content(*sources)
+    statistics.of_source(sources[0])
+    log.info("%s is prepared in %s", config.data.name, sources[0].folder)
 
 
 if __name__ == "__main__":

@@ -38,6 +38,7 @@ class TrainState(flax.struct.PyTreeNode):
     loss_sum: Any  # of the batches since the last validation, float32
     error_sum: Any  # of their top-1 errors, float32
     loss_count: Any  # their number, int32
+    low_sums: Any  # what rounding has taken from the loss's and the error's sum, float32 [2]
 
 
 def _network(config, mesh: Mesh) -> Network:
@@ -77,6 +78,7 @@ def new_state(params, tx: optax.GradientTransformation) -> TrainState:
         loss_sum=jnp.zeros(()),
         error_sum=jnp.zeros(()),
         loss_count=jnp.zeros((), jnp.int32),
+        low_sums=jnp.zeros(2),
     )
 
 
@@ -88,7 +90,7 @@ def abstract_state(config, mesh: Mesh, tx: optax.GradientTransformation) -> Trai
     like_params = optax.tree_map_params(
         tx, lambda _, s: s, state.opt_state, shardings, transform_non_params=lambda _: everywhere
     )
-    shardings = TrainState(everywhere, shardings, like_params, everywhere, everywhere, everywhere)
+    shardings = TrainState(everywhere, shardings, like_params, *[everywhere] * 4)
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings)
 
 
@@ -152,11 +154,27 @@ def make_train_step(config, mesh: Mesh, tx: optax.GradientTransformation):
         loss, gradients, error = differentiate(state.params, images, labels, state.step, statistics, colored)
         updates, opt_state = tx.update(gradients, state.opt_state, state.params)
         params = optimizer.apply_updates(config, state.params, updates, epochs)
-        sums = state.loss_sum + loss, state.error_sum + error, state.loss_count + 1
+        former, new = jnp.stack([state.loss_sum, state.error_sum]), jnp.stack([loss, error])
+        sums, lost = _add(former, new)
+        sums = *sums, state.loss_count + 1, state.low_sums + lost
         return TrainState(state.step + 1, params, opt_state, *sums), loss
 
     shardings = jax.tree.map(lambda x: x.sharding, abstract_state(config, mesh, tx))
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
+
+
+def _add(a, b):
+    """Return the rounded sum of two arrays, and what rounding took from it (Knuth's TwoSum)."""
+    total = a + b
+    rounded = total - a
+    return total, (a - (total - rounded)) + (b - rounded)
+
+
+def training_means(state: TrainState) -> tuple[float, float]:
+    """Return the mean loss and top-1 error of the batches since the last validation; 0 without any."""
+    sums = np.array(jax.device_get([state.loss_sum, state.error_sum]), np.float64)
+    loss, error = (sums + jax.device_get(state.low_sums)) / max(int(state.loss_count), 1)
+    return float(loss), float(error)
 
 
 @jax.jit

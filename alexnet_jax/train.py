@@ -1,12 +1,17 @@
 """The training loop (section 5): step, validate after every epoch, lower the learning rate, checkpoint.
 
     train          check, open data and checkpoints, run the loop, evaluate the best checkpoint
-    due            what follows a step: a validation, a checkpoint or nothing
+    due            what follows a step: a checkpoint and a validation, a checkpoint or nothing
     _loop          the loop
-    Run.validate   error rates of the validation split -> the schedule's next rate -> a row of metrics
+    Run.validate   error rates of the validation split -> a row of metrics -> the schedule's next rate
 
 All that decides how a run goes on is in `step.TrainState`, and a checkpoint holds all of it: a run that is
 killed anywhere and started again with the same command ends at the same parameters.
+
+At the end of an epoch the state is saved before it is validated, so that a kill during a validation loses
+nothing. The validation adds its row to metrics.jsonl, then its error to the checkpoint (`Checkpoints.rate`),
+and changes the state by that error alone (`Run.after_validation`). A run that resumes from a checkpoint with
+an error makes that change again; without an error it validates first.
 
 Several processes (runtime/processes.py) all run all of this; process 0 alone writes into the workdir, except
 for checkpoints.
@@ -25,11 +30,11 @@ from alexnet_jax import config as configuration
 from alexnet_jax import evaluate, network, optimizer
 from alexnet_jax.datasets.batches import training_batches
 from alexnet_jax.datasets.labels import check_labels, with_labels_of
-from alexnet_jax.datasets.source import Source, open_source
+from alexnet_jax.datasets.source import Source, check_content, open_source
 from alexnet_jax.runtime import processes
 from alexnet_jax.runtime.errors import Diverged, InputError
 from alexnet_jax.runtime.mesh import batch_sharding, block_on_cpu, make_mesh, replicated
-from alexnet_jax.runtime.stop import StopRequest
+from alexnet_jax.runtime.stop import StopRequest, StopRequested
 from alexnet_jax.step import (
     TrainState,
     abstract_state,
@@ -37,6 +42,7 @@ from alexnet_jax.step import (
     init_state,
     make_eval_step,
     make_train_step,
+    training_means,
 )
 from alexnet_jax.transfer import check_origin, layers_of_other_run
 from alexnet_jax.workdirs import identity, metrics
@@ -80,7 +86,8 @@ def train(config, workdir: str) -> None:
             with_labels_of(label_names, train_source), with_labels_of(label_names, val_source),
         )  # fmt: skip
         state = run.restore_or_init(taken)
-        ended, best = run.has_ended(state), checkpoints.best_step()
+        ended = run.has_ended(state) and not run.awaits_validation(state)
+        best = checkpoints.best_step()
         if ended and processes.from_process_0(evaluate.is_done, config, workdir, test_source, best):
             return
         if processes.index() == 0:
@@ -95,7 +102,7 @@ def _open_data(config) -> list[Source]:
     """Open the three splits, preparing them first if necessary, and know what they hold."""
     sources = [open_source(config, split) for split in ("train_split", "val_split", "test_split")]
     check_labels(config, sources[0])
-    _fingerprints(*sources)
+    check_content(*sources)
     return sources
 
 
@@ -119,7 +126,7 @@ def last_step(config, examples: int) -> int:
 
 
 def due(config, examples: int, step: int) -> str:
-    """Return what follows `step`: "validate", with a checkpoint, "save", a checkpoint alone, or ""."""
+    """Return what follows `step`: "validate", after a checkpoint, "save", a checkpoint alone, or ""."""
     if epochs(config, examples, step) > epochs(config, examples, step - 1):
         return "validate"
     every = config.checkpoint.every_steps
@@ -146,7 +153,16 @@ class Run:
             state = init_state(self.config, self.mesh, self.tx)
             if taken:
                 state = state.replace(params=state.params | taken)
+        if self.awaits_validation(state):
+            error = self.checkpoints.error(int(state.step))
+            if error is not None:
+                return self.after_validation(state, error)
         return state
+
+    def awaits_validation(self, state: TrainState) -> bool:
+        """Return whether the state's epoch is complete, and no validation has changed the state since."""
+        completes = due(self.config, len(self.train_source), int(state.step)) == "validate"
+        return int(state.loss_count) > 0 and completes
 
     def has_ended(self, state: TrainState) -> bool:
         """Return whether all epochs are done or the schedule has ended the training."""
@@ -154,37 +170,55 @@ class Run:
         done = int(state.step) >= last_step(self.config, len(self.train_source))
         return done or optimizer.ended(self.config, plateau)
 
-    def validate(self, state: TrainState, eval_step, clock: metrics.Clock) -> tuple[TrainState, dict]:
-        """Return the state that the next epoch starts from, and the row of metrics."""
-        config, step, batches = self.config, int(state.step), int(state.loss_count)
+    def validate(
+        self, state: TrainState, eval_step, clock: metrics.Clock, writer: metrics.Writer, stop: StopRequest
+    ) -> TrainState:
+        """Save and validate a state; return the one that the next epoch starts from.
+
+        Raises StopRequested between two batches; the validation is made when the run goes on.
+        """
+        config, step = self.config, int(state.step)
+        train_loss, train_error = training_means(state)
         images_per_second, input_wait = clock.images_per_second(), clock.input_wait()
+        self.save(state)
         rates = evaluate.error_rates(
-            eval_step, state.params, self.val_source, config, self.mesh, self.statistics
+            eval_step, state.params, self.val_source, config, self.mesh, self.statistics, stop.check
         )
         row: dict[str, Any] = {
             "step": step,
             "epoch": epochs(config, len(self.train_source), step),
             "learning_rate": _learning_rate(config, state),
-            "train_loss": float(state.loss_sum) / batches,
-            "train_top1_error": float(state.error_sum) / batches,
+            "train_loss": train_loss,
+            "train_top1_error": train_error,
             "val_loss": rates["loss"],
             "val_top1_error": rates["top1_error"],
             "val_top5_error": rates["top5_error"],
-            "images_per_second": round(images_per_second, 1),
-            "input_wait": round(input_wait, 4),
+            "images_per_second": images_per_second and round(images_per_second, 1),
+            "input_wait": input_wait and round(input_wait, 4),
         }
         self.check_finite(step, row["val_loss"], "the validation loss")
-        plateau = jax.device_get(state.opt_state["learning_rate"])
-        plateau = optimizer.after_validation(config, plateau, rates["top1_error"], row["epoch"])
-        zero = {"loss_sum": np.float32(0), "error_sum": np.float32(0), "loss_count": np.int32(0)}
-        plateau, zero = jax.device_put((plateau, zero), replicated(self.mesh))
-        return state.replace(opt_state=state.opt_state | {"learning_rate": plateau}, **zero), row
+        writer.write_row(row)
+        self.checkpoints.rate(step, {METRIC: row[METRIC]})  # after the row: with an error there is a row
+        state = self.after_validation(state, row[METRIC])
+        _log_rate(config, row["learning_rate"], state)
+        return state
 
-    def save(self, state: TrainState, scores: dict[str, float] | None = None) -> None:
+    def after_validation(self, state: TrainState, error: float) -> TrainState:
+        """Return the state with the schedule's next rate, and with the sums of an epoch at 0."""
+        config = self.config
+        plateau = jax.device_get(state.opt_state["learning_rate"])
+        completed = epochs(config, len(self.train_source), int(state.step))
+        plateau = optimizer.after_validation(config, plateau, error, completed)
+        sums = "loss_sum", "error_sum", "loss_count", "low_sums"
+        zero = {name: np.zeros_like(jax.device_get(getattr(state, name))) for name in sums}
+        plateau, zero = jax.device_put((plateau, zero), replicated(self.mesh))
+        return state.replace(opt_state=state.opt_state | {"learning_rate": plateau}, **zero)
+
+    def save(self, state: TrainState) -> None:
         """Start to write a checkpoint. Raises Diverged if a parameter is not a finite number."""
         if not all_finite(state.params):
             self._diverged(int(state.step), "a parameter is not a finite number")
-        self.checkpoints.save(state, scores)
+        self.checkpoints.save(state)
 
     def check_finite(self, step: int, loss, what: str = "the loss") -> None:
         """Raise Diverged if a loss is not a finite number."""
@@ -193,7 +227,7 @@ class Run:
 
     def _diverged(self, step: int, what: str) -> NoReturn:
         self.checkpoints.wait()
-        good = self.checkpoints.latest_step()
+        good = self.checkpoints.latest_step(before=step)
         where = "there is no checkpoint yet" if good is None else f"the last good checkpoint is step {good}"
         raise Diverged(
             f"step {step}: {what}; {where} ({self.workdir}/checkpoints); lower optimizer.learning_rate"
@@ -204,40 +238,46 @@ def _loop(run: Run, state: TrainState) -> None:
     """Train to the last step, or until the schedule ends it. Raises Diverged, or exits on SIGTERM."""
     config, mesh, source, first = run.config, run.mesh, run.train_source, int(state.step)
     last = last_step(config, len(source))
-    writer = metrics.Writer(run.workdir, first, dict(configuration.flatten(config)))
+    # The row of a validation that is to be made again is dropped too.
+    writer = metrics.Writer(
+        run.workdir, first - run.awaits_validation(state), dict(configuration.flatten(config))
+    )
     _announce(run, state)
     train_step, eval_step = make_train_step(config, mesh, run.tx), make_eval_step(config, mesh, views=1)
-    batches = training_batches(source, config, batch_sharding(mesh), first, last)
     clock, loss = metrics.Clock(config.batch_size), 0.0
-    with StopRequest(first) as stop, writer:
-        for step, (images, labels) in enumerate(clock.waiting_for(batches), first + 1):
-            state, before = block_on_cpu(mesh, state), loss
-            state, loss = train_step(state, images, labels, run.statistics)
-            # One step late, so that an accelerator has its next step before we wait for the last one.
-            run.check_finite(step - 1, before)
-            clock.tick(loss)
-            then = due(config, len(source), step)
-            if then:
-                run.check_finite(step, loss)
-            if then == "validate":
-                state, row = run.validate(state, eval_step, clock)
-                writer.write_row(row)
-                run.save(state, {METRIC: row[METRIC]})
-                _log_rate(config, row["learning_rate"], state)
-                clock.restart()
-            elif then == "save":
-                run.save(state)
-            if clock.report_is_due():
-                loss_mean = float(state.loss_sum) / max(int(state.loss_count), 1)
-                writer.write_progress(step, last, epochs(config, len(source), step), loss_mean, clock)
-            if stop.after(step):
-                run.check_finite(step, loss)
-                run.save(state)
-                run.checkpoints.wait()
-                log.info(f"stopped by {stop.name}; step {step} is saved, the same command goes on")
-                raise SystemExit(128 + stop.signal)
-            if then == "validate" and run.has_ended(state):
-                break
+    with StopRequest() as stop, writer:
+        try:
+            if run.awaits_validation(state):
+                state = run.validate(state, eval_step, clock, writer, stop)
+                if run.has_ended(state):
+                    return
+            batches = training_batches(source, config, batch_sharding(mesh), first, last)
+            for step, (images, labels) in enumerate(clock.waiting_for(batches), first + 1):
+                state, before = block_on_cpu(mesh, state), loss
+                state, loss = train_step(state, images, labels, run.statistics)
+                # One step late, so that an accelerator has its next step before we wait for the last one.
+                run.check_finite(step - 1, before)
+                clock.tick(loss)
+                then = due(config, len(source), step)
+                if then:
+                    run.check_finite(step, loss)
+                if then == "save":
+                    run.save(state)
+                elif then == "validate":
+                    state = run.validate(state, eval_step, clock, writer, stop)
+                    clock.restart()
+                if clock.report_is_due():
+                    mean, _ = training_means(state)
+                    writer.write_progress(step, last, epochs(config, len(source), step), mean, clock)
+                stop.check()
+                if then == "validate" and run.has_ended(state):
+                    break
+        except StopRequested as stopped:
+            run.check_finite(int(state.step), loss)
+            run.save(state)  # unless it is saved, before a validation
+            run.checkpoints.wait()
+            log.info(f"{stopped}; step {int(state.step)} is saved, the same command goes on")
+            raise SystemExit(128 + stopped.signal) from None
 
 
 def _learning_rate(config, state: TrainState) -> float:
@@ -249,9 +289,12 @@ def _announce(run: Run, state: TrainState) -> None:
     log.info(f"{network.describe(config)}\n")
     log.debug(f"parameters\n{metrics.parameter_table(state.params)}")  # to train.log only
     shape = " x ".join(f"{size} ({name})" for name, size in run.mesh.shape.items())
+    last = last_step(config, len(run.train_source))
+    steps = f"steps {step + 1} to {last}" if step < last else "no step"
+    validation = f"the validation of step {step}, then " if run.awaits_validation(state) else ""
     log.info(
         f"{'resuming' if step else 'training'} {run.workdir} on a mesh of {shape} {jax.default_backend()}"
-        f" devices: steps {step + 1} to {last_step(config, len(run.train_source))}, {config.num_epochs}"
+        f" devices: {validation}{steps}, {config.num_epochs}"
         f" epochs of {len(run.train_source):,} images, batches of {config.batch_size}"
     )
 

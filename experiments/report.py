@@ -89,10 +89,10 @@ def _workdir(workdir: str) -> list[str]:
     parts = []
     try:
         rows = read_rows(workdir)
-        rates = statistics.median(row["images_per_second"] for row in rows)
+        rates = [row["images_per_second"] for row in rows if row["images_per_second"]]
         facts += [
             ("trained", f"{rows[-1]['epoch']} of {config.num_epochs} epochs, {rows[-1]['step']:,} steps"),
-            ("throughput", f"{rates:,.0f} images/s, the median over epochs"),
+            ("throughput", f"{statistics.median(rates or [0]):,.0f} images/s, the median over epochs"),
         ]
         parts.append(_image(curves.draw([workdir]), "learning curves"))
     except InputError as error:

@@ -150,10 +150,17 @@ def test_two_processes_read_the_batches_of_one_wherever_they_start(data_dir, tmp
                         np.testing.assert_array_equal(got, expected[start : start + rows])
 
 
+def test_a_small_source_is_not_padded_to_the_size_of_a_batch():
+    for devices, examples, size in ((1, 5, 5), (2, 5, 6), (2, 1, 2), (2, 99, 8)):
+        batches = list(evaluation_batches(numbers(examples), 8, sharding(devices), 2))
+        assert {len(images) for images, _, _ in batches} == {size}
+        assert sum(int(real.sum()) for _, _, real in batches) == examples
+
+
 @pytest.mark.parametrize("examples", [1, 8, 9, 23])
 def test_padding_marks_what_is_not_real(examples):
     seen = []
     for images, labels, real in evaluation_batches(numbers(examples), 8, sharding(), 2):
-        assert images.shape == (8, 2, 2, 1)
+        assert images.shape == (min(8, examples), 2, 2, 1)
         seen += np.asarray(labels)[np.asarray(real)].tolist()
     assert seen == list(range(examples))

@@ -7,7 +7,9 @@ import pathlib
 import shutil
 import subprocess
 import sys
+from typing import Any
 
+import flax.struct
 import jax
 import numpy as np
 import pytest
@@ -69,6 +71,43 @@ def test_the_best_and_the_latest_are_kept(tmp_path, state, errors, kept, best):
         step, params = checkpoints.restore_params(state[1].params)
         assert step == best
         assert_same_trees(params, at(state[0], best).params)
+
+
+def test_checkpoints_that_are_rated_later_are_kept_as_those_that_were_saved_with_their_error(tmp_path, state):
+    with Checkpoints(tmp_path, 2) as checkpoints:
+        for step, error in {1: 0.3, 2: 0.1, 3: 0.2, 4: None, 5: 0.15, 6: 0.4}.items():
+            checkpoints.save(at(state[0], step))
+            assert checkpoints.error(step) is None
+            if error is not None:
+                checkpoints.rate(step, {METRIC: error})
+                assert checkpoints.error(step) == error
+        assert checkpoints.best_step() == 2
+    assert steps(tmp_path) == [2, 5, 6]
+    with Checkpoints(tmp_path, 2) as checkpoints:
+        assert (checkpoints.best_step(), checkpoints.latest_step(), checkpoints.latest_step(6)) == (2, 6, 5)
+        assert_same_trees(checkpoints.restore_latest(state[1]), at(state[0], 6))
+
+
+class Former(flax.struct.PyTreeNode):
+    """What a former version wrote."""
+
+    step: Any
+    params: dict
+    opt_state: Any
+    loss_sum: Any
+    error_sum: Any
+    loss_count: Any
+
+
+def test_a_field_that_a_former_version_did_not_write_is_0(tmp_path, state, caplog):
+    fields = {name: value for name, value in vars(at(state[0], 3)).items() if name != "low_sums"}
+    with Checkpoints(tmp_path, 2) as checkpoints:
+        checkpoints.save(Former(**fields), {METRIC: 0.5})
+    with Checkpoints(tmp_path, 2) as checkpoints:
+        restored = checkpoints.restore_latest(state[1])
+    assert_same_trees(restored, at(state[0], 3))
+    assert not said(caplog)
+    assert restored.low_sums.sharding == state[1].low_sums.sharding
 
 
 def test_what_is_saved_is_not_what_the_next_step_writes(tmp_path, state):

@@ -1,8 +1,10 @@
 """alexnet_jax/runtime/command_line.py: flags, their mistakes, --help, and what a program's exit code is."""
 
 import logging
+import os
 import pathlib
 import re
+import signal
 import subprocess
 import sys
 
@@ -12,6 +14,7 @@ from alexnet_jax.runtime import command_line
 from alexnet_jax.runtime.errors import Diverged, InputError
 
 ROOT = pathlib.Path(__file__).parent.parent
+SIGNALS = signal.SIGTERM, signal.SIGINT
 DOC = "python -m program FILE...\n\nReads files, 100% of them."
 
 
@@ -149,12 +152,15 @@ def test_a_file_that_cannot_be_written_is_told_before_the_work(tmp_path):
 @pytest.fixture
 def loggers(monkeypatch):
     """Puts back what the start of a program sets up."""
+    handlers_of_signals = {n: signal.getsignal(n) for n in SIGNALS}
     names = (None, "absl", "alexnet_jax")
     before = [
         (logger, logger.level, logger.propagate, list(logger.handlers))
         for logger in map(logging.getLogger, names)
     ]
     yield
+    for number, handler in handlers_of_signals.items():
+        signal.signal(number, handler)
     for logger, level, propagate, handlers in before:
         logger.setLevel(level)
         logger.propagate, logger.handlers = propagate, handlers
@@ -186,6 +192,42 @@ def test_a_program_ends_with_one_line_and_its_exit_code(outcome, code, line, mon
         command_line.run(main)
     assert ended.value.code == code
     assert capsys.readouterr() == ("ours\n", line)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_is_one_line_and_its_exit_code(number, monkeypatch, capsys, loggers):
+    closed = []
+
+    def main(arguments):
+        try:
+            os.kill(os.getpid(), number)
+            pytest.fail("the program goes on")
+        except Exception:
+            pytest.fail("a handler of errors takes the signal for one")
+        finally:
+            closed.append(True)
+
+    monkeypatch.setattr(sys, "argv", ["program"])
+    with pytest.raises(SystemExit) as ended:
+        command_line.run(main)
+    assert ended.value.code == 128 + number and closed
+    line = f"error: stopped by {number.name}; what was saved is whole, and the same command goes on from it\n"
+    assert capsys.readouterr() == ("", line)
+    assert {signal.getsignal(n) for n in SIGNALS} == {signal.SIG_DFL}  # a second one ends it at once
+
+
+def test_a_signal_that_is_ignored_stays_so(monkeypatch, loggers):
+    """As SIGINT in the background of a script."""
+
+    def main(arguments):
+        os.kill(os.getpid(), signal.SIGINT)
+        return 5
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    monkeypatch.setattr(sys, "argv", ["program"])
+    with pytest.raises(SystemExit) as ended:
+        command_line.run(main)
+    assert ended.value.code == 5
 
 
 COMMANDS = {

@@ -294,6 +294,45 @@ def test_a_lost_or_stopped_process_ends_the_others_and_the_run_goes_on(data_dir,
     same_end(workdir, tmp_path / "undisturbed", LAST_STEP)
 
 
+# alexnet_jax.main, whose validations take long and print their batches.
+SLOW = """
+import runpy, time
+from alexnet_jax import train
+
+make_eval_step = train.make_eval_step
+
+def make_slow(*args, **kwargs):
+    evaluated = make_eval_step(*args, **kwargs)
+
+    def run(*batch):
+        print("BATCH", flush=True)
+        time.sleep(2)
+        return evaluated(*batch)
+
+    return run
+
+train.make_eval_step = make_slow
+runpy.run_module("alexnet_jax.main", run_name="__main__")
+"""
+
+
+def test_a_stop_of_one_process_interrupts_a_validation_of_all(data_dir, tmp_path):
+    workdir = tmp_path / "w"
+    flags = *tiny(data_dir, workdir, 1), "--config.eval.batch_size=20"  # 10 batches of a validation
+    with started(tmp_path, 2, *flags, program=("-c", SLOW)) as processes:
+        wait_for(lambda: "BATCH" in (tmp_path / "0.out").read_text(), 240)
+        processes[1].terminate()
+        assert [process.wait(60) for process in processes] == [128 + signal.SIGTERM] * 2
+    out, err = texts(tmp_path, 2, "out"), texts(tmp_path, 2, "err")
+    assert not [line for line in "".join(err).splitlines() if line.startswith("error: ")]
+    assert "stopped by SIGTERM; step 4 is saved" in out[0]
+    assert out[0].count("BATCH") == out[1].count("BATCH") < 10
+    assert not (workdir / "metrics.jsonl").exists()
+    out, _ = run(tmp_path, 2, *flags)
+    assert "devices: the validation of step 4, then no step" in out[0]
+    assert [row["step"] for row in rows(workdir)] == [4]
+
+
 # alexnet_jax.main, but process 1 cannot read the images of its third step.
 UNREADABLE = """
 import runpy

@@ -1,14 +1,17 @@
 """alexnet_jax/datasets/folder.py: a folder of pictures as a data set."""
 
 import os
+import shutil
 import zlib
 
 import numpy as np
 import pytest
+from helpers import folders
 from helpers import small_archives as small
 
 from alexnet_jax import config as configuration
-from alexnet_jax.datasets import statistics
+from alexnet_jax import evaluate, main, train
+from alexnet_jax.datasets import fingerprints, images, statistics
 from alexnet_jax.datasets.folder import FolderSource
 from alexnet_jax.datasets.source import open_source
 from alexnet_jax.runtime.errors import InputError
@@ -295,3 +298,89 @@ def test_classes_without_a_folder_of_their_split_are_told_where_they_belong(tmp_
     (tmp_path / "ant").mkdir()
     (tmp_path / "ant" / "1.jpg").touch()
     assert refused(tmp_path, "train").endswith("has no train/CLASS/*; move its classes into a folder train")
+
+
+def spoil(folder, *names):
+    """Put a file that is no picture, or is cut short, where each name says."""
+    whole = small.file_of(small.photograph(5, (200, 200)))
+    for name in names:
+        (folder / name).write_bytes(whole[: len(whole) // 2] if name.endswith(".jpg") else b"no picture")
+
+
+@pytest.fixture
+def three_splits(tmp_path):
+    """(folder with train, val and test, the configuration of a network on it)"""
+    folder = folders.make(tmp_path / "data", ["ant", "bee"])
+    shutil.copytree(folder / "val", folder / "test")
+    return folder, folders.config_of(folder, 2, **{"data.test_split": "test"})
+
+
+@pytest.mark.parametrize("start", ["train", "prepare"])
+def test_every_bad_file_of_every_split_is_told_before_the_first_step(three_splits, tmp_path, start, capsys):
+    folder, config = three_splits
+    bad = ["train/ant/Thumbs.db", "val/bee/note.txt", "test/ant/cut.jpg", "test/bee/a.jpg"]
+    spoil(folder, *bad)
+    with pytest.raises(InputError) as raised:
+        train.train(config, str(tmp_path / "run")) if start == "train" else main._prepare(config)
+    message, told = str(raised.value), capsys.readouterr().err.splitlines()
+    assert message.startswith(
+        f"4 files cannot be read as pictures, such as {folder}/train/ant/Thumbs.db (not"
+    )
+    assert message.endswith("; replace or remove them") and "\n" not in message
+    assert [line.partition(": ")[0] for line in told] == [
+        f"{folder}/{name}" for name in sorted(bad, key=order)
+    ]
+    assert not (tmp_path / "run").exists()
+    for name in bad[1:]:
+        (folder / name).unlink()
+    with pytest.raises(
+        InputError, match=r"^.*Thumbs.db: cannot be read as a picture .*; replace or remove it$"
+    ):
+        train.train(config, str(tmp_path / "run"))
+    (folder / bad[0]).unlink()
+    train.train(config, str(tmp_path / "run"))
+    assert (tmp_path / "run" / "eval.json").exists()
+
+
+def order(name):
+    """As files are told: split by split, in the order that the files of a split are read in."""
+    return ["train", "val", "test"].index(name.partition("/")[0]), zlib.crc32(name.encode())
+
+
+def test_ten_bad_files_are_named_and_the_others_counted(three_splits, capsys):
+    folder, config = three_splits
+    spoil(folder, *(f"val/ant/{number}.txt" for number in range(13)))
+    config.data.test_split = "val"  # each is counted once
+    with pytest.raises(InputError, match="^13 files cannot be read as pictures, such as "):
+        main._prepare(config)
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 11 and told[-1] == "... and 3 more"
+
+
+def test_a_picture_is_decoded_once_and_a_bad_file_at_every_start(three_splits, monkeypatch):
+    folder, config = three_splits
+    spoil(folder, "train/ant/x.txt")
+    for path in folder.rglob("*.*"):
+        os.utime(path, (0, 0))
+    monkeypatch.setattr(fingerprints, "_RACY", -(10**18))
+    decoded, check = [], images.check
+    monkeypatch.setattr(
+        images, "check", lambda content, **how: decoded.append(content) or check(content, **how)
+    )
+    for numbers in (32 + 1, 1):
+        decoded.clear()
+        with pytest.raises(InputError, match="x.txt"):
+            main._prepare(config)
+        assert len(decoded) == numbers
+    (folder / "train/ant/x.txt").unlink()
+    decoded.clear()
+    main._prepare(config)
+    assert decoded == []
+
+
+def test_a_bad_file_is_told_before_an_evaluation(three_splits, tmp_path):
+    folder, config = three_splits
+    train.train(config, str(tmp_path / "run"))
+    spoil(folder, "test/ant/a.jpg", "test/bee/b.txt")
+    with pytest.raises(InputError, match="^2 files cannot be read as pictures"):
+        evaluate.evaluate(config, str(tmp_path / "run"))

@@ -289,6 +289,20 @@ def test_gradient_of_max_pool_goes_to_the_first_maximum(case):
     assert_near(got, pool_loops(x, size, stride, weights)[1], 1e-6)
 
 
+@pytest.mark.usefixtures("platform")
+@pytest.mark.parametrize("ceil", [False, True])
+@pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16])
+def test_max_pool_of_a_window_with_a_nan_is_nan_wherever_it_is(ceil, dtype):
+    x = draw(0, 64, 8, 8, 1).astype(dtype)
+    for place in range(64):  # an image with one NaN, in each of its places
+        x[place, place // 8, place % 8] = np.nan
+    whole = padded(x, 3, 2, -np.inf) if ceil else x
+    windows = np.lib.stride_tricks.sliding_window_view(whole.astype(np.float32), (3, 3), (1, 2))[:, ::2, ::2]
+    got = np.asarray(jax.jit(lambda x: layers.max_pool(x, 3, 2, ceil))(x))
+    np.testing.assert_array_equal(got.astype(np.float32), windows.max(axis=(4, 5)))  # NumPy's propagates
+    assert np.isnan(got.astype(np.float32)).any(axis=(1, 2, 3)).sum() == (64 if ceil else 49)
+
+
 CUT_OFF = {  # input size, size, stride: the last window reaches over the border
     "of the CIFAR-10 networks": (8, 3, 2),
     "a window of one row": (7, 2, 2),

@@ -101,7 +101,7 @@ def test_the_first_step_is_not_counted(clock):
     assert clock.images_per_second() == 25 and clock.input_wait() == 0
     clock.restart()
     time.now += 5
-    assert clock.images_per_second() == 0
+    assert clock.images_per_second() is None and clock.input_wait() is None
     clock.tick(0.0)
     assert clock.images_per_second() == 10
 
@@ -152,6 +152,34 @@ def test_progress_tells_the_time_left(tmp_path, clock, caplog):
         clock.tick(0.0)
         writer.write_progress(2, 100, 1, 2.5, clock)
     assert caplog.messages == ["epoch 2/3  step 2/100  loss 2.5000  5 images/s  0:16:20 left"]
+
+
+def test_a_speed_is_not_made_up_before_a_step_is_counted(clock):
+    clock, time = clock
+    assert clock.images_per_second() is None  # a validation that a killed run left
+    clock.tick(0.0)
+    assert clock.images_per_second() is None and clock.input_wait() is None  # nor divided by no time
+    time.now += 5
+    assert clock.images_per_second() is None
+
+
+def test_a_speed_that_was_not_measured_is_null(tmp_path):
+    with metrics.Writer(str(tmp_path), 0, FIELDS) as writer:
+        writer.write_row(row(10) | {"images_per_second": None})
+    assert metrics.read_rows(str(tmp_path))[0]["images_per_second"] is None
+
+
+@pytest.mark.parametrize("completed, shown", [(2, "epoch 2/3: "), (3, "epoch 3/3: "), (4, "epoch 4: ")])
+def test_epochs_beyond_the_last_are_not_shown_as_part_of_it(tmp_path, clock, caplog, completed, shown):
+    clock, time = clock
+    for _ in range(2):
+        time.now += 1
+        clock.tick(0.0)
+    with caplog.at_level("INFO", "alexnet_jax"), metrics.Writer(str(tmp_path), 0, FIELDS) as writer:
+        writer.write_row(row(10) | {"epoch": completed})
+        writer.write_progress(100, 100, completed, 2.5, clock)
+    assert caplog.messages[0].startswith(shown)
+    assert caplog.messages[1].startswith("epoch 3/3  step 100/100 ")
 
 
 def test_process_0_alone_writes(tmp_path, monkeypatch):

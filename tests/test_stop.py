@@ -6,7 +6,7 @@ import signal
 import pytest
 
 from alexnet_jax.runtime import processes
-from alexnet_jax.runtime.stop import StopRequest
+from alexnet_jax.runtime.stop import StopRequest, StopRequested
 
 NUMBERS = signal.SIGTERM, signal.SIGINT
 
@@ -23,18 +23,19 @@ def received():
 
 @pytest.mark.parametrize("number", NUMBERS)
 def test_the_first_signal_asks_and_the_second_is_the_former_handlers(received, number):
-    with StopRequest(0) as stop:
-        assert not stop.after(1)
+    with StopRequest() as stop:
+        stop.check()
         os.kill(os.getpid(), number)
-        assert stop.after(2) and stop.signal == number and stop.name == number.name
-        assert received == []
+        with pytest.raises(StopRequested, match=f"^stopped by {number.name}$") as stopped:
+            stop.check()
+        assert stopped.value.signal == number and received == []
         os.kill(os.getpid(), number)
         assert received == [number]
 
 
 def test_handlers_are_put_back(received):
     before = [signal.getsignal(number) for number in NUMBERS]
-    with pytest.raises(ValueError), StopRequest(0):
+    with pytest.raises(ValueError), StopRequest():
         raise ValueError
     assert [signal.getsignal(number) for number in NUMBERS] == before
     os.kill(os.getpid(), signal.SIGTERM)
@@ -45,12 +46,15 @@ def test_several_processes_stop_where_all_do(received, monkeypatch):
     """JAX's notice of preemption decides; SIGINT is passed on as SIGTERM, which JAX listens for."""
     asked, watched = [], []
     monkeypatch.setattr(processes, "count", lambda: 2)
-    monkeypatch.setattr(processes, "watch_preemption", watched.append)
-    monkeypatch.setattr(processes, "preempted", lambda step: asked.append(step) or step == 9)
-    with StopRequest(6) as stop:
-        assert watched == [6]
+    monkeypatch.setattr(processes, "watch_preemption", lambda: watched.append(True))
+    monkeypatch.setattr(processes, "preempted", lambda check: asked.append(check) or check == 3)
+    with StopRequest() as stop:
+        assert watched == [True]
         os.kill(os.getpid(), signal.SIGINT)
         assert received == [signal.SIGTERM]
-        assert not stop.after(7) and not stop.after(8)
-        assert stop.after(9) and stop.name == "SIGTERM" and stop.signal == signal.SIGTERM
-    assert asked == [7, 8, 9]
+        stop.check()
+        stop.check()
+        with pytest.raises(StopRequested, match="SIGTERM") as stopped:
+            stop.check()
+        assert stopped.value.signal == signal.SIGTERM
+    assert asked == [1, 2, 3]

@@ -86,9 +86,12 @@ def evaluation_batches(
 ) -> Iterator[tuple[jax.Array, jax.Array, jax.Array]]:
     """Yield (images, labels, real) over the whole source once, as global arrays.
 
+    Batches have `batch_size` examples or, of a smaller source, no more than split evenly over the devices.
     Images and labels are those of `training_batches`; `real`, bool [batch_size], is False for padding, which
     repeats the last example. Raises as `source.read` does.
     """
+    places = sharding.mesh.shape["data"]
+    batch_size = min(batch_size, -(-len(source) // places) * places)
     rows = _local_rows(sharding, batch_size)
 
     def read(batch):

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from alexnet_jax.runtime import progress
+from alexnet_jax.runtime.errors import UnreadableFiles, printable, reason
 from alexnet_jax.runtime.files import atomic_write, user_cache
 
 log = logging.getLogger("alexnet_jax")
@@ -49,24 +50,44 @@ def digests(
 ) -> list[bytes]:
     """Return `digest(name)` of each file of a data set's folder, computed only if its stamp is new.
 
-    `files` has names within the folder and their stamps; `what` is how the progress is logged.
+    `files` has names within the folder and their stamps; `what` is how the progress is logged. Raises
+    UnreadableFiles for all files for which `digest` raises OSError or ValueError, once the digests of the
+    others are kept: theirs are not, so they are looked at again.
     """
     now, kept = time.time_ns(), _load(folder)
     known = {name: kept[name][1] for name, stamp in files if name in kept and kept[name][0] == stamp}
     new = [name for name, _ in files if name not in known]
     if new:
         report, done = progress.Progress(what, len(new), unit="files"), 0
+        bad: dict[str, str] = {}
+
+        def digest_of(name: str) -> bytes | Exception:
+            try:
+                return digest(name)
+            except (OSError, ValueError) as error:
+                return error
+
         chunks = [new[start : start + _CHUNK] for start in range(0, len(new), _CHUNK)]
-        read = progress.in_order(lambda names: [digest(name) for name in names], chunks, progress.cores())
+        read = progress.in_order(lambda names: list(map(digest_of, names)), chunks, progress.cores())
         for names, found in zip(chunks, read, strict=True):
-            known.update(zip(names, found, strict=True))
+            for name, result in zip(names, found, strict=True):
+                if isinstance(result, bytes):
+                    known[name] = result
+                else:
+                    bad[printable(folder / name)] = reason(result)
             done += len(names)
             if done < len(new):
                 report(done)
         splits = {name.partition("/")[0] for name, _ in files}
         others = {name: entry for name, entry in kept.items() if name.partition("/")[0] not in splits}
-        settled = {name: (stamp, known[name]) for name, stamp in files if max(stamp[1:]) < now - _RACY}
+        settled = {
+            name: (stamp, known[name])
+            for name, stamp in files
+            if name in known and max(stamp[1:]) < now - _RACY
+        }
         _save(folder, others | settled)
+        if bad:
+            raise UnreadableFiles(bad)
     return [known[name] for name, _ in files]
 
 

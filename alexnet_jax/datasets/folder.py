@@ -9,7 +9,7 @@ import zlib
 import numpy as np
 
 from alexnet_jax.datasets import fingerprints, images, layouts, splits
-from alexnet_jax.runtime.errors import InputError, printable, reason, some
+from alexnet_jax.runtime.errors import InputError, UnreadableFiles, printable, reason, some
 
 
 class FolderSource:
@@ -51,22 +51,23 @@ class FolderSource:
             raise InputError(f"{field}: {split!r} is empty; give a split with pictures")
 
     def fingerprint(self) -> str:
-        """Return the fingerprint of the files' names and contents, in their order."""
+        """Return the fingerprint of the files' names and contents, in their order.
+
+        Raises UnreadableFiles for all that are no pictures: a file is decoded when it is first read here.
+        """
         return self._fingerprint
 
     @functools.cached_property
     def _fingerprint(self) -> str:
         files = [(name, stamp) for name, _, stamp in self._files]
-        what = f"fingerprint of {self.split}"
+        what = f"checking the pictures of {self.split}"
         digests = fingerprints.digests(self.folder, files, self._digest, what)
         return fingerprints.combined("\0".join(name for name, _ in files), b"".join(digests))
 
     def _digest(self, name: str) -> bytes:
-        path = self.folder / name
-        try:
-            return fingerprints.of_bytes(images.read_file(path))
-        except (OSError, ValueError) as error:
-            raise _unreadable(path, error) from None
+        content = images.read_file(self.folder / name)
+        images.check(content, oriented=True)
+        return fingerprints.of_bytes(content)
 
     def __len__(self) -> int:
         return len(self._files)
@@ -82,7 +83,7 @@ class FolderSource:
             try:
                 images.decode_into(batch[row], images.read_file(path), oriented=True)
             except (OSError, ValueError) as error:
-                raise _unreadable(path, error) from None
+                raise UnreadableFiles({printable(path): reason(error)}) from None
         return batch, np.array([self._files[index][1] for index in indices], np.int32)
 
     def _list(self, split: str) -> list[tuple[str, int, fingerprints.Stamp]]:
@@ -126,12 +127,6 @@ def _without_classes(folder: pathlib.Path) -> InputError:
             f"data.dir: {printable(folder)} has no train/CLASS/*; move its classes into a folder train"
         )
     return InputError(f"{folder / 'train'}: has no folders of classes; put pictures into train/CLASS")
-
-
-def _unreadable(path: pathlib.Path, error: Exception) -> InputError:
-    return InputError(
-        f"{printable(path)}: cannot be read as a picture ({reason(error)}); replace or remove it"
-    )
 
 
 def _subfolders(folder: pathlib.Path) -> list[str]:

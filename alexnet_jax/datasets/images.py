@@ -73,6 +73,17 @@ def decode_into(target: np.ndarray, content: bytes, *, oriented: bool = False) -
         target[:] = fit(image, len(target), target.shape[2])
 
 
+def check(content: bytes, *, oriented: bool = False) -> None:
+    """Raise ValueError if `decode_into` would, whatever the size of its target."""
+    _check_sides(decode(content, oriented=oriented))
+
+
+def _check_sides(image: np.ndarray) -> None:
+    height, width, _ = image.shape
+    if max(height, width) > 1000 * min(height, width):  # gigabytes, of which a thousandth would be kept
+        raise ValueError(f"{width}x{height} pixels are too long for a square")
+
+
 def decode(content: bytes, target: np.ndarray | None = None, *, oriented: bool = False) -> np.ndarray:
     """uint8 [height, width, 1 or 3]: grey, or RGB.
 
@@ -184,12 +195,11 @@ def fit(image: np.ndarray, size: int, channels: int) -> np.ndarray:
     """
     if image.shape == (size, size, channels):
         return image
+    _check_sides(image)
     picture = Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
     picture = picture.convert("RGB" if channels == 3 else "L")
     scale = size / min(picture.size)
     width, height = (max(size, round(side * scale)) for side in picture.size)
-    if max(width, height) > 1000 * size:  # gigabytes, of which a thousandth would be kept
-        raise ValueError(f"{image.shape[1]}x{image.shape[0]} pixels are too long for a square")
     left, top = (width - size) // 2, (height - size) // 2
     picture = picture.resize((width, height), Image.Resampling.BICUBIC)
     return np.asarray(picture.crop((left, top, left + size, top + size))).reshape(size, size, channels)

@@ -1,10 +1,15 @@
 """A split of any data set as one kind of object, a `Source`, and `open_source`, which opens one."""
 
 import pathlib
+import sys
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
+
+from alexnet_jax.runtime.errors import UnreadableFiles
+
+SHOWN = 10  # bad files, of which each is a line
 
 
 @runtime_checkable  # for the tests, which check annotations
@@ -26,7 +31,8 @@ class Source(Protocol):
     def fingerprint(self) -> str:
         """Return a text that changes with the content, the order and the labels of the examples.
 
-        The first call may read all of the data. Raises InputError as `read` does.
+        The first call may read all of the data. Raises InputError as `read` does, and UnreadableFiles for all
+        files of a split at once.
         """
 
     def __len__(self) -> int:
@@ -61,3 +67,24 @@ def open_source(config, split_field: str) -> Source:
     from alexnet_jax.datasets.raw import RawSource
 
     return RawSource(source)
+
+
+def check_content(*sources: Source) -> None:
+    """Read what was not read before of some splits, and compute their fingerprints.
+
+    Raises UnreadableFiles for all bad files of all of them, after a line on stderr for each of the first ten.
+    """
+    reasons: dict[str, str] = {}
+    for source in sources:
+        try:
+            source.fingerprint()
+        except UnreadableFiles as error:
+            reasons |= error.reasons
+    if not reasons:
+        return
+    if len(reasons) > 1:
+        for path, why in list(reasons.items())[:SHOWN]:
+            print(f"{path}: cannot be read as a picture ({why})", file=sys.stderr)
+        if len(reasons) > SHOWN:
+            print(f"... and {len(reasons) - SHOWN:,} more", file=sys.stderr)
+    raise UnreadableFiles(reasons)

@@ -21,6 +21,7 @@ import os
 import pathlib
 import re
 import runpy
+import signal
 import sys
 import tempfile
 from collections.abc import Callable
@@ -28,7 +29,7 @@ from typing import Any, NoReturn
 
 from absl import logging as absl_logging
 
-from alexnet_jax.runtime.errors import Diverged, InputError, first_line, nearest
+from alexnet_jax.runtime.errors import Diverged, InputError, Stopped, first_line, nearest
 
 log = logging.getLogger("alexnet_jax")
 
@@ -172,9 +173,14 @@ def fail(message: str, code: int) -> NoReturn:
 def run(main: Callable[[list[str]], int | None]) -> NoReturn:
     """Run a command with the arguments of this process and exit with what `main` returns.
 
-    InputError is one line and exit code 2, Diverged and a full disk or other OSError one line and 1.
+    InputError is one line and exit code 2, Diverged and a full disk or other OSError one line and 1, SIGTERM
+    and SIGINT one line and 128 and their number.
     """
     start_log()
+    # A signal that is ignored, as SIGINT in the background of a script, stays so.
+    signals = [n for n in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(n) != signal.SIG_IGN]
+    for number in signals:
+        signal.signal(number, _stop)
     try:
         sys.exit(main(sys.argv[1:]))
     except InputError as error:
@@ -183,3 +189,12 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
         fail(str(error), 1)
     except OSError as error:
         fail(first_line(error), 1)
+    except Stopped as error:
+        for number in signals:  # the next one ends the program at once, whatever it still closes
+            signal.signal(number, signal.SIG_DFL)
+        fail(f"{error}; what was saved is whole, and the same command goes on from it", 128 + error.signal)
+
+
+def _stop(number, frame) -> NoReturn:
+    del frame
+    raise Stopped(number)

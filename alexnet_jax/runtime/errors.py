@@ -3,11 +3,33 @@
 import difflib
 import os
 import re
+import signal
 from collections.abc import Sequence
 
 
 class InputError(Exception):
     """Something the user gave cannot work. The message is one line: what, where, what to do. Exit code 2."""
+
+
+class UnreadableFiles(InputError):
+    """Files of a data set are no pictures; `reasons` has why for each path, as `printable` shows it."""
+
+    def __init__(self, reasons: dict[str, str]):
+        """Take at least one file."""
+        first, why = next(iter(reasons.items()))
+        several = f"{len(reasons):,} files cannot be read as pictures, such as {first} ({why}); replace or"
+        one = f"{first}: cannot be read as a picture ({why}); replace or remove it"
+        super().__init__(one if len(reasons) == 1 else f"{several} remove them")
+        self.reasons = reasons
+
+
+class Stopped(KeyboardInterrupt):
+    """SIGTERM or SIGINT came: exit code 128 and its number. It is no Exception: nothing takes it for one."""
+
+    def __init__(self, number: int):
+        """Take the signal's number."""
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.signal = number
 
 
 class Diverged(Exception):

@@ -25,7 +25,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
-from alexnet_jax.runtime.errors import Diverged, InputError, first_line
+from alexnet_jax.runtime.errors import Diverged, InputError, Stopped, first_line
 
 HEARTBEAT_SECONDS = 30  # after which a silent process counts as lost
 SHUTDOWN_SECONDS = 10  # for which a process that ends with an error waits for the others to end too
@@ -248,20 +248,21 @@ def check_same(what: dict) -> None:
                 )
 
 
-def watch_preemption(step: int) -> None:
-    """Take SIGTERM as a preemption notice from now on, after `step` steps in every process."""
+def watch_preemption() -> None:
+    """Take SIGTERM as a preemption notice from now on."""
     _private_jax()[0].initialize_preemption_sync_manager()
-    preempted(step)
+    preempted(0)
 
 
-def preempted(step: int) -> bool:
-    """Return whether any process was told to stop and all are to stop after `step`; call it at every step.
+def preempted(check: int) -> bool:
+    """Return whether any process was told to stop and all are to stop at check number `check`.
 
-    It costs nothing: JAX's processes speak of it only when there is a notice.
+    Call it with 1, 2, … in every process, at the same places. It costs nothing: JAX's processes speak of it
+    only when there is a notice.
     """
     from jax.experimental import multihost_utils
 
-    return multihost_utils.reached_preemption_sync_point(step)
+    return multihost_utils.reached_preemption_sync_point(check)
 
 
 @contextlib.contextmanager
@@ -273,6 +274,10 @@ def exit_on_error() -> Iterator[None]:
     """
     try:
         yield
+    except Stopped as error:
+        if count() > 1:
+            _exit(f"error: {error}", 128 + error.signal)
+        raise
     except (InputError, Diverged) as error:
         if not _all_fail():
             _exit(f"error: {error}", 2 if isinstance(error, InputError) else 1)

@@ -9,19 +9,28 @@ from alexnet_jax.runtime import processes
 log = logging.getLogger("alexnet_jax")
 
 
-class StopRequest:
-    """Within the block, SIGTERM and SIGINT ask for a stop after the step; a second one stops at once.
+class StopRequested(Exception):
+    """A stop was asked for, and nothing is under way that would be lost; `signal` is the signal's number."""
 
-    A signal to any of several processes stops all of them after the same step.
+    def __init__(self, number: int):
+        """Take the signal's number."""
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.signal = number
+
+
+class StopRequest:
+    """Within the block, SIGTERM and SIGINT ask for a stop at the next check; a second one stops at once.
+
+    A signal to any of several processes stops all of them at the same check.
     """
 
-    def __init__(self, first_step: int):
-        self.signal, self._first_step, self._several = 0, first_step, processes.count() > 1
+    def __init__(self):
+        self.signal, self._checks, self._several = 0, 0, processes.count() > 1
 
     def __enter__(self):
         self._former = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
         if self._several:
-            processes.watch_preemption(self._first_step)  # has a handler of its own for SIGTERM
+            processes.watch_preemption()  # has a handler of its own for SIGTERM
             signal.signal(signal.SIGINT, self._pass_on)
         else:
             for number in self._former:
@@ -32,21 +41,22 @@ class StopRequest:
         for number, handler in self._former.items():
             signal.signal(number, handler)
 
-    @property
-    def name(self) -> str:
-        return signal.Signals(self.signal).name
+    def check(self) -> None:
+        """Raise StopRequested if a stop was asked for.
 
-    def after(self, step: int) -> bool:
-        """Return whether to stop after `step`; several processes must all ask after every step."""
-        if self._several and processes.preempted(step):
+        Several processes must all check after the same steps and batches: they agree on a check's number.
+        """
+        self._checks += 1
+        if self._several and processes.preempted(self._checks):
             self.signal = signal.SIGTERM
-        return bool(self.signal)
+        if self.signal:
+            raise StopRequested(self.signal)
 
     def _ask(self, number, frame):
         del frame
         self.signal = number
         signal.signal(number, self._former[number])
-        log.info(f"{self.name}: saving after this step")
+        log.info(f"{signal.Signals(number).name}: stopping after this step or batch")
 
     def _pass_on(self, number, frame):
         del frame

@@ -1,8 +1,9 @@
 """Checkpoints of a workdir; the only user of Orbax.
 
-checkpoints/STEP/ holds `params` (all that evaluation needs), `rest` (the other fields of TrainState) and, at
-a validation, `metrics`. Writing is asynchronous; a folder has its final name only once it is complete. Kept
-are the latest `checkpoint.keep` and the best: lowest validation top-1 error, the later of equals.
+checkpoints/STEP/ holds `params` (all that evaluation needs), `rest` (other fields of TrainState) and, once
+validated, `metrics`. Writing is asynchronous; a folder has its final name only once it is complete. Kept are
+the latest `checkpoint.keep` and the best: lowest validation top-1 error, the later of equals. The former best
+is deleted when the next checkpoint is saved.
 
 Of several processes all save and restore, each what its devices hold; the workdir is a folder they share.
 Process 0 decides which step is read.
@@ -15,16 +16,19 @@ import logging
 import math
 import operator
 import os
+import pathlib
 import re
 import threading
 from collections.abc import Iterator
 from typing import Any
 
+import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from alexnet_jax.runtime import processes
 from alexnet_jax.runtime.errors import InputError, first_line
-from alexnet_jax.runtime.files import StrPath
+from alexnet_jax.runtime.files import StrPath, write_text
 
 log = logging.getLogger("alexnet_jax")
 
@@ -98,20 +102,41 @@ class Checkpoints:
         items = {name: ocp.args.StandardSave(item) for name, item in _items(state).items()}
         self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics)
 
+    def rate(self, step: int, metrics: dict[str, float]) -> None:
+        """Add the metrics of a validation to a checkpoint, whole or not at all, once it is written."""
+        self.wait()
+        processes.on_process_0(self._write_metrics, step, metrics)
+        self._manager.reload()  # Orbax keeps by metrics, and read them before
+
+    def _write_metrics(self, step: int, metrics: dict[str, float]) -> None:
+        path = pathlib.Path(self._folder, str(step), "metrics", "metrics")  # as Orbax writes and reads it
+        path.parent.mkdir(exist_ok=True)
+        write_text(str(path), json.dumps(metrics))
+
+    def error(self, step: int) -> float | None:
+        """Return the validation error of a checkpoint, or None if it has none."""
+        error = processes.from_process_0(self._error, step)
+        return None if error is None or math.isinf(error) else error
+
     def restore_latest(self, abstract_state: State) -> State | None:
         """Return the latest state that can be read, placed as `abstract_state` says, or None.
 
+        A field that a former version did not write is 0.
         Later ones that cannot be read are reported and put aside, so that their steps can be saved again.
         Raises InputError, and leaves all as it is, where there are checkpoints and none can be read: the
         cause may pass, and a run must not start over because of it.
         """
         steps = sorted(self._steps(), reverse=True)
         for number, step in enumerate(steps):
-            restored = self._try_restore(step, _items(abstract_state))
+            items, written = _items(abstract_state), processes.from_process_0(self._fields, step)
+            absent = {} if written is None else {n: x for n, x in items["rest"].items() if n not in written}
+            items["rest"] = {name: x for name, x in items["rest"].items() if name not in absent}
+            restored = self._try_restore(step, items)
             if restored is not None:
                 processes.on_process_0(self._put_aside, *steps[:number])
                 self._manager.reload()
-                return abstract_state.replace(params=restored["params"], **restored["rest"])
+                zeros = jax.tree.map(lambda x: jax.device_put(np.zeros(x.shape, x.dtype), x.sharding), absent)
+                return abstract_state.replace(params=restored["params"], **restored["rest"], **zeros)
         if steps or any(name.startswith(_ASIDE) for name in os.listdir(self._folder)):
             raise InputError(f"{self._folder}: none of its checkpoints can be read; give another --workdir")
         return None
@@ -143,12 +168,22 @@ class Checkpoints:
     def best_step(self) -> int | None:
         return next(iter(processes.from_process_0(self._best_first)), None)
 
-    def latest_step(self) -> int | None:
-        return self._manager.latest_step()
+    def latest_step(self, before: float = math.inf) -> int | None:
+        """Return the latest step, of those before another if that is given."""
+        return max((step for step in self._manager.all_steps() if step < before), default=None)
 
     def _steps(self) -> list[int]:
         """Return the steps that process 0 finds: the folder of another process may be listed late."""
         return processes.from_process_0(lambda: list(self._manager.all_steps()))
+
+    def _fields(self, step: int) -> list[str] | None:
+        """Return the fields of a checkpoint's `rest`, or None if its index cannot be read."""
+        try:
+            with open(os.path.join(self._folder, str(step), "rest", "_METADATA")) as file:
+                leaves = json.load(file)["tree_metadata"].values()
+            return sorted({leaf["key_metadata"][0]["key"] for leaf in leaves})
+        except (OSError, ValueError, LookupError, TypeError, AttributeError):
+            return None  # restoring tells of it
 
     def _best_first(self) -> list[int]:
         errors = {step: self._error(step) for step in self._manager.all_steps()}

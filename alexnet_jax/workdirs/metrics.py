@@ -1,7 +1,8 @@
 """A run's metrics: metrics.jsonl, the clock of its loop and TensorBoard's event files; the only user of clu.
 
-metrics.jsonl has one JSON object per validation. A resumed run drops the rows after its checkpoint, whose
-validations are made again.
+metrics.jsonl has one JSON object per validation. A speed that was not measured is null: a resumed run may
+make one step of an epoch, or none. It drops the rows after its checkpoint, whose validations are made
+again.
 """
 
 import datetime
@@ -105,9 +106,10 @@ class Writer:
         """Write the row of a validation."""
         if self._events:
             append_row(self._workdir, row)
-        self._write_event(row["step"], {name: value for name, value in row.items() if name != "step"})
+        values = {name: value for name, value in row.items() if name != "step" and value is not None}
+        self._write_event(row["step"], values)
         log.info(
-            f"epoch {row['epoch']}/{self._fields['num_epochs']}: validation top-1 error"
+            f"{self._epoch(row['epoch'])}: validation top-1 error"
             f" {row['val_top1_error']:.4f}, top-5 error {row['val_top5_error']:.4f},"
             f" loss {row['val_loss']:.4f} (training loss {row['train_loss']:.4f})"
         )
@@ -119,10 +121,15 @@ class Writer:
             return
         seconds = round((last_step - step) * self._fields["batch_size"] / rate)
         log.info(
-            f"epoch {epochs + 1}/{self._fields['num_epochs']}  step {step}/{last_step}  loss {loss:.4f}"
-            f"  {rate:,.0f} images/s  {datetime.timedelta(seconds=seconds)} left"
+            f"{self._epoch(min(epochs + 1, self._fields['num_epochs']))}  step {step}/{last_step}"
+            f"  loss {loss:.4f}  {rate:,.0f} images/s  {datetime.timedelta(seconds=seconds)} left"
         )
         self._write_event(step, {"images_per_second": rate})
+
+    def _epoch(self, epoch: int) -> str:
+        """Return "epoch 3/8", or "epoch 9": the last step may complete more than num_epochs."""
+        last = self._fields["num_epochs"]
+        return f"epoch {epoch}/{last}" if epoch <= last else f"epoch {epoch}"
 
     def _write_event(self, step: int, scalars: dict[str, float]) -> None:
         if self._events:
@@ -172,12 +179,13 @@ class Clock:
             yield batch
             asked = time.monotonic()
 
-    def images_per_second(self) -> float:
-        return self._images / (time.monotonic() - self._start)
+    def images_per_second(self) -> float | None:
+        """Return the speed, or None if no step was counted yet."""
+        return self._images / (time.monotonic() - self._start) if self._images else None
 
-    def input_wait(self) -> float:
-        """Return the fraction of the time that was spent waiting for batches."""
-        return self._waited / (time.monotonic() - self._start)
+    def input_wait(self) -> float | None:
+        """Return the fraction of the time that was spent waiting for batches, or None likewise."""
+        return self._waited / (time.monotonic() - self._start) if self._images else None
 
     def report_is_due(self) -> bool:
         """Return whether REPORT_SECONDS have passed since this was last true."""
