@@ -208,7 +208,7 @@ def _loop(run: Run, state: TrainState) -> None:
     train_step, eval_step = make_train_step(config, mesh, run.tx), make_eval_step(config, mesh, views=1)
     batches = training_batches(source, config, batch_sharding(mesh), first, last)
     clock, loss = metrics.Clock(config.batch_size), 0.0
-    with StopRequest(first) as stop, writer:
+    with processes.watchdog(config.mesh.watchdog_minutes), StopRequest(first) as stop, writer:
         for step, (images, labels) in enumerate(clock.waiting_for(batches), first + 1):
             state, before = block_on_cpu(mesh, state), loss
             state, loss = train_step(state, images, labels, run.statistics)

@@ -15,6 +15,7 @@ import time
 import jax
 import numpy as np
 import pytest
+from helpers import folders
 from helpers.runs import rows
 
 from alexnet_jax import optimizer
@@ -279,6 +280,16 @@ def test_a_lost_or_stopped_process_ends_the_others_and_the_run_goes_on(data_dir,
         code = processes[1].wait(90)
         processes[0].kill()
     assert code != 0 and time.monotonic() - stopped < 80
+    with started(tmp_path, 2, *flags) as processes:  # the other cannot come to its next step
+        wait_for(lambda: max(steps(workdir), default=0) >= 25)
+        processes[1].send_signal(signal.SIGSTOP)
+        time.sleep(1)
+        processes[0].terminate()
+        told = time.monotonic()
+        code = processes[0].wait(60)
+        processes[1].kill()
+    assert code == 1 and time.monotonic() - told < 28
+    assert error_line(texts(tmp_path, 2, "err")[0]).startswith("error: SIGTERM, and no further step for ")
     with started(tmp_path, 2, *flags) as processes:
         wait_for(lambda: max(steps(workdir), default=0) >= 30)
         processes[1].terminate()
@@ -294,19 +305,26 @@ def test_a_lost_or_stopped_process_ends_the_others_and_the_run_goes_on(data_dir,
     same_end(workdir, tmp_path / "undisturbed", LAST_STEP)
 
 
-# alexnet_jax.main, but process 1 cannot read the images of its third step.
+# alexnet_jax.main, but one process cannot read the images of its third step. The other cannot answer for a
+# while then, as one that holds the interpreter's lock.
 UNREADABLE = """
-import runpy
+import runpy, sys, time
 from alexnet_jax import train
 from alexnet_jax.runtime import processes
 from alexnet_jax.runtime.errors import InputError
 
-batches = train.training_batches
+batches, processes.SHUTDOWN_SECONDS = train.training_batches, 2
 
 def broken_batches(*args):
     for number, batch in enumerate(batches(*args), 1):
-        if number == 3 and processes.index() == 1:
-            raise InputError("data.dir: cannot be read")
+        if number == 3:
+            if processes.index() == VICTIM:
+                raise InputError("data.dir: cannot be read")
+            sys.setswitchinterval(60)
+            limit = time.monotonic() + 6
+            while time.monotonic() < limit:
+                pass
+            sys.setswitchinterval(0.005)
         yield batch
 
 train.training_batches = broken_batches
@@ -314,16 +332,47 @@ runpy.run_module("alexnet_jax.main", run_name="__main__")
 """
 
 
-def test_bad_input_of_one_process_while_training_ends_all(data_dir, tmp_path):
+@pytest.mark.parametrize("victim", [0, 1])
+def test_bad_input_of_one_process_while_training_ends_all(data_dir, tmp_path, victim):
     """Each with one line, its own or that another has ended, and sooner than a silent one counts as lost."""
-    with started(tmp_path, 2, *tiny(data_dir, tmp_path / "w", 1), program=("-c", UNREADABLE)) as processes:
-        wait_for(lambda: "error" in (tmp_path / "1.err").read_text(), 240)
+    program = "-c", UNREADABLE.replace("VICTIM", str(victim))
+    with started(tmp_path, 2, *tiny(data_dir, tmp_path / "w", 1), program=program) as processes:
+        wait_for(lambda: "error" in (tmp_path / f"{victim}.err").read_text(), 240)
         told = time.monotonic()
         codes = [process.wait(60) for process in processes]
-        assert time.monotonic() - told < 25 and all(codes)
-    others, own = texts(tmp_path, 2, "err")
-    assert error_line(own) == "error: data.dir: cannot be read"
-    assert error_line(others).startswith("error: another process has ended,")
+        assert time.monotonic() - told < 25
+    assert codes == [2 if process == victim else 1 for process in (0, 1)]  # and not XLA's abort
+    err = texts(tmp_path, 2, "err")
+    assert error_line(err[victim]) == "error: data.dir: cannot be read"
+    assert error_line(err[1 - victim]).startswith("error: another process has ended,")
+
+
+# alexnet_jax.main, but process 1 does not find the latest checkpoint yet.
+LATE = """
+import runpy
+import orbax.checkpoint as ocp
+from alexnet_jax.runtime import processes
+
+manager = ocp.CheckpointManager
+all_steps, latest_step = manager.all_steps, manager.latest_step
+older = lambda steps: steps[:-1] if processes.index() == 1 else steps
+manager.all_steps = lambda self, *args, **named: older(sorted(all_steps(self, *args, **named)))
+manager.latest_step = lambda self: max(self.all_steps(), default=None)
+runpy.run_module("alexnet_jax.main", run_name="__main__")
+"""
+
+
+def test_all_processes_read_the_checkpoint_that_process_0_finds(runs, data_dir, tmp_path):
+    """The best one to be evaluated, and before that the latest to go on from."""
+    workdir = tmp_path / "w"
+    shutil.copytree(runs[2, 1][0], workdir)
+    (workdir / "eval.json").unlink()
+    best = min(rows(workdir), key=lambda row: (row["val_top1_error"], -row["step"]))["step"]
+    assert best == 8  # which process 1 does not find
+    run(tmp_path, 2, *tiny(data_dir, workdir, 2), program=("-c", LATE))
+    result = json.loads((workdir / "eval.json").read_text())
+    assert result["step"] == 8 and len(rows(workdir)) == 2
+    assert result == json.loads((runs[2, 1][0] / "eval.json").read_text())
 
 
 def refused(folder, number, *flags, **options):
@@ -361,6 +410,23 @@ def test_bad_input_is_one_line_in_every_process(data_dir, tmp_path, flags, own, 
     workdir = tmp_path / "w"
     for line in refused(tmp_path, 2, *tiny(data_dir, workdir, 1), *flags, own={1: own}, code=2):
         assert all(word in line for word in words), line
+    assert not workdir.exists()
+
+
+def test_processes_with_different_data_are_refused(tmp_path):
+    """One picture differs."""
+    folders.make(tmp_path / "0", ("a", "b"))
+    shutil.copytree(tmp_path / "0", tmp_path / "1")
+    shutil.copy(tmp_path / "1/train/a/3.bmp", tmp_path / "1/train/a/4.bmp")
+    flags = [f"--config.data.{part}" for part in ("name=folder", "train_split=train", "val_split=val",
+             "test_split=val")]  # fmt: skip
+    own = {process: (f"--config.data.dir={tmp_path / str(process)}",) for process in (0, 1)}
+    few = "--config.model.num_classes=2", "--config.batch_size=8", "--config.eval.batch_size=8"
+    workdir = tmp_path / "w"
+    for line in refused(
+        tmp_path, 2, "--config=configs/quickstart.py", *flags, *few, f"--workdir={workdir}", own=own, code=2
+    ):
+        assert line.startswith("error: the content of train: the processes disagree: "), line
     assert not workdir.exists()
 
 

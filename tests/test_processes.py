@@ -182,3 +182,20 @@ def test_launched_processes_that_jax_does_not_detect_never_run_alone(
 def test_a_single_launched_process_runs_alone(monkeypatch):
     environment = {"OMPI_COMM_WORLD_SIZE": "1", "OMPI_COMM_WORLD_RANK": "0", "PMI_SIZE": "1", "PMI_RANK": "0"}
     assert detected(monkeypatch, environment, None, None, None) == (None, None, None, None)
+
+
+def test_the_watchdog_ends_a_process_that_makes_no_progress():
+    slow = "processes._SLOW_SECONDS = 4\nimport time\n"
+    steps = "for _ in range(3):\n        processes.progress()\n        time.sleep(1)\n    print('on')"
+    program = f"{slow}with processes.watchdog(2 / 60):\n    time.sleep(4)\n    {steps}\n    time.sleep(60)"
+    returned, out, err = run(program)
+    assert returned == 1 and out == "on\n"  # neither while the first step is compiled nor between steps
+    (line,) = err.splitlines()
+    assert line.startswith("error: no step or batch for 0.0333333 minutes (mesh.watchdog_minutes): ")
+    assert "last checkpoint" in line
+
+
+def test_the_watchdog_is_gone_after_its_block_and_0_is_never():
+    wait = "import time\nprocesses._SLOW_SECONDS = 0\n"
+    after = "with processes.watchdog(1 / 60):\n    pass\nwith processes.watchdog(0):\n    time.sleep(4)"
+    assert run(f"{wait}{after}\nprint('done')") == (0, "done\n", "")

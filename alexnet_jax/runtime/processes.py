@@ -15,6 +15,7 @@ progress           tell the watchdog of one
 
 import atexit
 import contextlib
+import dataclasses
 import itertools
 import json
 import os
@@ -35,6 +36,8 @@ from alexnet_jax.runtime.errors import Diverged, InputError, first_line
 HEARTBEAT_SECONDS = 30  # after which a silent process counts as lost
 SHUTDOWN_SECONDS = 10  # for which a process that ends with an error waits for the others to end too
 _LINGER_SECONDS = 5  # for which process 0, which the others cannot do without, lets them end first
+_SLOW_SECONDS = 1800  # more for a step or batch before which a program is compiled or a checkpoint written
+_STOP_SECONDS = 8, 60  # for which a process that was told to stop waits for the next step; if that is slow
 _LONG = 365 * 24 * 3600  # seconds; while process 0 prepares a data set, the others wait
 _LOST = (
     "error: another process has ended, cannot be reached or was started with other flags; start all of them"
@@ -49,6 +52,19 @@ _LAUNCHERS = (
 )
 _rounds, _exiting, _peers = itertools.count(), threading.Lock(), list[socket.socket]()
 _blocks: list[None] = []  # of exit_on_error that are open
+
+
+@dataclasses.dataclass
+class _Progress:
+    """The steps, batches and exchanges of this process; none other knows of them."""
+
+    count: int = 0
+    last: float = 0.0  # when
+    slow: bool = False  # what comes next may take long
+    slowest: float = 0.0  # seconds, of those that need not take long
+
+
+_progress = _Progress()
 
 
 def _private_jax():
@@ -156,8 +172,8 @@ def _from_launcher(coordinator: str | None, processes: int | None, process: int 
         coordinator = f"127.0.0.1:{port}"
     if not coordinator:
         raise InputError(
-            f"--coordinator: missing; {names[0]}={size} says that {size} processes were started, but not where"
-            " process 0 is; give all --coordinator=HOST:PORT, a free port of its host, or --processes=1"
+            f"--coordinator: missing; {names[0]}={size} says that {size} processes were started, but not"
+            " where process 0 is; give all --coordinator=HOST:PORT, a free port of its host, or --processes=1"
         )
     if devices is None and local.isdigit():
         devices = [int(local)]
@@ -249,6 +265,7 @@ def _exchange(value: Any, seconds: int = _LONG) -> list:
     """Return the values of all processes, in their order, once all have called it, in the same order."""
     if count() == 1:
         return [value]
+    progress(_progress.slow)
     client, folder = _private_jax()[0].client, f"alexnet_jax/{next(_rounds)}"
     client.key_value_set(f"{folder}/{index():06}", json.dumps(value))
     client.wait_at_barrier(folder, 1000 * seconds)
@@ -322,7 +339,63 @@ def preempted(step: int) -> bool:
     """
     from jax.experimental import multihost_utils
 
+    progress()
     return multihost_utils.reached_preemption_sync_point(step)
+
+
+def progress(slow: bool = False) -> None:
+    """Note that a step or batch is done; the next is `slow` if it includes a compilation or a checkpoint."""
+    now = time.monotonic()
+    if _progress.count and not _progress.slow:
+        _progress.slowest = max(_progress.slowest, now - _progress.last)
+    _progress.count, _progress.last, _progress.slow = _progress.count + 1, now, slow
+
+
+@contextlib.contextmanager
+def watchdog(minutes: float) -> Iterator[None]:
+    """End this process with one line if there are others and none makes progress for so long in the block.
+
+    A process that is alive but stuck keeps all others waiting in a collective. 0 minutes: wait for ever.
+    """
+    left = threading.Event()
+    if minutes and count() > 1:
+        progress(slow=True)
+        message = (
+            f"error: no step or batch for {minutes:g} minutes (mesh.watchdog_minutes): a process is stuck;"
+            " end and start all of them again, and the run goes on from its last checkpoint"
+        )
+        limits = 60 * minutes, 60 * minutes + _SLOW_SECONDS
+        threading.Thread(target=_end_without_progress, args=(limits, message, left), daemon=True).start()
+    try:
+        yield
+    finally:
+        left.set()
+
+
+def end_unless_progress(name: str, stopping: threading.Event) -> None:
+    """End this process, which was told to stop by the signal `name`, if it comes to no further step.
+
+    It waits longer where steps take long, until `stopping` is set.
+    """
+    seconds = max(_STOP_SECONDS[0], 2 * _progress.slowest)
+    message = (
+        f"error: {name}, and no further step for {seconds:.0f} s: another process is stuck; start all of them"
+        " again, and the run goes on from its last checkpoint"
+    )
+    _end_without_progress((seconds, max(seconds, _STOP_SECONDS[1])), message, stopping)
+
+
+def _end_without_progress(limits: tuple[float, float], message: str, left: threading.Event) -> None:
+    """Exit once so many seconds pass without progress, or the second number if what comes may be slow.
+
+    Seconds in which this process is awake count: after a pause of all processes none shall end.
+    """
+    seen, idle = _progress.count, 0
+    while not left.wait(1):
+        idle = idle + 1 if seen == _progress.count else 0
+        seen = _progress.count
+        if idle >= limits[_progress.slow]:
+            _exit(message)
 
 
 @contextlib.contextmanager
