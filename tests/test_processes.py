@@ -195,6 +195,20 @@ def test_the_watchdog_ends_a_process_that_makes_no_progress():
     assert "last checkpoint" in line
 
 
+def test_the_first_step_may_take_long_after_the_notices_of_preemption_are_asked_for():
+    program = """
+from jax.experimental import multihost_utils
+State.initialize_preemption_sync_manager = staticmethod(lambda: None)
+multihost_utils.reached_preemption_sync_point = lambda step: False
+with processes.watchdog(1):
+    processes.watch_preemption(3)
+    print(processes._progress.slow, processes._progress.slowest < 1)
+    processes.preempted(4)
+    print(processes._progress.slow)
+"""
+    assert run(program) == (0, "True True\nFalse\n", "")
+
+
 def test_the_watchdog_is_gone_after_its_block_and_0_is_never():
     wait = "import time\nprocesses._SLOW_SECONDS = 0\n"
     after = "with processes.watchdog(1 / 60):\n    pass\nwith processes.watchdog(0):\n    time.sleep(4)"

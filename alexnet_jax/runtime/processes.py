@@ -330,6 +330,7 @@ def watch_preemption(step: int) -> None:
     """Take SIGTERM as a preemption notice from now on, after `step` steps in every process."""
     _private_jax()[0].initialize_preemption_sync_manager()
     preempted(step)
+    progress(slow=True)  # no step is done, and the first is compiled
 
 
 def preempted(step: int) -> bool:
