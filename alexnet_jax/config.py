@@ -4,6 +4,7 @@
     of_run            the one in config.json of a workdir, with overrides
     override, typed   {FIELD: value}, put into a configuration; the same with texts read as values
     check             every field: known, of its type, in its range
+    complete          fill in what configurations of older versions lack
     check_same_run    a workdir belongs to one configuration
 
 configs/paper.py lists the fields and, by its values, their types; here are only ranges and choices. All raise
@@ -57,7 +58,7 @@ _TABLE = (
      " optimizer.learning_rate"),
     ("a number of at least 0", lambda v: v >= 0,
      "model.lrn.alpha model.lrn.beta model.spatial_norm.alpha model.spatial_norm.beta augment.pca_std"
-     " optimizer.weight_decay optimizer.bias_rate"),
+     " optimizer.weight_decay optimizer.bias_rate mesh.watchdog_minutes"),
     ("a number of at least 0 and below 1", lambda v: 0 <= v < 1, "model.dropout_rate optimizer.momentum"),
     ("a number above 0 and at most 1", lambda v: 0 < v <= 1, "optimizer.plateau.factor"),
     ("a text that is not empty", bool, "name data.name data.train_split data.val_split data.test_split"),
@@ -89,6 +90,7 @@ _RUN_FIELDS = re.compile(
     r"seed|batch_size|init_layers|model\..*|augment\..*|optimizer\..*"
     r"|data\.(name|channels|image_size|crop_size|normalization|reshuffle|\w+_split)"
 )
+_ADDED = ("mesh.watchdog_minutes",)  # to configurations that others have kept; none decides parameters
 _DATA_FIELDS = re.compile(r"data\.(name|\w+_split)")
 
 
@@ -102,13 +104,18 @@ def flatten(config, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 @functools.cache
-def _paper() -> dict[str, type]:
-    """Return the fields of configs/paper.py with their types."""
+def _paper_values() -> dict[str, Any]:
+    """Return the fields of configs/paper.py."""
     # A wheel carries a copy inside the package; the clone has configs/ beside it.
     package = pathlib.Path(__file__).parent
     path = next(path for path in (package, package.parent) if (path / "configs/paper.py").is_file())
     config = runpy.run_path(str(path / "configs/paper.py"))["get_config"]()
-    return {field: type(value) for field, value in flatten(config)}
+    return dict(flatten(config))
+
+
+def _paper() -> dict[str, type]:
+    """Return the fields of configs/paper.py with their types."""
+    return {field: type(value) for field, value in _paper_values().items()}
 
 
 def _types(layers: Iterable[str] = ()) -> dict[str, type]:
@@ -171,6 +178,14 @@ def check(config) -> None:
         )
 
 
+def complete(config) -> None:
+    """Put the paper's values of fields that an older version did not have into its configuration."""
+    for field in _ADDED:
+        part, _, name = field.rpartition(".")
+        if isinstance(config.get(part), ml_collections.ConfigDict) and name not in config[part]:
+            config[part][name] = _paper_values()[field]
+
+
 def load(file: str | None, overrides: Overrides = _NONE) -> ml_collections.ConfigDict:
     """Return the configuration of --config, `file`, changed by `overrides` and checked."""
     if not file:
@@ -190,6 +205,7 @@ def of_run(workdir: StrPath, overrides: Overrides = _NONE) -> ml_collections.Con
     config = read_config(workdir)
     if config is None:
         raise InputError(f"{workdir}: has no config.json; give the workdir of a run")
+    complete(config)
     check(config)
     override(config, overrides, f"{workdir}/config.json")
     check(config)

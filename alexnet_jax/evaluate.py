@@ -35,8 +35,10 @@ def error_rates(
     batches = evaluation_batches(source, config.eval.batch_size, sharding, config.data.threads)
     report = progress.Progress("evaluated", len(source), every=10)
     total = {"loss": 0.0, "top1_errors": 0.0, "top5_errors": 0.0, "examples": 0.0}
+    processes.progress(slow=True)  # the first batch, before which the step is compiled
     for images, labels, real in batches:
         sums = jax.device_get(eval_step(params, images, labels, real, statistics))
+        processes.progress()
         total = {name: total[name] + float(value) for name, value in sums.items()}
         after_batch()
         if total["examples"] < len(source):  # its last line would come with every validation
@@ -63,7 +65,8 @@ def evaluate(config, workdir: StrPath) -> None:
     log.info(f"evaluating step {step} on {images}")
     eval_step = make_eval_step(config, mesh, config.eval.views)
     labelled = with_labels_of(stored.get("label_names", ()), source)
-    rates = error_rates(eval_step, params, labelled, config, mesh, on_devices(stored, mesh))
+    with processes.watchdog(config.mesh.watchdog_minutes):
+        rates = error_rates(eval_step, params, labelled, config, mesh, on_devices(stored, mesh))
     result = {**_task(config, workdir, source, step), **rates}
     if processes.index() == 0:
         write_result(result, workdir)

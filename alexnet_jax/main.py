@@ -9,8 +9,8 @@ MODE is one of
     describe   print the network as a table
 
 Several processes run as one program if --coordinator, an address of process 0, is given, or on a cluster that
-JAX detects (SLURM, Open MPI 4, Cloud TPU, Kubernetes with jax[k8s]), which needs none of these flags;
---processes=1 runs alone there.
+JAX detects (SLURM, Open MPI 4, Cloud TPU, Kubernetes with jax[k8s]), which needs none of these flags. Open
+MPI 5 needs none on one machine; on several, and under MPICH, give --coordinator. --processes=1 runs alone.
 
 A mistake in what was given is one line on stderr and exit code 2.
 """

@@ -99,6 +99,7 @@ def _run_of(file: str, weights: formats.Weights) -> metadata.Run | None:
     if KEY not in weights.metadata:
         return None
     run = metadata.read(weights.metadata[KEY])
+    configuration.complete(run.config)
     try:
         configuration.check(run.config)
     except InputError as error:

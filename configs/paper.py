@@ -120,6 +120,9 @@ def get_config(year: str = "2012") -> ml_collections.ConfigDict:
     config.mesh = d()
     config.mesh.column = -1  # -1: model.columns where the devices allow, else 1
     config.mesh.data = -1  # -1: all that is left; 1 on a CPU
+    # Several processes end, to be started again, after so long without a step or a batch; 0: never. Where
+    # something is compiled or saved, after half an hour more.
+    config.mesh.watchdog_minutes = 30.0
 
     config.checkpoint = d()
     config.checkpoint.every_steps = 1000  # besides the one at every validation

@@ -50,6 +50,7 @@ def test_every_configuration_is_accepted():
         ("optimizer.plateau.patience", 0),
         ("mesh.column", 3),
         ("mesh.data", 0),
+        ("mesh.watchdog_minutes", -1.0),
         ("checkpoint.keep", 0),
         ("eval.views", 5),
     ],
@@ -241,3 +242,12 @@ def test_a_damaged_config_json_is_told(tmp_path):
     (tmp_path / "config.json").write_text('{"seed": ')
     with pytest.raises(InputError, match="config.json"):
         read_config(tmp_path)
+
+
+def test_a_workdir_of_a_version_without_a_field_opens_with_the_papers_value(tmp_path):
+    config = quickstart.get_config()
+    del config.mesh["watchdog_minutes"]
+    write_config(config, str(tmp_path))
+    assert configuration.of_run(str(tmp_path)).mesh.watchdog_minutes == 30
+    assert configuration.of_run(str(tmp_path), {"mesh.watchdog_minutes": "5"}).mesh.watchdog_minutes == 5
+    configuration.check_same_run(quickstart.get_config(), str(tmp_path))

@@ -15,6 +15,7 @@ import time
 import jax
 import numpy as np
 import pytest
+from helpers import folders
 from helpers.runs import rows
 
 from alexnet_jax import optimizer
@@ -333,19 +334,26 @@ def test_a_stop_of_one_process_interrupts_a_validation_of_all(data_dir, tmp_path
     assert [row["step"] for row in rows(workdir)] == [4]
 
 
-# alexnet_jax.main, but process 1 cannot read the images of its third step.
+# alexnet_jax.main, but one process cannot read the images of its third step. The other cannot answer for a
+# while then, as one that holds the interpreter's lock.
 UNREADABLE = """
-import runpy
+import runpy, sys, time
 from alexnet_jax import train
 from alexnet_jax.runtime import processes
 from alexnet_jax.runtime.errors import InputError
 
-batches = train.training_batches
+batches, processes.SHUTDOWN_SECONDS = train.training_batches, 2
 
 def broken_batches(*args):
     for number, batch in enumerate(batches(*args), 1):
-        if number == 3 and processes.index() == 1:
-            raise InputError("data.dir: cannot be read")
+        if number == 3:
+            if processes.index() == VICTIM:
+                raise InputError("data.dir: cannot be read")
+            sys.setswitchinterval(60)
+            limit = time.monotonic() + 6
+            while time.monotonic() < limit:
+                pass
+            sys.setswitchinterval(0.005)
         yield batch
 
 train.training_batches = broken_batches
@@ -353,16 +361,88 @@ runpy.run_module("alexnet_jax.main", run_name="__main__")
 """
 
 
-def test_bad_input_of_one_process_while_training_ends_all(data_dir, tmp_path):
+@pytest.mark.parametrize("victim", [0, 1])
+def test_bad_input_of_one_process_while_training_ends_all(data_dir, tmp_path, victim):
     """Each with one line, its own or that another has ended, and sooner than a silent one counts as lost."""
-    with started(tmp_path, 2, *tiny(data_dir, tmp_path / "w", 1), program=("-c", UNREADABLE)) as processes:
-        wait_for(lambda: "error" in (tmp_path / "1.err").read_text(), 240)
+    program = "-c", UNREADABLE.replace("VICTIM", str(victim))
+    with started(tmp_path, 2, *tiny(data_dir, tmp_path / "w", 1), program=program) as processes:
+        wait_for(lambda: "error" in (tmp_path / f"{victim}.err").read_text(), 240)
         told = time.monotonic()
         codes = [process.wait(60) for process in processes]
-        assert time.monotonic() - told < 25 and all(codes)
-    others, own = texts(tmp_path, 2, "err")
-    assert error_line(own) == "error: data.dir: cannot be read"
-    assert error_line(others).startswith("error: another process has ended,")
+        assert time.monotonic() - told < 25
+    assert codes == [2 if process == victim else 1 for process in (0, 1)]  # and not XLA's abort
+    err = texts(tmp_path, 2, "err")
+    assert error_line(err[victim]) == "error: data.dir: cannot be read"
+    assert error_line(err[1 - victim]).startswith("error: another process has ended,")
+
+
+# alexnet_jax.main, but process 1 hangs in reading the images of its third step, as from a dead disk.
+STUCK = """
+import runpy, time
+from alexnet_jax import train
+from alexnet_jax.runtime import processes
+
+batches = train.training_batches
+
+def stuck_batches(*args):
+    for number, batch in enumerate(batches(*args), 1):
+        if number == 3:
+            print("third step", flush=True)
+            if processes.index() == 1:
+                time.sleep(1000)
+        yield batch
+
+train.training_batches = stuck_batches
+runpy.run_module("alexnet_jax.main", run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("end", ["SIGTERM", "watchdog"])
+def test_a_stuck_process_ends_all(data_dir, tmp_path, end):
+    """Its heart beats; the other waits for it in a collective, where no signal's handler in Python runs."""
+    minutes = "--config.mesh.watchdog_minutes=" + ("0.1" if end == "watchdog" else "30")
+    flags = *tiny(data_dir, tmp_path / "w", 1), minutes
+    with started(tmp_path, 2, *flags, program=("-c", STUCK)) as processes:
+        wait_for(lambda: all("third step" in out for out in texts(tmp_path, 2, "out")), 240)
+        time.sleep(1)
+        if end == "SIGTERM":
+            processes[0].terminate()
+        assert [process.wait(90) for process in processes] == [1, 1]
+    lines = [error_line(text) for text in texts(tmp_path, 2, "err")]
+    assert all(line.endswith("the run goes on from its last checkpoint") for line in lines)
+    if end == "SIGTERM":
+        assert lines[0].startswith("error: SIGTERM, and no further step for ")
+        assert lines[1].startswith("error: another process has ended,")
+    else:
+        assert any(line.startswith("error: no step or batch for 0.1 minutes") for line in lines)
+
+
+# alexnet_jax.main, but process 1 does not find the latest checkpoint yet.
+LATE = """
+import runpy
+import orbax.checkpoint as ocp
+from alexnet_jax.runtime import processes
+
+manager = ocp.CheckpointManager
+all_steps, latest_step = manager.all_steps, manager.latest_step
+older = lambda steps: steps[:-1] if processes.index() == 1 else steps
+manager.all_steps = lambda self, *args, **named: older(sorted(all_steps(self, *args, **named)))
+manager.latest_step = lambda self: max(self.all_steps(), default=None)
+runpy.run_module("alexnet_jax.main", run_name="__main__")
+"""
+
+
+def test_all_processes_read_the_checkpoint_that_process_0_finds(runs, data_dir, tmp_path):
+    """The best one to be evaluated, and before that the latest to go on from."""
+    workdir = tmp_path / "w"
+    shutil.copytree(runs[2, 1][0], workdir)
+    (workdir / "eval.json").unlink()
+    best = min(rows(workdir), key=lambda row: (row["val_top1_error"], -row["step"]))["step"]
+    assert best == 8  # which process 1 does not find
+    run(tmp_path, 2, *tiny(data_dir, workdir, 2), program=("-c", LATE))
+    result = json.loads((workdir / "eval.json").read_text())
+    assert result["step"] == 8 and len(rows(workdir)) == 2
+    assert result == json.loads((runs[2, 1][0] / "eval.json").read_text())
 
 
 def refused(folder, number, *flags, **options):
@@ -400,6 +480,23 @@ def test_bad_input_is_one_line_in_every_process(data_dir, tmp_path, flags, own, 
     workdir = tmp_path / "w"
     for line in refused(tmp_path, 2, *tiny(data_dir, workdir, 1), *flags, own={1: own}, code=2):
         assert all(word in line for word in words), line
+    assert not workdir.exists()
+
+
+def test_processes_with_different_data_are_refused(tmp_path):
+    """One picture differs."""
+    folders.make(tmp_path / "0", ("a", "b"))
+    shutil.copytree(tmp_path / "0", tmp_path / "1")
+    shutil.copy(tmp_path / "1/train/a/3.bmp", tmp_path / "1/train/a/4.bmp")
+    flags = [f"--config.data.{part}" for part in ("name=folder", "train_split=train", "val_split=val",
+             "test_split=val")]  # fmt: skip
+    own = {process: (f"--config.data.dir={tmp_path / str(process)}",) for process in (0, 1)}
+    few = "--config.model.num_classes=2", "--config.batch_size=8", "--config.eval.batch_size=8"
+    workdir = tmp_path / "w"
+    for line in refused(
+        tmp_path, 2, "--config=configs/quickstart.py", *flags, *few, f"--workdir={workdir}", own=own, code=2
+    ):
+        assert line.startswith("error: the content of train: the processes disagree: "), line
     assert not workdir.exists()
 
 

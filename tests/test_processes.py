@@ -6,6 +6,9 @@ import sys
 
 import pytest
 
+from alexnet_jax.runtime import processes
+from alexnet_jax.runtime.errors import InputError
+
 pytestmark = pytest.mark.program
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -52,39 +55,80 @@ def test_an_error_of_the_program_itself_keeps_its_traceback():
 WATCHED = """
 import socket, time
 server = socket.create_server(("127.0.0.1", 0))
-Client.blocking_key_value_get = lambda *_: str(server.getsockname()[1])
-processes._watch_process_0("127.0.0.1")
+Client.blocking_key_value_get = lambda *_: f"{server.getsockname()[1]} token"
+processes._watch_each_other("127.0.0.1")
 process_0, _ = server.accept()
+assert process_0.recv(5) == b"token"
+"""
+WATCHING = """
+import socket, time
+Client.key_value_set = lambda _, key, value: setattr(Client, "place", value.split())
+State.process_id = 0
+processes._watch_each_other("127.0.0.1")
+process_1 = socket.create_connection(("127.0.0.1", int(Client.place[0])))
+process_1.settimeout(20)
+process_1.sendall(Client.place[1].encode())
+while not processes._peers: time.sleep(0.01)
 """
 
 
-def test_the_end_of_process_0_is_reported_while_this_process_computes():
-    returned, _, err = run(f"{WATCHED}process_0.close()\ntime.sleep(60)")
+@pytest.mark.parametrize("end", ["process_0.close()", "process_0.sendall(b'!')"])
+def test_the_end_of_process_0_is_reported_while_this_process_computes(end):
+    returned, _, err = run(f"{WATCHED}{end}\ntime.sleep(60)")
     assert returned == 1
     (line,) = err.splitlines()
     assert line.startswith("error: another process has ended, ") and line.endswith("its last checkpoint")
 
 
-def test_a_regular_end_of_process_0_is_not_reported():
-    end = "process_0.sendall(b'.')\nprocess_0.close()\ntime.sleep(1)\nprint('done')\nsys.exit(143)"
-    assert run(WATCHED + end) == (143, "done\n", "")
+def test_the_end_of_another_process_is_reported_by_process_0_and_only_theirs():
+    passer_by = "socket.create_connection(('127.0.0.1', int(Client.place[0]))).close()\ntime.sleep(0.5)\n"
+    returned, out, err = run(f"{WATCHING}{passer_by}print('on')\nprocess_1.close()\ntime.sleep(60)")
+    assert returned == 1 and out == "on\n"
+    assert err.startswith("error: another process has ended, ")
 
 
-def test_process_0_says_that_its_end_is_regular_and_only_then():
-    watch = """
-import socket
-Client.key_value_set = lambda _, key, port: setattr(Client, "port", int(port))
-State.process_id = 0
-processes._watch_process_0("127.0.0.1")
-process_1 = socket.create_connection(("127.0.0.1", Client.port))
-import atexit, time
-time.sleep(0.5)  # until it is accepted
+@pytest.mark.parametrize("program, end", [(WATCHED, "process_0"), (WATCHING, "process_1")])
+def test_a_regular_end_of_another_process_is_not_reported(program, end):
+    end = f"{end}.sendall(b'.')\n{end}.close()\ntime.sleep(1)\nprint('done')\nsys.exit(143)"
+    assert run(program + end) == (143, "done\n", "")
+
+
+def test_a_process_says_that_its_end_is_regular():
+    said = "import atexit\natexit._run_exitfuncs()\n"
+    assert run(f"{WATCHING}{said}print(process_1.recv(1))") == (0, "b'.'\n", "")
+    assert run(f"{WATCHED}{said}print(process_0.recv(1))") == (0, "b'.'\n", "")
+
+
+def test_process_0_tells_the_others_of_an_error_and_ends_after_them():
+    """XLA aborts a process once process 0 is gone."""
+    told = """
+import threading
+def other():
+    print(process_1.recv(1), flush=True)
+    time.sleep(1)
+    print("ended", flush=True)
+    process_1.close()
+threading.Thread(target=other, daemon=True).start()
+with processes.exit_on_error():
+    raise InputError("data.dir: cannot be read")
 """
-    told = "atexit._run_exitfuncs()\nprocess_1.settimeout(1)\n"
-    assert run(f"{watch}{told}print(process_1.recv(1))") == (0, "b'.'\n", "")
-    silent = "process_1.settimeout(1)\nprocess_1.recv(1)"
-    returned, _, err = run(watch + silent)
-    assert returned == 1 and "TimeoutError" in err
+    assert run(WATCHING + told) == (2, "b'!'\nended\n", "error: data.dir: cannot be read\n")
+
+
+TOGETHER = """
+Client.wait_at_barrier = lambda *_: None
+with processes.exit_on_error():
+    with processes.exit_on_error():
+        try:
+            with processes.exit_on_error():
+                raise InputError("data.dir: cannot be read")
+        finally:
+            print("completed")
+"""
+
+
+def test_an_error_of_all_processes_ends_them_once_what_was_begun_is_complete():
+    assert run(TOGETHER) == (2, "completed\n", "error: data.dir: cannot be read\n")
 
 
 def test_processes_that_never_joined_are_named():
@@ -92,3 +136,80 @@ def test_processes_that_never_joined_are_named():
     assert returned == 1
     (line,) = err.splitlines()
     assert line.startswith("error: --coordinator=here:1: not all of the 2 processes joined within 3 s; ")
+
+
+OPEN_MPI_5 = {
+    "OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_LOCAL_RANK": "1",
+    "OMPI_COMM_WORLD_LOCAL_SIZE": "2", "PMIX_NAMESPACE": "prterun-here-13941@1",
+}  # fmt: skip
+MPICH = {"PMI_SIZE": "4", "PMI_RANK": "3", "MPI_LOCALRANKID": "1", "MPI_LOCALNRANKS": "2"}
+SLURM = {"SLURM_STEP_NUM_TASKS": "3", "SLURM_PROCID": "2", "SLURM_LOCALID": "0"}
+
+
+def detected(monkeypatch, environment, *given):
+    for name, text in environment.items():
+        monkeypatch.setenv(name, text)
+    return processes._detect(*given, 1)
+
+
+def test_open_mpi_5_on_one_machine_needs_no_flags(monkeypatch):
+    coordinator, *rest = detected(monkeypatch, OPEN_MPI_5, None, None, None)
+    assert rest == [2, 1, [1]]
+    host, port = coordinator.split(":")
+    assert host == "127.0.0.1" and 61440 <= int(port) < 65536
+    monkeypatch.setenv("OMPI_COMM_WORLD_RANK", "0")
+    assert detected(monkeypatch, {}, None, None, None)[:3] == (coordinator, 2, 0)
+    assert detected(monkeypatch, {"PMIX_NAMESPACE": "prterun-here-99@1"}, None, None, None)[0] != coordinator
+    monkeypatch.setenv("JAX_COORDINATOR_PORT", "1234")
+    assert detected(monkeypatch, {}, None, None, None)[0] == "127.0.0.1:1234"
+
+
+@pytest.mark.parametrize(
+    "environment, size, process, device",
+    [(OPEN_MPI_5 | {"OMPI_COMM_WORLD_LOCAL_SIZE": "1"}, 2, 1, 1), (MPICH, 4, 3, 1), (SLURM, 3, 2, 0)],
+)
+def test_launched_processes_that_jax_does_not_detect_never_run_alone(
+    monkeypatch, environment, size, process, device
+):
+    with pytest.raises(InputError, match=f"--coordinator: missing; .*={size} says that {size} processes"):
+        detected(monkeypatch, environment, None, None, None)
+    assert detected(monkeypatch, {}, "here:1", None, None) == ("here:1", size, process, [device])
+    assert detected(monkeypatch, {}, "here:1", 9, 8) == ("here:1", 9, 8, None)
+    processes.join(None, 1, None, 1)  # --processes=1: alone, as told
+    assert processes.count() == 1
+
+
+def test_a_single_launched_process_runs_alone(monkeypatch):
+    environment = {"OMPI_COMM_WORLD_SIZE": "1", "OMPI_COMM_WORLD_RANK": "0", "PMI_SIZE": "1", "PMI_RANK": "0"}
+    assert detected(monkeypatch, environment, None, None, None) == (None, None, None, None)
+
+
+def test_the_watchdog_ends_a_process_that_makes_no_progress():
+    slow = "processes._SLOW_SECONDS = 4\nimport time\n"
+    steps = "for _ in range(3):\n        processes.progress()\n        time.sleep(1)\n    print('on')"
+    program = f"{slow}with processes.watchdog(2 / 60):\n    time.sleep(4)\n    {steps}\n    time.sleep(60)"
+    returned, out, err = run(program)
+    assert returned == 1 and out == "on\n"  # neither while the first step is compiled nor between steps
+    (line,) = err.splitlines()
+    assert line.startswith("error: no step or batch for 0.0333333 minutes (mesh.watchdog_minutes): ")
+    assert "last checkpoint" in line
+
+
+def test_the_first_step_may_take_long_after_the_notices_of_preemption_are_asked_for():
+    program = """
+from jax.experimental import multihost_utils
+State.initialize_preemption_sync_manager = staticmethod(lambda: None)
+multihost_utils.reached_preemption_sync_point = lambda step: False
+with processes.watchdog(1):
+    processes.watch_preemption(3)
+    print(processes._progress.slow, processes._progress.slowest < 1)
+    processes.preempted(4)
+    print(processes._progress.slow)
+"""
+    assert run(program) == (0, "True True\nFalse\n", "")
+
+
+def test_the_watchdog_is_gone_after_its_block_and_0_is_never():
+    wait = "import time\nprocesses._SLOW_SECONDS = 0\n"
+    after = "with processes.watchdog(1 / 60):\n    pass\nwith processes.watchdog(0):\n    time.sleep(4)"
+    assert run(f"{wait}{after}\nprint('done')") == (0, "done\n", "")

@@ -1,7 +1,10 @@
 """alexnet_jax/runtime/stop.py: what signals do while a run goes on, and that they do it no longer after."""
 
 import os
+import pathlib
 import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -58,3 +61,50 @@ def test_several_processes_stop_where_all_do(received, monkeypatch):
             stop.check()
         assert stopped.value.signal == signal.SIGTERM
     assert asked == [1, 2, 3]
+
+
+# Process 1 of two that hangs where no Python handler runs, as in a collective.
+HANGING = """
+import contextlib, ctypes, signal, sys, time
+from alexnet_jax.runtime import processes, stop
+class State: process_id, num_processes, client = 1, 2, None
+processes._private_jax = lambda: (State, None)
+processes.watch_preemption = lambda: signal.signal(signal.SIGTERM, lambda *_: None)
+processes.preempted = lambda step: True
+processes._STOP_SECONDS = 2, 2
+def check(request):
+    with contextlib.suppress(stop.StopRequested):
+        request.check()
+with stop.StopRequest() as request:
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})  # other threads get them
+    print("hanging", flush=True)
+    PART
+print("after")
+"""
+
+
+def ended(block, number):
+    command = [sys.executable, "-c", HANGING.replace("PART", block)]
+    root, pipe = pathlib.Path(__file__).parent.parent, subprocess.PIPE
+    with subprocess.Popen(command, cwd=root, stdout=pipe, stderr=pipe, text=True) as process:
+        assert process.stdout.readline() == "hanging\n"
+        process.send_signal(number)
+        out, err = process.communicate(timeout=30)
+    return process.returncode, out, err
+
+
+@pytest.mark.program
+@pytest.mark.parametrize("number", NUMBERS)
+def test_one_of_several_processes_that_hangs_ends_after_a_signal(number):
+    code, out, err = ended("ctypes.CDLL(None).sleep(60)", number)
+    assert code == 1 and out == ""
+    assert err.startswith(f"error: {number.name}, and no further step for 2 s: ") and err.count("\n") == 1
+
+
+@pytest.mark.program
+@pytest.mark.parametrize("steps", ["processes.progress()", "check(request)"])
+def test_one_of_several_processes_that_makes_steps_or_is_stopping_goes_on_after_a_signal(steps):
+    block = f"for _ in range(4):\n        {steps}\n        ctypes.CDLL(None).sleep(1)"
+    if steps.startswith("check"):  # what follows it may take long
+        block = f"ctypes.CDLL(None).sleep(1)\n    {steps}\n    ctypes.CDLL(None).sleep(4)"
+    assert ended(block, signal.SIGTERM) == (0, "after\n", "")

@@ -9,19 +9,25 @@ on_process_0       call a function in process 0 alone
 from_process_0     the same, and tell all what it returned: folders may be listed differently in each
 barrier            wait for all; check_same: compare what they were given
 exit_on_error      end every process, each with one line, once one is lost or fails
+watchdog           end this process with one line if no step or batch comes any more
+progress           tell the watchdog of one
 """
 
 import atexit
 import contextlib
+import dataclasses
 import itertools
 import json
 import os
 import re
+import secrets
 import socket
 import sys
 import threading
+import time
 import traceback
 import warnings
+import zlib
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
@@ -29,12 +35,36 @@ from alexnet_jax.runtime.errors import Diverged, InputError, Stopped, first_line
 
 HEARTBEAT_SECONDS = 30  # after which a silent process counts as lost
 SHUTDOWN_SECONDS = 10  # for which a process that ends with an error waits for the others to end too
+_LINGER_SECONDS = 5  # for which process 0, which the others cannot do without, lets them end first
+_SLOW_SECONDS = 1800  # more for a step or batch before which a program is compiled or a checkpoint written
+_STOP_SECONDS = 8, 60  # for which a process that was told to stop waits for the next step; if that is slow
 _LONG = 365 * 24 * 3600  # seconds; while process 0 prepares a data set, the others wait
 _LOST = (
     "error: another process has ended, cannot be reached or was started with other flags; start all of them"
     " again, and the run goes on from its last checkpoint"
 )
-_rounds, _exiting = itertools.count(), threading.Lock()
+_REGULAR, _FAILED = b".", b"!"  # what a process says to those that watch it before it ends
+# What launchers tell a process: how many there are, which one this is, and which one on this machine.
+_LAUNCHERS = (
+    ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK"),
+    ("PMI_SIZE", "PMI_RANK", "MPI_LOCALRANKID"),  # MPICH, Intel MPI, Cray
+    ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_LOCALID"),
+)
+_rounds, _exiting, _peers = itertools.count(), threading.Lock(), list[socket.socket]()
+_blocks: list[None] = []  # of exit_on_error that are open
+
+
+@dataclasses.dataclass
+class _Progress:
+    """The steps, batches and exchanges of this process; none other knows of them."""
+
+    count: int = 0
+    last: float = 0.0  # when
+    slow: bool = False  # what comes next may take long
+    slowest: float = 0.0  # seconds, of those that need not take long
+
+
+_progress = _Progress()
 
 
 def _private_jax():
@@ -61,8 +91,9 @@ def count() -> int:
 def join(coordinator: str | None, processes: int | None, process: int | None, seconds: int) -> None:
     """Join the other processes, and return when all are there.
 
-    What is not given is taken from the cluster, as JAX detects it: SLURM, Open MPI, Cloud TPU, Kubernetes.
-    Without either, and with one process, nothing is started. Raises InputError; ends the process if the
+    What is not given is taken from the cluster, as JAX detects it (SLURM, Open MPI 4, Cloud TPU, Kubernetes),
+    or from another launcher's environment; all but Open MPI 5 on one machine leave the coordinator to the
+    user. Without either, and with one process, nothing is started. Raises InputError; ends the process if the
     others do not join in time.
     """
     import jax
@@ -100,7 +131,7 @@ def join(coordinator: str | None, processes: int | None, process: int | None, se
     finally:
         jax.config.update("jax_enable_preemption_service", True)
         timer.cancel()
-    _watch_process_0(coordinator.rpartition(":")[0])
+    _watch_each_other(coordinator.rpartition(":")[0])
 
 
 def _detect(coordinator: str | None, processes: int | None, process: int | None, seconds: int) -> tuple:
@@ -108,7 +139,7 @@ def _detect(coordinator: str | None, processes: int | None, process: int | None,
     try:
         with warnings.catch_warnings():  # JAX's, in a pod of Kubernetes without the package for it
             warnings.simplefilter("ignore")
-            return _private_jax()[1].auto_detect_unset_distributed_params(
+            found = _private_jax()[1].auto_detect_unset_distributed_params(
                 coordinator, processes, process, None, None, seconds
             )
     except Exception as error:  # Kubernetes' and the metadata servers' own
@@ -118,6 +149,40 @@ def _detect(coordinator: str | None, processes: int | None, process: int | None,
             f"--processes: a cluster was detected, but not its processes ({first_line(error)});"
             " give --coordinator, --processes and --process, or --processes=1"
         ) from None
+    return _from_launcher(*found)
+
+
+def _from_launcher(coordinator: str | None, processes: int | None, process: int | None, devices) -> tuple:
+    """Return these, what is None taken from the environment of a launcher whose cluster JAX does not detect.
+
+    Raises InputError if several were launched and nothing says where process 0 is: each would run alone.
+    """
+    if None not in (coordinator, processes, process):
+        return coordinator, processes, process, devices
+    environment = os.environ
+    for names in _LAUNCHERS:
+        size, rank, local = (environment.get(name, "") for name in names)
+        if size.isdigit() and rank.isdigit() and int(size) > 1:
+            break
+    else:
+        return coordinator, processes, process, devices
+    job = environment.get("PMIX_NAMESPACE")
+    if not coordinator and job and environment.get("OMPI_COMM_WORLD_LOCAL_SIZE") == size:
+        port = environment.get("JAX_COORDINATOR_PORT") or 61440 + zlib.crc32(job.encode()) % 4096  # as JAX
+        coordinator = f"127.0.0.1:{port}"
+    if not coordinator:
+        raise InputError(
+            f"--coordinator: missing; {names[0]}={size} says that {size} processes were started, but not"
+            " where process 0 is; give all --coordinator=HOST:PORT, a free port of its host, or --processes=1"
+        )
+    if devices is None and local.isdigit():
+        devices = [int(local)]
+    return (
+        coordinator,
+        int(size) if processes is None else processes,
+        int(rank) if process is None else process,
+        devices,
+    )
 
 
 def _check(coordinator: str | None, processes: int | None, process: int | None) -> None:
@@ -144,50 +209,63 @@ def _never_joined(coordinator: str, processes: int, seconds: int) -> None:
     )
 
 
-def _watch_process_0(host: str) -> None:
-    """Exit with one line once process 0, on `host`, is gone, even within a long computation.
+def _watch_each_other(host: str) -> None:
+    """Exit with one line once another process is gone, even within a long computation.
 
     XLA aborts the process with a page then, which takes longer to write than the line. Each process has a
-    connection to process 0, on which a byte comes before a regular end and nothing before another. A host
-    that is silent for HEARTBEAT_SECONDS, but keeps its connections, is left to XLA.
+    connection to process 0, on `host`, on which a byte comes before a regular end and nothing, or another
+    byte, before any other end. A host that is silent for HEARTBEAT_SECONDS, but keeps its connections, is
+    left to XLA.
     """
     client, key = _private_jax()[0].client, "alexnet_jax/watch"
     if index() == 0:
-        server = socket.create_server(("", 0), backlog=count())
-        connections: list[socket.socket] = []
+        server, token = socket.create_server(("", 0), backlog=count()), secrets.token_hex(16)
+
+        def meet(peer):
+            peer.settimeout(SHUTDOWN_SECONDS)
+            with contextlib.suppress(OSError):
+                if peer.recv(len(token), socket.MSG_WAITALL) == token.encode():  # no passer-by
+                    _peers.append(peer)
+                    _watch(peer)
 
         def accept():
             with contextlib.suppress(OSError):
                 while True:
-                    connections.append(server.accept()[0])
-
-        def end():
-            for connection in connections:
-                with contextlib.suppress(OSError):
-                    connection.sendall(b".")
+                    peer, _ = server.accept()
+                    threading.Thread(target=meet, args=(peer,), daemon=True).start()
 
         threading.Thread(target=accept, daemon=True).start()
-        client.key_value_set(key, str(server.getsockname()[1]))
-        atexit.register(end)
-        return
-    port = int(client.blocking_key_value_get(key, 1000 * HEARTBEAT_SECONDS))
-    with contextlib.suppress(OSError):  # closed to other ports: XLA's page tells of it
-        connection = socket.create_connection((host, port), timeout=SHUTDOWN_SECONDS)
-        connection.settimeout(None)
+        client.key_value_set(key, f"{server.getsockname()[1]} {token}")
+    else:
+        port, token = client.blocking_key_value_get(key, 1000 * HEARTBEAT_SECONDS).split()
+        with contextlib.suppress(OSError):  # closed to other ports: XLA's page tells of it
+            peer = socket.create_connection((host, int(port)), timeout=SHUTDOWN_SECONDS)
+            peer.sendall(token.encode())
+            _peers.append(peer)
+            threading.Thread(target=_watch, args=(peer,), daemon=True).start()
+    atexit.register(_tell, _REGULAR)
 
-        def wait():
-            with contextlib.suppress(OSError):
-                if connection.recv(1):
-                    return
-            _exit(_LOST)
 
-        threading.Thread(target=wait, daemon=True).start()
+def _watch(peer: socket.socket) -> None:
+    """Wait until the process at the other end has ended; exit with one line if it did not end regularly."""
+    peer.settimeout(None)
+    with contextlib.suppress(OSError):
+        if peer.recv(1) == _REGULAR:
+            return
+    _exit(_LOST)
+
+
+def _tell(word: bytes) -> None:
+    for peer in _peers:
+        with contextlib.suppress(OSError):
+            peer.sendall(word)
 
 
 def _exchange(value: Any, seconds: int = _LONG) -> list:
     """Return the values of all processes, in their order, once all have called it, in the same order."""
     if count() == 1:
         return [value]
+    progress(_progress.slow)
     client, folder = _private_jax()[0].client, f"alexnet_jax/{next(_rounds)}"
     client.key_value_set(f"{folder}/{index():06}", json.dumps(value))
     client.wait_at_barrier(folder, 1000 * seconds)
@@ -252,6 +330,7 @@ def watch_preemption() -> None:
     """Take SIGTERM as a preemption notice from now on."""
     _private_jax()[0].initialize_preemption_sync_manager()
     preempted(0)
+    progress(slow=True)  # no step is done, and the first is compiled
 
 
 def preempted(check: int) -> bool:
@@ -262,7 +341,63 @@ def preempted(check: int) -> bool:
     """
     from jax.experimental import multihost_utils
 
+    progress()
     return multihost_utils.reached_preemption_sync_point(check)
+
+
+def progress(slow: bool = False) -> None:
+    """Note that a step or batch is done; the next is `slow` if it includes a compilation or a checkpoint."""
+    now = time.monotonic()
+    if _progress.count and not _progress.slow:
+        _progress.slowest = max(_progress.slowest, now - _progress.last)
+    _progress.count, _progress.last, _progress.slow = _progress.count + 1, now, slow
+
+
+@contextlib.contextmanager
+def watchdog(minutes: float) -> Iterator[None]:
+    """End this process with one line if there are others and none makes progress for so long in the block.
+
+    A process that is alive but stuck keeps all others waiting in a collective. 0 minutes: wait for ever.
+    """
+    left = threading.Event()
+    if minutes and count() > 1:
+        progress(slow=True)
+        message = (
+            f"error: no step or batch for {minutes:g} minutes (mesh.watchdog_minutes): a process is stuck;"
+            " end and start all of them again, and the run goes on from its last checkpoint"
+        )
+        limits = 60 * minutes, 60 * minutes + _SLOW_SECONDS
+        threading.Thread(target=_end_without_progress, args=(limits, message, left), daemon=True).start()
+    try:
+        yield
+    finally:
+        left.set()
+
+
+def end_unless_progress(name: str, stopping: threading.Event) -> None:
+    """End this process, which was told to stop by the signal `name`, if it comes to no further step.
+
+    It waits longer where steps take long, until `stopping` is set.
+    """
+    seconds = max(_STOP_SECONDS[0], 2 * _progress.slowest)
+    message = (
+        f"error: {name}, and no further step for {seconds:.0f} s: another process is stuck; start all of them"
+        " again, and the run goes on from its last checkpoint"
+    )
+    _end_without_progress((seconds, max(seconds, _STOP_SECONDS[1])), message, stopping)
+
+
+def _end_without_progress(limits: tuple[float, float], message: str, left: threading.Event) -> None:
+    """Exit once so many seconds pass without progress, or the second number if what comes may be slow.
+
+    Seconds in which this process is awake count: after a pause of all processes none shall end.
+    """
+    seen, idle = _progress.count, 0
+    while not left.wait(1):
+        idle = idle + 1 if seen == _progress.count else 0
+        seen = _progress.count
+        if idle >= limits[_progress.slow]:
+            _exit(message)
 
 
 @contextlib.contextmanager
@@ -270,8 +405,10 @@ def exit_on_error() -> Iterator[None]:
     """End this process at once if the block raises and there are others: the usual end waits for them.
 
     They may be waiting for this one in a collective, and notice only that it is gone. An InputError, or
-    Diverged, that all processes raise passes through.
+    Diverged, that all processes raise passes through an inner block, so that what was begun is completed,
+    and ends all at the outermost.
     """
+    _blocks.append(None)
     try:
         yield
     except Stopped as error:
@@ -279,9 +416,12 @@ def exit_on_error() -> Iterator[None]:
             _exit(f"error: {error}", 128 + error.signal)
         raise
     except (InputError, Diverged) as error:
-        if not _all_fail():
-            _exit(f"error: {error}", 2 if isinstance(error, InputError) else 1)
-        raise
+        if count() == 1:
+            raise
+        together = _all_fail(len(_blocks))
+        if together and len(_blocks) > 1:
+            raise
+        _exit(f"error: {error}", 2 if isinstance(error, InputError) else 1, _REGULAR if together else _FAILED)
     except Exception as error:
         if count() == 1:
             raise
@@ -292,24 +432,34 @@ def exit_on_error() -> Iterator[None]:
         if isinstance(error, kinds) and re.search(lost, str(error), re.IGNORECASE):
             _exit(f"{_LOST} ({first_line(error)})")
         _exit(traceback.format_exc())
+    finally:
+        _blocks.pop()
 
 
-def _all_fail() -> bool:
-    """Return whether every process comes here soon."""
-    if count() == 1:
-        return True
+def _all_fail(depth: int) -> bool:
+    """Return whether every process comes here, at this depth of blocks, soon."""
     import jax
 
     try:
-        _private_jax()[0].client.wait_at_barrier("alexnet_jax/failure", 1000 * SHUTDOWN_SECONDS)
+        _private_jax()[0].client.wait_at_barrier(f"alexnet_jax/failure/{depth}", 1000 * SHUTDOWN_SECONDS)
     except jax.errors.JaxRuntimeError:
         return False
     return True
 
 
-def _exit(message: str, code: int = 1) -> NoReturn:
-    """Print the message and end this process at once: the usual end would wait for the others."""
+def _exit(message: str, code: int = 1, word: bytes = _FAILED) -> NoReturn:
+    """Print the message and end this process at once: the usual end would wait for the others.
+
+    They are told `word` first. Without process 0 XLA aborts the others, so that it ends after them.
+    """
     _exiting.acquire()  # and never let go: the thread that comes second has nothing to add
     sys.stdout.flush()
     print(message.rstrip(), file=sys.stderr, flush=True)
+    _tell(word)
+    limit = time.monotonic() + _LINGER_SECONDS
+    for peer in _peers if count() > 1 and index() == 0 else ():
+        with contextlib.suppress(OSError):
+            peer.settimeout(max(limit - time.monotonic(), 0.01))
+            while peer.recv(1):
+                pass
     os._exit(code)

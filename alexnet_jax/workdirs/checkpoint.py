@@ -97,6 +97,7 @@ class Checkpoints:
     def save(self, state: State, metrics: dict[str, float] | None = None) -> None:
         """Start to write a checkpoint; a step that is saved already is left alone."""
         step = int(state.step)
+        processes.progress(slow=True)
         if step in self._steps():
             return
         items = {name: ocp.args.StandardSave(item) for name, item in _items(state).items()}
