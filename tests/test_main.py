@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -96,8 +97,12 @@ def test_nothing_is_compiled_after_the_first_epoch(data_dir, tmp_path, monkeypat
 
 
 @pytest.mark.program
-def test_a_second_start_finds_what_the_first_one_compiled(finished, data_dir, tmp_path):
-    kept = pathlib.Path(os.environ["JAX_COMPILATION_CACHE_DIR"])
+def test_a_second_start_finds_what_the_first_one_compiled(finished, data_dir, tmp_path, monkeypatch):
+    # In a copy of the folder, because other tests compile into it meanwhile.
+    kept = pathlib.Path(
+        shutil.copytree(os.environ["JAX_COMPILATION_CACHE_DIR"], tmp_path / "kept", copy_function=os.link)
+    )
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(kept))
     before = {path.name for path in kept.glob("*-cache")}
     assert any(name.startswith("jit_step") for name in before)
     run(*small(data_dir, tmp_path / "again"))
