@@ -12,7 +12,8 @@ import numpy as np
 
 from alexnet_jax.datasets.source import Source
 from alexnet_jax.runtime import progress
-from alexnet_jax.runtime.files import atomic_write
+from alexnet_jax.runtime.errors import Unavailable
+from alexnet_jax.runtime.files import atomic_write, read_bytes
 
 log = logging.getLogger("alexnet_jax")
 
@@ -83,13 +84,16 @@ def load(path) -> dict[str, np.ndarray] | None:
     """Read the arrays, and label_names if it is there, from a file that `save` wrote, given by path or open.
 
     Return None if there is no such file, it is damaged, or an array is not of the type and shape that
-    `compute` gives it. Members with other names are not read.
+    `compute` gives it. Members with other names are not read. Raises Unavailable.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
+        file = path if isinstance(path, io.IOBase) else io.BytesIO(read_bytes(path))
+        with zipfile.ZipFile(file) as archive:
             arrays = {name: _member(archive, name) for name in ARRAYS}
             if "label_names.npy" in archive.namelist():
                 arrays["label_names"] = _member(archive, "label_names")
+    except Unavailable:
+        raise
     except Exception:  # zipfile and NumPy raise nearly every kind for a damaged file
         return None
     channels = arrays["mean_image"].shape[-1:]
@@ -98,7 +102,20 @@ def load(path) -> dict[str, np.ndarray] | None:
     fit = all(arrays[name].dtype.kind == "f" and arrays[name].shape == shapes[name] for name in ARRAYS)
     names = arrays.get("label_names", np.array([]))
     named = names.ndim == 1 and ((names.dtype.kind == "U" and names.itemsize > 0) or len(names) == 0)
-    return arrays if fit and arrays["mean_image"].ndim == 3 and named else None
+    if not (fit and named and arrays["mean_image"].ndim == 3):
+        return None
+    try:
+        list(map(str, names))
+    except ValueError:  # NumPy has numbers that are no characters
+        return None
+    return arrays
+
+
+def fits(stored: dict[str, np.ndarray], data) -> bool:
+    """Return whether statistics are finite and of the images of `data`, a configuration's."""
+    shape = data.image_size, data.image_size, data.channels
+    finite = all(np.isfinite(stored[name]).all() for name in ARRAYS)
+    return stored["mean_image"].shape == shape and finite
 
 
 def _member(archive: zipfile.ZipFile, name: str) -> np.ndarray:

@@ -1,26 +1,91 @@
-"""Files that are whole or not there, and locks."""
+"""Files that are whole or not there, reads that outlast a moment's failure, and locks."""
 
 import contextlib
 import fcntl
+import json
 import logging
+import math
 import os
 import pathlib
-from collections.abc import Iterator
-from typing import BinaryIO
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, BinaryIO
 
-from alexnet_jax.runtime.errors import InputError
+from alexnet_jax.runtime.errors import TRANSIENT, InputError, Unavailable, reason, system_error
 
 log = logging.getLogger("alexnet_jax")
+
+WAITS = (0.1, 0.5, 2.0)  # seconds between the attempts to read a file
+
+
+def retry(path: str | os.PathLike, read: Callable, *args, waits: Sequence[float] | None = None) -> Any:
+    """Return read(*args), which reads `path`, after several attempts if the system fails for the moment.
+
+    Raises Unavailable if it goes on failing, or if reading is forbidden. Any other exception, such as that of
+    damaged content or of a missing file, passes through at once.
+    """
+    left = list(WAITS if waits is None else waits)
+    while True:
+        try:
+            return read(*args)
+        except Exception as error:
+            cause = system_error(error)
+            forbidden = isinstance(cause, PermissionError)
+            if cause is None or not (forbidden or cause.errno in TRANSIENT):
+                raise
+            if forbidden or not left:
+                line = f"{os.fspath(path)}: cannot be read now ({reason(cause)}); try again"
+                raise Unavailable(line) from None
+        time.sleep(left.pop(0))
+
+
+def read_bytes(path: str | os.PathLike) -> bytes:
+    """Read a file. Raises Unavailable, and OSError if there is no such file."""
+    return retry(path, pathlib.Path(path).read_bytes)
+
+
+def read_json(path: str | os.PathLike) -> Any:
+    """Read a JSON file. Raises ValueError if it is damaged, Unavailable, and OSError if there is none."""
+    return parse_json(read_bytes(path))
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Return the value of a JSON text. Raises ValueError, also if it is nested too deeply to be read."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def is_number(value) -> bool:
+    """Return whether a value of JSON is a number that is finite and fits a float."""
+    with contextlib.suppress(OverflowError):
+        return type(value) in (int, float) and math.isfinite(value)
+    return False
+
+
+def list_folder(path: str | os.PathLike) -> list[str]:
+    """Return the names in a folder, none if there is no such folder. Raises Unavailable."""
+    try:
+        return retry(path, os.listdir, path)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 @contextlib.contextmanager
 def atomic_write(path) -> Iterator[BinaryIO]:
-    """Open a file to write to, which is at `path` after the block, or not at all if that fails."""
+    """Open a file to write to, which is at `path` after the block, or not at all if that fails.
+
+    An OSError names `path`.
+    """
     part = f"{path}.{os.getpid()}.part"
     try:
         with open(part, "wb") as file:
             yield file
         os.replace(part, path)
+    except OSError as error:
+        error.filename, error.filename2 = os.fspath(path), None
+        raise
     finally:
         with contextlib.suppress(OSError):
             os.remove(part)

@@ -17,7 +17,7 @@ from typing import Any
 from alexnet_jax.datasets import fingerprints
 from alexnet_jax.datasets.source import Source
 from alexnet_jax.runtime.errors import InputError
-from alexnet_jax.runtime.files import write_text
+from alexnet_jax.runtime.files import read_json, write_text
 
 log = logging.getLogger("alexnet_jax")
 
@@ -69,15 +69,14 @@ def read(workdir: str) -> Identity | None:
     """Read identity.json, or return None if there is none. Raises InputError if it is damaged."""
     path = os.path.join(workdir, "identity.json")
     try:
-        with open(path) as file:
-            stored = json.load(file)
+        stored = read_json(path)
         for split in SPLITS:
             if stored[split] is not None:
                 difference(stored[split], stored[split])
         stored["run"], stored["origin"]["kind"]
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise InputError(
             f"{path}: cannot be read ({reason}); delete it, and the next start fills it in"

@@ -4,6 +4,7 @@ metrics.jsonl has one JSON object per validation. A resumed run drops the rows a
 validations are made again.
 """
 
+import contextlib
 import datetime
 import json
 import logging
@@ -13,8 +14,8 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from alexnet_jax.runtime import processes, quiet_tensorflow
-from alexnet_jax.runtime.errors import InputError
-from alexnet_jax.runtime.files import write_text
+from alexnet_jax.runtime.errors import InputError, reason, system_error
+from alexnet_jax.runtime.files import is_number, parse_json, read_bytes, write_text
 
 log = logging.getLogger("alexnet_jax")
 
@@ -29,14 +30,14 @@ def read_rows(workdir: str) -> list[dict]:
     """Read metrics.jsonl, one dict per validation. Raises InputError if it is damaged or has no row."""
     path = os.path.join(workdir, "metrics.jsonl")
     try:
-        with open(path) as file:
-            rows = [json.loads(line) for line in file if line.endswith("\n")]
+        lines = read_bytes(path).splitlines(keepends=True)
+        rows = [parse_json(line) for line in lines if line.endswith(b"\n")]
     except FileNotFoundError:
         rows = []
     except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); give the workdir of a run") from None
+        raise InputError(f"{path}: cannot be read ({reason(error)}); give the workdir of a run") from None
     for number, row in enumerate(rows, 1):
-        if not isinstance(row, dict) or not row.keys() >= FIELDS:
+        if not (isinstance(row, dict) and all(is_number(row.get(name)) for name in FIELDS)):
             raise InputError(f"{path}: line {number} is no validation; delete it, or give another workdir")
     if not rows:
         raise InputError(f"{path}: has no validation yet; let the run come to its first")
@@ -44,33 +45,38 @@ def read_rows(workdir: str) -> list[dict]:
 
 
 def append_row(workdir: str, row: dict) -> None:
-    """Add a validation to metrics.jsonl."""
-    with open(os.path.join(workdir, "metrics.jsonl"), "a") as file:
-        file.write(json.dumps(row) + "\n")
+    """Add a validation to metrics.jsonl. Raises OSError, which names it."""
+    path = os.path.join(workdir, "metrics.jsonl")
+    try:
+        with open(path, "a") as file:
+            file.write(json.dumps(row) + "\n")
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, path) from None
 
 
 def drop_rows_after(workdir: str, step: int) -> None:
     """Drop the rows of metrics.jsonl after `step`, and the line that a killed run was writing."""
     path = os.path.join(workdir, "metrics.jsonl")
     try:
-        with open(path) as file:
-            rows = [row for row in map(_parse, file) if row is not None and row["step"] <= step]
+        lines = read_bytes(path).splitlines()
     except FileNotFoundError:
         return
+    rows = [row for row in map(_parse, lines) if row is not None and row["step"] <= step]
     write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
-def _parse(line: str) -> dict | None:
+def _parse(line: bytes) -> dict | None:
     try:
-        return json.loads(line)
+        row = parse_json(line)
     except ValueError:
         return None
+    return row if isinstance(row, dict) and is_number(row.get("step")) else None
 
 
 class Writer:
     """Tell of a run in metrics.jsonl, in event files and in the log; process 0 alone writes.
 
-    Leaving the `with` block waits for the event files.
+    Leaving the `with` block waits for the event files. All raise OSError, which names the file or the folder.
     """
 
     def __init__(self, workdir: str, step: int, fields: dict):
@@ -79,14 +85,20 @@ class Writer:
         if processes.index() == 0:
             drop_rows_after(workdir, step)
             self._events = _event_files(workdir)
-            self._events.write_hparams(fields)
+            with self._os_errors():
+                self._events.write_hparams(fields)
 
     def __enter__(self):
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, kind, error, traceback):
         if self._events:
-            self._events.close()
+            try:
+                with self._os_errors():
+                    self._events.close()
+            except OSError:
+                if error is None:  # else it has been told
+                    raise
 
     def write_row(self, row: dict) -> None:
         """Write the row of a validation."""
@@ -113,7 +125,20 @@ class Writer:
 
     def _write_event(self, step: int, scalars: dict[str, float]) -> None:
         if self._events:
-            self._events.write_scalars(step, scalars)
+            with self._os_errors():
+                self._events.write_scalars(step, scalars)
+
+    @contextlib.contextmanager
+    def _os_errors(self) -> Iterator[None]:
+        """Raise OSError where clu's thread fails because the system does."""
+        try:
+            yield
+        except Exception as error:  # clu, TensorFlow and the file system have no common one
+            cause = system_error(error)
+            if cause is None:
+                raise
+            events = os.path.join(self._workdir, "events.out.tfevents.*")
+            raise OSError(cause.errno, cause.strerror, events) from None
 
 
 def _event_files(workdir: str):
