@@ -9,11 +9,14 @@ import pytest
 from helpers import folders
 from helpers.runs import rows
 
-from alexnet_jax import train
+from alexnet_jax import optimizer, train
 from alexnet_jax.runtime import files
 from alexnet_jax.runtime.errors import Unavailable, one_line
+from alexnet_jax.runtime.mesh import make_mesh
+from alexnet_jax.step import abstract_state
 from alexnet_jax.workdirs import checkpoint, metrics
 from alexnet_jax.workdirs.checkpoint import Checkpoints
+from alexnet_jax.workdirs.workdir import read_config
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +47,8 @@ def config_of(data):
 def params(workdir, step):
     from alexnet_jax import optimizer
     from alexnet_jax.runtime.mesh import make_mesh
-    from alexnet_jax.step import abstract_state
+    from alexnet_jax.runtime.mesh import make_mesh
+from alexnet_jax.step import abstract_state
     from alexnet_jax.workdirs.workdir import read_config
 
     config = read_config(str(workdir))
@@ -56,15 +60,15 @@ def params(workdir, step):
 def test_a_full_disk_is_one_line_and_the_same_command_goes_on(data, disk, tmp_path, capfd):
     folder, resize = disk
     workdir = folder / "run"
-    with pytest.raises(Unavailable) as told:
-        train.train(config_of(data), str(workdir))
-    line, code = one_line(told.value)
-    good = max(int(name) for name in os.listdir(workdir / "checkpoints") if name.isdigit())
-    assert line == (
-        f"{workdir}/checkpoints: cannot be written (No space left on device); make room; the same command goes"
-        f" on from step {good}"
-    )
-    assert code == 1 and good > 0
+    for size in ("300k", "260k", "280k", "320k"):  # Orbax has many threads, and any may fail first
+        shutil.rmtree(workdir, ignore_errors=True)
+        resize(size)
+        with pytest.raises(Unavailable) as told:
+            train.train(config_of(data), str(workdir))
+        good = max(int(name) for name in os.listdir(workdir / "checkpoints") if name.isdigit())
+        then = f"make room; the same command goes on from step {good}"
+        line = f"{workdir}/checkpoints: cannot be written (No space left on device); {then}"
+        assert one_line(told.value) == (line, 1) and good > 0
     assert "Traceback" not in capfd.readouterr().err
     resize("4m")
     train.train(config_of(data), str(workdir))
@@ -89,7 +93,7 @@ def test_each_file_that_cannot_be_written_is_named(data, tmp_path, monkeypatch, 
     with monkeypatch.context() as patch:
         patch.setattr(place, function, full)
         with pytest.raises(
-            Unavailable, match=f"run/{name}: cannot be written .* make room; the same command"
+            Unavailable, match=f"run/{name}: cannot be written .* make room; "
         ):
             train.train(config_of(data), str(tmp_path / "run"))
     train.train(config_of(data), str(tmp_path / "run"))
@@ -104,7 +108,7 @@ def test_a_full_disk_of_event_files_names_them(disk):
         while True:
             file.write(b"0" * 4096)
     with pytest.raises(OSError, match="No space left on device") as told, writer:
-        for step in range(2000):
+        for step in range(300):
             writer._write_event(step, {f"value {number}": 0.5 for number in range(20)})
     assert told.value.filename == f"{folder}/events.out.tfevents.*"
 
@@ -125,9 +129,12 @@ def test_a_checkpoint_that_cannot_be_read_now_stays_where_it_is(data, trained, m
     with pytest.raises(Unavailable, match=r"cannot be read now \(Input/output error\); try again"):
         train.train(config_of(data), str(trained))
     assert sorted(os.listdir(trained / "checkpoints")) == before
-    monkeypatch.setattr(
-        files.time, "sleep", lambda _: (trained / "kept").exists() and os.replace(trained / "kept", path)
-    )
+
+    def repaired(_):
+        if (trained / "kept").exists():
+            (trained / "kept").replace(path)
+
+    monkeypatch.setattr(files.time, "sleep", repaired)
     train.train(config_of(data), str(trained))  # the second attempt succeeds
     assert sorted(os.listdir(trained / "checkpoints")) == before
 

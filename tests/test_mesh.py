@@ -92,9 +92,10 @@ def test_mesh_that_does_not_fit_names_the_field(config, devices, named):
     assert "\n" not in str(raised.value)
 
 
-PLUGIN = """
+FAILURE = "Unable to load cuSPARSE. Is it installed?"
+PLUGIN = f"""
 def initialize():
-    raise RuntimeError("Unable to load cuSPARSE. Is it installed?")
+    raise RuntimeError({FAILURE!r})
 """
 MAKE_MESH = """
 from alexnet_jax.runtime import command_line
@@ -112,10 +113,10 @@ command_line.run(main)
     [
         (
             None,
-            "jax: is installed for xla_cuda12, but finds no device (Unable to load cuSPARSE. Is it installed?)",
+            f"jax: is installed for xla_cuda12, but finds no device ({FAILURE})",
         ),
-        ("cuda", "JAX_PLATFORMS=cuda: cannot be used (Unable to load cuSPARSE. Is it installed?)"),
-        ("tpu", "JAX_PLATFORMS=tpu: cannot be used (Unable to load cuSPARSE. Is it installed?)"),
+        ("cuda", f"JAX_PLATFORMS=cuda: cannot be used ({FAILURE})"),
+        ("tpu", f"JAX_PLATFORMS=tpu: cannot be used ({FAILURE})"),
         ("cpu", ""),
     ],
 )

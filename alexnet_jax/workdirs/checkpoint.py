@@ -236,7 +236,8 @@ class Checkpoints:
                 raise
             for thread in threading.enumerate():
                 if type(thread).__module__.startswith("orbax."):  # goes on writing after another's failure
-                    thread.join(_PATIENCE)
+                    with contextlib.suppress(Exception):  # its own failure, which Orbax raises here
+                        thread.join(_PATIENCE)
             raise OSError(cause.errno, cause.strerror, self._folder) from None
 
     def _warn(self, step: int, error: Exception) -> None:
