@@ -1,6 +1,7 @@
 """A full disk in training is one line, and the same command goes on once there is room."""
 
 import os
+import shutil
 import subprocess
 
 import jax
@@ -45,12 +46,6 @@ def config_of(data):
 
 
 def params(workdir, step):
-    from alexnet_jax import optimizer
-    from alexnet_jax.runtime.mesh import make_mesh
-    from alexnet_jax.runtime.mesh import make_mesh
-from alexnet_jax.step import abstract_state
-    from alexnet_jax.workdirs.workdir import read_config
-
     config = read_config(str(workdir))
     with Checkpoints(str(workdir)) as checkpoints:
         abstract = abstract_state(config, make_mesh(config), optimizer.make(config))
@@ -92,9 +87,7 @@ def test_each_file_that_cannot_be_written_is_named(data, tmp_path, monkeypatch, 
 
     with monkeypatch.context() as patch:
         patch.setattr(place, function, full)
-        with pytest.raises(
-            Unavailable, match=f"run/{name}: cannot be written .* make room; "
-        ):
+        with pytest.raises(Unavailable, match=f"run/{name}: cannot be written .* make room; "):
             train.train(config_of(data), str(tmp_path / "run"))
     train.train(config_of(data), str(tmp_path / "run"))
     assert rows(tmp_path / "run")[-1]["epoch"] == 4

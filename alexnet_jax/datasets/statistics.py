@@ -3,6 +3,7 @@
 import io
 import logging
 import re
+import sys
 import zipfile
 import zlib
 from functools import partial
@@ -104,11 +105,10 @@ def load(path) -> dict[str, np.ndarray] | None:
     named = names.ndim == 1 and ((names.dtype.kind == "U" and names.itemsize > 0) or len(names) == 0)
     if not (fit and named and arrays["mean_image"].ndim == 3):
         return None
-    try:
-        list(map(str, names))
-    except ValueError:  # NumPy has numbers that are no characters
-        return None
-    return arrays
+    # NumPy takes any number for a character; Python does not.
+    native = np.ascontiguousarray(names, names.dtype.newbyteorder("="))
+    text = not len(names) or native.view(np.uint32).max() <= sys.maxunicode
+    return arrays if text else None
 
 
 def fits(stored: dict[str, np.ndarray], data) -> bool:
