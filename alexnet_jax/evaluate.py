@@ -56,7 +56,7 @@ def error_rates(
 
 def evaluate(config, workdir: StrPath) -> None:
     """Evaluate a checkpoint of a workdir, eval.step, on data.test_split and write eval.json."""
-    stored = processes.all_processes(_statistics_of_writable, workdir)
+    stored = processes.all_processes(_statistics_of_writable, config, workdir)
     mesh = make_mesh(config, ("eval.batch_size",))
     source = processes.process_0_first(test_source, config)
     processes.check_same({f"data.test_split {key}": text for key, text in identity.of_result(source).items()})
@@ -92,10 +92,10 @@ def _task(config, workdir: StrPath, source: Source, step: int | None) -> dict[st
     return {**data, "views": config.eval.views, "run": identity.of_workdir(workdir), "step": step}
 
 
-def _statistics_of_writable(workdir: StrPath) -> dict:
+def _statistics_of_writable(config, workdir: StrPath) -> dict:
     if not os.access(workdir, os.W_OK):
         raise InputError(f"--workdir={workdir}: cannot be written, and eval.json goes there; copy it first")
-    return read_statistics(workdir)
+    return read_statistics(workdir, config)
 
 
 def in_words(result: dict) -> str:

@@ -36,7 +36,7 @@ class Network:
 
         config.mesh.data = 1  # any number of pictures
         self.config, self.mesh = config, make_mesh(config)
-        stored = read_statistics(workdir)
+        stored = read_statistics(workdir, config)
         self.step, self.params = evaluate.stored_params(config, workdir, self.mesh)
         self.statistics = evaluate.on_devices(stored, self.mesh)
         self.label_names = [str(name) for name in stored.get("label_names", ())]

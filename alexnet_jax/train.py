@@ -46,7 +46,7 @@ from alexnet_jax.step import (
 )
 from alexnet_jax.transfer import check_origin, layers_of_other_run
 from alexnet_jax.workdirs import identity, metrics
-from alexnet_jax.workdirs.checkpoint import METRIC, Checkpoints, has_checkpoints
+from alexnet_jax.workdirs.checkpoint import METRIC, Checkpoints, has_checkpoints, resumable
 from alexnet_jax.workdirs.workdir import read_config, read_statistics, take, write_config
 
 log = logging.getLogger("alexnet_jax")
@@ -55,7 +55,7 @@ log = logging.getLogger("alexnet_jax")
 def train(config, workdir: str) -> None:
     """Train, or go on training, the run of `workdir`, and evaluate its best checkpoint.
 
-    Raises InputError before anything is written, and Diverged.
+    Raises InputError before anything is written, Diverged, and Unavailable for a full disk.
     """
     processes.all_processes(configuration.check_same_run, config, workdir)
     if config.eval.step != -1:
@@ -77,8 +77,9 @@ def train(config, workdir: str) -> None:
         take(config, workdir, train_source, of_run),
         Checkpoints(workdir, config.checkpoint.keep) as checkpoints,
         processes.exit_on_error(),
+        resumable(workdir),
     ):
-        stored = read_statistics(workdir)
+        stored = read_statistics(workdir, config)
         # In a workdir made by an import of weights, the network's classes may have an order of their own.
         label_names = stored.get("label_names", ())
         run = Run(

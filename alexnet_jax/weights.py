@@ -34,7 +34,7 @@ import numpy as np
 from alexnet_jax import config as configuration
 from alexnet_jax.datasets import fingerprints, statistics
 from alexnet_jax.pretrained import conversion, formats, metadata
-from alexnet_jax.pretrained.normalization import fits, published_statistics
+from alexnet_jax.pretrained.normalization import published_statistics
 from alexnet_jax.runtime import command_line, files
 from alexnet_jax.runtime.errors import InputError, reason
 from alexnet_jax.workdirs import identity
@@ -104,7 +104,7 @@ def _run_of(file: str, weights: formats.Weights) -> metadata.Run | None:
         configuration.check(run.config)
     except InputError as error:
         raise InputError(f"{file}: its configuration cannot be used ({error}); export it again") from None
-    if not fits(run.statistics, run.config.data):
+    if not statistics.fits(run.statistics, run.config.data):
         raise InputError(f"{file}: its statistics are not of its network's images; export it again")
     return run
 
@@ -256,7 +256,9 @@ def _make_workdir(workdir: str, config, arrays: dict, origin: dict, params: dict
         if there:  # and was empty
             os.makedirs(os.path.realpath(workdir), exist_ok=True)
         if isinstance(error, OSError):
-            raise InputError(f"--workdir={workdir}: cannot be written ({error}); give another") from None
+            raise InputError(
+                f"--workdir={workdir}: cannot be written ({reason(error)}); give another"
+            ) from None
         raise
 
 
@@ -275,7 +277,7 @@ def export_weights(file: str, workdir: str) -> None:
         raise InputError(f"{file}: exists already; remove it, or give another name")
     config = configuration.of_run(workdir)
     own = copy.deepcopy(config)
-    stored = read_statistics(workdir)
+    stored = read_statistics(workdir, config)
     config.mesh.update(data=1, column=1)  # the run's devices need not be here
     step, params = evaluate.stored_params(config, workdir, make_mesh(config))
     tensors = conversion.to_torch(layer_table(config), params)

@@ -32,7 +32,7 @@ def ensemble(workdirs: list[str], overrides: dict) -> dict:
     from alexnet_jax.workdirs.workdir import read_statistics
 
     configs = [configuration.of_run(workdir, overrides) for workdir in workdirs]
-    stored = [read_statistics(workdir) for workdir in workdirs]
+    stored = [read_statistics(workdir, own) for workdir, own in zip(workdirs, configs, strict=True)]
     names = [[str(name) for name in arrays.get("label_names", ())] for arrays in stored]
     config, places = configs[0], []
     for workdir, other, other_names in zip(workdirs, configs, names, strict=True):

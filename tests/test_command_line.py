@@ -8,10 +8,11 @@ import signal
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from alexnet_jax.runtime import command_line
-from alexnet_jax.runtime.errors import Diverged, InputError
+from alexnet_jax.runtime.errors import Diverged, InputError, Unavailable
 
 ROOT = pathlib.Path(__file__).parent.parent
 SIGNALS = signal.SIGTERM, signal.SIGINT
@@ -173,7 +174,32 @@ def loggers(monkeypatch):
         (3, 3, ""),
         (InputError("x: is wrong"), 2, "error: x: is wrong\n"),
         (Diverged("nan"), 1, "error: nan\n"),
-        (OSError(28, "No space left on device"), 1, "error: [Errno 28] No space left on device\n"),
+        (Unavailable("x: not now"), 1, "error: x: not now\n"),
+        (
+            OSError(28, "No space left on device", "a/b"),
+            1,
+            "error: a/b: No space left on device; make room; the same command works then\n",
+        ),
+        (
+            OSError(5, "Input/output error"),
+            1,
+            "error: Input/output error; try again; the same command works then\n",
+        ),
+        (
+            OSError(2, "No such file or directory", "x\n\udcff"),
+            1,
+            "error: x\\x0a\\xff: No such file or directory\n",
+        ),
+        (
+            MemoryError(),
+            1,
+            "error: out of memory; lower batch_size or eval.batch_size, or end other programs\n",
+        ),
+        (
+            jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes."),
+            1,
+            "error: out of memory; lower batch_size or eval.batch_size, or end other programs\n",
+        ),
     ],
 )
 def test_a_program_ends_with_one_line_and_its_exit_code(outcome, code, line, monkeypatch, capsys, loggers):
@@ -228,6 +254,56 @@ def test_a_signal_that_is_ignored_stays_so(monkeypatch, loggers):
     with pytest.raises(SystemExit) as ended:
         command_line.run(main)
     assert ended.value.code == 5
+
+
+def test_another_error_keeps_its_page(monkeypatch, loggers):
+    def main(arguments):
+        raise KeyError(arguments[0])
+
+    monkeypatch.setattr(sys, "argv", ["program", "a mistake of ours"])
+    with pytest.raises(KeyError):
+        command_line.run(main)
+
+
+@pytest.mark.program
+@pytest.mark.parametrize(
+    "code, exit_code",
+    [
+        ("print('x' * 100_000)", 141),
+        ("print('x', flush=True)", 141),
+        ("print('x')", 141),
+        ("log.info('x' * 100_000)", 0),  # a run goes on without its terminal
+    ],
+)
+def test_a_reader_of_stdout_that_has_gone_ends_the_program_in_silence(code, exit_code):
+    program = (
+        "import logging, time; from alexnet_jax.runtime import command_line\n"
+        "log = logging.getLogger('alexnet_jax')\n"
+        "def main(arguments):\n"
+        f"    time.sleep(0.5)\n    {code}\n"
+        "command_line.run(main)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    assert process.wait() == exit_code
+
+
+@pytest.mark.program
+def test_commands_may_be_imported_by_a_program_with_flags_of_its_own():
+    program = (
+        "from absl import app, flags\n"
+        "flags.DEFINE_string('config', '', ''); flags.DEFINE_string('workdir', '', '')\n"
+        "import alexnet_jax.predict, alexnet_jax.main, alexnet_jax.weights, alexnet_jax.train\n"
+        "app.run(lambda _: print(flags.FLAGS.config, flags.FLAGS.workdir))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, "--config=mine", "--workdir=w"],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "mine w\n"), done.stderr
 
 
 COMMANDS = {

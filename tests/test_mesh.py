@@ -1,5 +1,10 @@
 """alexnet_jax/runtime/mesh.py: which mesh is made of which devices."""
 
+import os
+import pathlib
+import subprocess
+import sys
+
 import ml_collections
 import pytest
 
@@ -7,6 +12,7 @@ from alexnet_jax.runtime.errors import InputError
 from alexnet_jax.runtime.mesh import mesh_shape
 from configs import paper
 
+ROOT = pathlib.Path(__file__).parent.parent
 BOTH = ("batch_size", "eval.batch_size")
 
 
@@ -84,3 +90,49 @@ def test_mesh_that_does_not_fit_names_the_field(config, devices, named):
         mesh_shape(config, devices, BOTH)
     assert named in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+FAILURE = "Unable to load cuSPARSE. Is it installed?"
+PLUGIN = f"""
+def initialize():
+    raise RuntimeError({FAILURE!r})
+"""
+MAKE_MESH = """
+from alexnet_jax.runtime import command_line
+def main(arguments):
+    from alexnet_jax.runtime.mesh import make_mesh
+    from configs import quickstart
+    print(make_mesh(quickstart.get_config()).devices.size)
+command_line.run(main)
+"""
+
+
+@pytest.mark.program
+@pytest.mark.parametrize(
+    "platforms, message",
+    [
+        (
+            None,
+            f"jax: is installed for xla_cuda12, but finds no device ({FAILURE})",
+        ),
+        ("cuda", f"JAX_PLATFORMS=cuda: cannot be used ({FAILURE})"),
+        ("tpu", f"JAX_PLATFORMS=tpu: cannot be used ({FAILURE})"),
+        ("cpu", ""),
+    ],
+)
+def test_accelerators_that_were_asked_for_and_cannot_be_used_end_the_program(tmp_path, platforms, message):
+    """The plugin is found as JAX's own for CUDA are, and fails as they do without the libraries."""
+    (tmp_path / "plugin.py").write_text(PLUGIN)
+    (tmp_path / "plugin-1.dist-info").mkdir()
+    (tmp_path / "plugin-1.dist-info" / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: plugin\nVersion: 1\n"
+    )
+    (tmp_path / "plugin-1.dist-info" / "entry_points.txt").write_text("[jax_plugins]\nxla_cuda12 = plugin\n")
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    del environment["JAX_PLATFORMS"]
+    done = subprocess.run(
+        [sys.executable, "-c", MAKE_MESH], cwd=ROOT, capture_output=True, text=True,
+        env=environment | ({"JAX_PLATFORMS": platforms} if platforms else {}),
+    )  # fmt: skip
+    error = f"error: {message}; JAX_PLATFORMS=cpu uses the CPU\n" if message else ""
+    assert (done.stderr, done.returncode) == (error, 2 if message else 0)

@@ -11,8 +11,8 @@ from helpers.sources import MadeUp
 
 from alexnet_jax.datasets import statistics
 from alexnet_jax.runtime import files
-from alexnet_jax.runtime.errors import InputError
-from alexnet_jax.workdirs import identity, workdir
+from alexnet_jax.runtime.errors import InputError, Unavailable
+from alexnet_jax.workdirs import identity, metrics, workdir
 from configs import quickstart
 
 LOG = logging.getLogger("alexnet_jax")
@@ -54,7 +54,16 @@ def test_a_result_that_lacks_a_field_is_none(tmp_path, missing):
     assert workdir.read_result(str(tmp_path)) == {}
 
 
-@pytest.mark.parametrize("text", [None, "", "[]", '{"split": '])
+@pytest.mark.parametrize(
+    "text",
+    [
+        None, "", "[]", '{"split": ', "[" * 100_000,
+        *(json.dumps(RESULT | wrong) for wrong in (
+            {"loss": None}, {"top1_error": "0.5"}, {"examples": [7]}, {"split": 3}, {"step": "5"},
+            {"loss": float("nan")}, {"loss": 10**400}, {"views": True},
+        )),
+    ],
+)  # fmt: skip
 def test_a_result_that_cannot_be_read_is_none(tmp_path, text):
     if text is not None:
         (tmp_path / "eval.json").write_text(text)
@@ -63,20 +72,21 @@ def test_a_result_that_cannot_be_read_is_none(tmp_path, text):
 
 def test_statistics_that_are_not_there_are_one_line(tmp_path):
     with pytest.raises(InputError, match=r"statistics\.npz: missing or damaged"):
-        workdir.read_statistics(str(tmp_path))
+        workdir.read_statistics(str(tmp_path), quickstart.get_config())
 
 
 def test_what_a_run_needs_is_written_once(tmp_path, source):
     config, folder = quickstart.get_config(), tmp_path / "a" / "run"
+    config.data.update(image_size=4, crop_size=4, channels=3)
     for _ in range(2):
         with workdir.take(config, str(folder), source, OF_RUN):
             assert workdir.read_config(str(folder)) == config
-            stored = workdir.read_statistics(str(folder))
+            stored = workdir.read_statistics(str(folder), config)
         assert list(stored["label_names"]) == ["cat", "dog"] and set(STATISTICS) <= set(stored)
         assert source.computed == 1
     (folder / "statistics.npz").write_bytes(b"cut short")
     with workdir.take(config, str(folder), source, OF_RUN):
-        assert source.computed == 2 and workdir.read_statistics(str(folder))
+        assert source.computed == 2 and workdir.read_statistics(str(folder), config)
 
 
 def test_config_json_stays_until_the_run_writes_it(tmp_path, source):
@@ -166,3 +176,70 @@ def test_a_result_whose_numbers_are_none_is_not_one(tmp_path):
     assert workdir.read_result(str(tmp_path)) == result
     workdir.write_result(result | {"loss": "high"}, str(tmp_path))
     assert workdir.read_result(str(tmp_path)) == {}
+
+
+def test_statistics_of_other_images_are_one_line(tmp_path):
+    config = quickstart.get_config()
+    for content, line in (
+        (STATISTICS, "is of 4x4x3 images and 0 classes, and config.json of 28x28x1 and 10"),
+        (STATISTICS | {"label_names": np.array(["a", "b"])}, "is of 4x4x3 images and 2 classes"),
+        (STATISTICS | {"mean_image": np.full((4, 4, 3), np.nan)}, "not finite"),
+    ):
+        statistics.save(tmp_path / "statistics.npz", content)
+        if "not finite" in line or "2 classes" in line:
+            config.data.update(image_size=4, crop_size=4, channels=3)
+            config.model.num_classes = 1
+        with pytest.raises(InputError, match=rf"statistics\.npz: .*{line}") as told:
+            workdir.read_statistics(str(tmp_path), config)
+        assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "[]", "null", '"x"', "\0"])
+def test_a_configuration_that_is_none_is_one_line(tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(InputError, match=r"config\.json: is not a configuration") as told:
+        workdir.read_config(str(tmp_path))
+    assert "\n" not in str(told.value)
+
+
+FAILING = (
+    ("config.json", workdir.read_config), ("eval.json", workdir.read_result),
+    ("identity.json", identity.read), ("metrics.jsonl", metrics.read_rows),
+    ("statistics.npz", lambda folder: workdir.read_statistics(folder, quickstart.get_config())),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name, read", FAILING, ids=[name for name, _ in FAILING])
+def test_a_file_that_cannot_be_read_now_is_not_damaged(tmp_path, monkeypatch, name, read):
+    """Reading /proc/self/mem fails with EIO, as a network file system may for a while."""
+    monkeypatch.setattr(files, "WAITS", (0.0, 0.0))
+    (tmp_path / name).symlink_to("/proc/self/mem")
+    with pytest.raises(Unavailable, match=rf"{name}: cannot be read now \(Input/output error\); try again"):
+        read(str(tmp_path))
+    assert os.listdir(tmp_path) == [name]
+
+
+def test_a_line_of_the_log_that_cannot_be_written_names_the_file(tmp_path, source):
+    config = quickstart.get_config()
+    with workdir.take(config, str(tmp_path), source, OF_RUN):
+        (handler,) = [h for h in LOG.handlers if isinstance(h, logging.FileHandler)]
+        handler.setStream(open("/dev/full", "w"))  # noqa: SIM115
+        with pytest.raises(OSError, match="No space left on device") as told:
+            LOG.error("a line")
+        assert told.value.filename == str(tmp_path / "train.log")
+        LOG.error("nobody hears the next")
+
+
+def test_a_full_disk_at_the_start_is_one_line_and_not_the_users_mistake(tmp_path, source, monkeypatch):
+    def full(path, arrays):
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(statistics, "save", full)
+    line = (
+        r"statistics.npz: cannot be written \(No space left on device\); make room; the same command goes on"
+    )
+    with (
+        pytest.raises(Unavailable, match=line),
+        workdir.take(quickstart.get_config(), str(tmp_path), source, OF_RUN),
+    ):
+        pass

@@ -4,6 +4,7 @@ import contextlib
 import io
 import logging
 import re
+import sys
 import zipfile
 import zlib
 from functools import partial
@@ -13,7 +14,8 @@ import numpy as np
 
 from alexnet_jax.datasets.source import Source
 from alexnet_jax.runtime import progress
-from alexnet_jax.runtime.files import BoundedReader, atomic_write
+from alexnet_jax.runtime.errors import Unavailable
+from alexnet_jax.runtime.files import BoundedReader, atomic_write, retry
 
 log = logging.getLogger("alexnet_jax")
 
@@ -84,17 +86,18 @@ def load(path) -> dict[str, np.ndarray] | None:
     """Read the arrays, and label_names if it is there, from a file that `save` wrote, given by path or open.
 
     Return None if there is no such file, it is damaged, or an array is not of the type and shape that
-    `compute` gives it. Members with other names are not read.
+    `compute` gives it. Members with other names are not read. Raises Unavailable.
     """
     try:
         with contextlib.ExitStack() as stack:
-            file: Any = (
-                path if isinstance(path, io.BytesIO) else stack.enter_context(open(path, "rb", buffering=0))
-            )
+            is_open = isinstance(path, io.BytesIO)
+            file: Any = path if is_open else stack.enter_context(retry(path, open, path, "rb", 0))
             archive = stack.enter_context(zipfile.ZipFile(BoundedReader(file, max(_LARGEST.values()))))
             arrays = {name: _member(archive, name) for name in ARRAYS}
             if "label_names.npy" in archive.namelist():
                 arrays["label_names"] = _member(archive, "label_names")
+    except Unavailable:
+        raise
     except Exception:  # zipfile and NumPy raise nearly every kind for a damaged file
         return None
     channels = arrays["mean_image"].shape[-1:]
@@ -103,7 +106,19 @@ def load(path) -> dict[str, np.ndarray] | None:
     fit = all(arrays[name].dtype.kind == "f" and arrays[name].shape == shapes[name] for name in ARRAYS)
     names = arrays.get("label_names", np.array([]))
     named = names.ndim == 1 and ((names.dtype.kind == "U" and names.itemsize > 0) or len(names) == 0)
-    return arrays if fit and arrays["mean_image"].ndim == 3 and named else None
+    if not (fit and named and arrays["mean_image"].ndim == 3):
+        return None
+    # NumPy takes any number for a character; Python does not.
+    native = np.ascontiguousarray(names, names.dtype.newbyteorder("="))
+    text = not len(names) or native.view(np.uint32).max() <= sys.maxunicode
+    return arrays if text else None
+
+
+def fits(stored: dict[str, np.ndarray], data) -> bool:
+    """Return whether statistics are finite and of the images of `data`, a configuration's."""
+    shape = data.image_size, data.image_size, data.channels
+    finite = all(np.isfinite(stored[name]).all() for name in ARRAYS)
+    return stored["mean_image"].shape == shape and finite
 
 
 def _member(archive: zipfile.ZipFile, name: str) -> np.ndarray:

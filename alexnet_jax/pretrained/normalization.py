@@ -28,7 +28,7 @@ def published_statistics(source: str, data, mean: str | None) -> dict[str, np.nd
     size, channels = data.image_size, data.channels
     if mean is not None and mean.endswith(".npz"):
         stored = statistics.load(mean)
-        if stored is None or not fits(stored, data):
+        if stored is None or not statistics.fits(stored, data):
             raise InputError(
                 f"--mean={mean}: has no statistics of {size}x{size}x{channels} images; give another"
             )
@@ -61,10 +61,3 @@ def published_statistics(source: str, data, mean: str | None) -> dict[str, np.nd
         channel_mean = mean_image.mean(axis=(0, 1))
     arrays = mean_image, channel_mean, channel_std, covariance, _EIGENVECTORS, _DEVIATIONS
     return {k: np.array(array, np.float32) for k, array in zip(statistics.ARRAYS, arrays, strict=True)}
-
-
-def fits(stored: dict[str, np.ndarray], data) -> bool:
-    """Return whether statistics are finite and of the images of `data`, a configuration's."""
-    shape = data.image_size, data.image_size, data.channels
-    finite = all(np.isfinite(stored[name]).all() for name in statistics.ARRAYS)
-    return stored["mean_image"].shape == shape and finite

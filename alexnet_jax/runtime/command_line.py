@@ -16,6 +16,8 @@ A command is written so:
 """
 
 import argparse
+import contextlib
+import io
 import logging
 import os
 import pathlib
@@ -29,7 +31,15 @@ from typing import Any, NoReturn
 
 from absl import logging as absl_logging
 
-from alexnet_jax.runtime.errors import Diverged, InputError, Stopped, first_line, nearest
+from alexnet_jax.runtime.errors import (
+    CLOSED_PIPE,
+    InputError,
+    Stopped,
+    first_line,
+    nearest,
+    one_line,
+    printable,
+)
 
 log = logging.getLogger("alexnet_jax")
 
@@ -84,6 +94,12 @@ class Parser(argparse.ArgumentParser):
         given, rest = self.parse_known_intermixed_args(arguments, argparse.Namespace(overrides={}))
         if rest:
             raise InputError(f"unexpected argument {rest[0]!r}; see --help")
+        for action in self._actions:
+            value = getattr(given, action.dest, None)
+            if action.option_strings and not _is_text(str(value)):
+                raise InputError(
+                    f"{action.option_strings[0]}={printable(str(value))}: is not UTF-8; rename it"
+                )
         return given
 
     def error(self, message: str) -> NoReturn:
@@ -91,6 +107,15 @@ class Parser(argparse.ArgumentParser):
         message = re.sub("^the following arguments are required: (.*)", r"\1: missing", message)
         message = re.sub("^argument ", "", message).replace("expected one argument", "its value is missing")
         raise InputError(f"{message}; see --help")
+
+
+def _is_text(value: str) -> bool:
+    """Return whether the value of a flag was UTF-8, as Orbax and JSON want it."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 class _Override(argparse.Action):
@@ -152,10 +177,21 @@ def check_writable(flag: str, path: str) -> None:
         raise InputError(f"{flag}={path}: cannot be written ({reason}); give another")
 
 
+class _Output(logging.StreamHandler):
+    """stdout. Lines are dropped once nobody reads them: a run goes on without its terminal."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        if not isinstance(sys.exception(), BrokenPipeError):
+            super().handleError(record)
+
+
 def start_log() -> None:
     """Print our own lines on stdout; of the libraries, errors only, on stderr."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # of XLA's own log, which JAX sets to warnings
-    handler = logging.StreamHandler(sys.stdout)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a file's name may have no character
+    handler = _Output(sys.stdout)
     handler.setLevel(logging.INFO)
     log.addHandler(handler)
     log.setLevel(logging.DEBUG)
@@ -173,8 +209,9 @@ def fail(message: str, code: int) -> NoReturn:
 def run(main: Callable[[list[str]], int | None]) -> NoReturn:
     """Run a command with the arguments of this process and exit with what `main` returns.
 
-    InputError is one line and exit code 2, Diverged and a full disk or other OSError one line and 1, SIGTERM
-    and SIGINT one line and 128 and their number.
+    Errors that `errors.one_line` knows are one line on stderr: InputError with exit code 2; Diverged, a full
+    disk and others of the system with 1; SIGTERM and SIGINT with 128 and their number. If stdout's reader has
+    gone, the program ends with 141, as `cat`.
     """
     start_log()
     # A signal that is ignored, as SIGINT in the background of a script, stays so.
@@ -182,19 +219,35 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
     for number in signals:
         signal.signal(number, _stop)
     try:
-        sys.exit(main(sys.argv[1:]))
-    except InputError as error:
-        fail(str(error), 2)
-    except Diverged as error:
-        fail(str(error), 1)
-    except OSError as error:
-        fail(first_line(error), 1)
+        code = main(sys.argv[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _end_output()
+        sys.exit(CLOSED_PIPE)
+    except SystemExit:
+        _end_output()
+        raise
     except Stopped as error:
         for number in signals:  # the next one ends the program at once, whatever it still closes
             signal.signal(number, signal.SIG_DFL)
         fail(f"{error}; what was saved is whole, and the same command goes on from it", 128 + error.signal)
+    except Exception as error:
+        line = one_line(error)
+        if line is None:
+            raise
+        fail(*line)
+    sys.exit(code)
 
 
 def _stop(number, frame) -> NoReturn:
     del frame
     raise Stopped(number)
+
+
+def _end_output() -> None:
+    """Write what stdout still holds, or drop it if the reader has gone: Python would print a page."""
+    with contextlib.suppress(BrokenPipeError):
+        sys.stdout.flush()
+        return
+    with contextlib.suppress(BrokenPipeError):
+        sys.stdout.close()

@@ -1,6 +1,13 @@
-"""What stops the program with one line instead of a traceback."""
+"""What stops the program with one line instead of a traceback.
 
+InputError, Unavailable, Diverged   raised by us; their message is the line
+one_line                            the line and the exit code of these and of errors of the system
+system_error                        the error of the system behind an exception of a library
+"""
+
+import contextlib
 import difflib
+import errno
 import os
 import re
 import signal
@@ -9,6 +16,14 @@ from collections.abc import Sequence
 
 class InputError(Exception):
     """Something the user gave cannot work. The message is one line: what, where, what to do. Exit code 2."""
+
+    exit_code = 2
+
+
+class Unavailable(InputError):
+    """The system does not read or write a file for now: the same command may work later. Exit code 1."""
+
+    exit_code = 1
 
 
 class UnreadableFiles(InputError):
@@ -35,20 +50,84 @@ class Stopped(KeyboardInterrupt):
 class Diverged(Exception):
     """The loss, or a parameter, is no longer a finite number. Exit code 1."""
 
+    exit_code = 1
 
-def first_line(error: Exception) -> str:
+
+CLOSED_PIPE = 128 + 13  # the exit code of a program that SIGPIPE ends
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
+# What a file system, above all a network's, may answer now and not later. None of them tells of content.
+TRANSIENT = {
+    getattr(errno, name)
+    for name in (
+        "EIO", "ESTALE", "EINTR", "EAGAIN", "EBUSY", "ETIMEDOUT", "EREMOTEIO", "ENODEV", "ENXIO", "ENOTCONN",
+        "ECONNRESET", "ECONNABORTED", "ECONNREFUSED", "EHOSTDOWN", "EHOSTUNREACH", "ENETDOWN", "ENETUNREACH",
+        "ENFILE", "EMFILE", "ENOMEM",
+    )
+    if hasattr(errno, name)
+}  # fmt: skip
+_OUT_OF_MEMORY = re.compile(
+    r"RESOURCE_EXHAUSTED.*out of memory|failed to allocate|Out of memory", re.IGNORECASE | re.DOTALL
+)
+
+
+def one_line(error: BaseException) -> tuple[str, int] | None:
+    """Return the line of stderr and the exit code for an error of ours or of the system, or None."""
+    if isinstance(error, InputError | Diverged):
+        return str(error), error.exit_code
+    if isinstance(error, OSError):
+        path = (
+            f"{printable(os.fsdecode(error.filename))}: " if isinstance(error.filename, str | bytes) else ""
+        )
+        return f"{path}{reason(error)}{remedy(error)}", 1
+    if isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(f"{type(error).__name__}: {error}"):
+        return "out of memory; lower batch_size or eval.batch_size, or end other programs", 1
+    return None
+
+
+def may_pass(error: OSError) -> bool:
+    """Return whether the same may work later: the error is of a full disk, or TRANSIENT."""
+    return error.errno in _NO_ROOM or error.errno in TRANSIENT
+
+
+def remedy(error: OSError, then: str = "the same command works then") -> str:
+    """Return '; make room; …', or another thing to do about an error of the system, or nothing."""
+    if error.errno in _NO_ROOM:
+        return f"; make room; {then}"
+    if error.errno in _FORBIDDEN:
+        return f"; see that this user may do that; {then}"
+    return f"; try again; {then}" if error.errno in TRANSIENT else ""
+
+
+def system_error(error: BaseException) -> OSError | None:
+    """Return the error of the system that an exception, of Orbax or TensorFlow perhaps, came from."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError) and seen.errno:
+            return seen
+        for code in (*_NO_ROOM, *_FORBIDDEN, *TRANSIENT):
+            if os.strerror(code) in str(seen):  # tensorstore and TensorFlow pass on nothing but the text
+                return OSError(code, os.strerror(code))
+        seen = seen.__cause__ or seen.__context__
+    return None
+
+
+def first_line(error: BaseException) -> str:
     """Return the first line of another's exception, for a line of ours; its kind if it says nothing."""
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def reason(error: Exception) -> str:
+def reason(error: BaseException) -> str:
     """Return why a file could not be read, without its path: the system's words, or the first line."""
     return (isinstance(error, OSError) and error.strerror) or first_line(error)
 
 
 def printable(path: str | os.PathLike) -> str:
     """Return a path on one line of UTF-8; bytes that are not UTF-8 and control characters become escapes."""
-    text = os.fspath(path).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    text = os.fspath(path)
+    with contextlib.suppress(UnicodeEncodeError):  # of surrogates that stand for no byte
+        text = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    text = text.encode("utf-8", "backslashreplace").decode()
     return re.sub(r"[\x00-\x1f\x7f]", lambda found: f"\\x{ord(found[0]):02x}", text)
 
 

@@ -1,19 +1,21 @@
-"""Bounded reads, files that are whole or not there, and locks."""
+"""Bounded reads that outlast a moment's failure, files that are whole or not there, and locks."""
 
 import contextlib
 import fcntl
 import io
 import json
 import logging
+import math
 import os
 import pathlib
 import re
 import select
 import stat
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, BinaryIO
 
-from alexnet_jax.runtime.errors import InputError
+from alexnet_jax.runtime.errors import TRANSIENT, InputError, Unavailable, reason, system_error
 
 log = logging.getLogger("alexnet_jax")
 
@@ -46,10 +48,39 @@ def stand_in(start: bytes) -> str:
     return next((what for pattern, what in _STAND_INS if re.match(pattern, start)), "")
 
 
+WAITS = (0.1, 0.5, 2.0)  # seconds between the attempts to read a file
+
+
+def retry(path: StrPath, read: Callable, *args, waits: Sequence[float] | None = None) -> Any:
+    """Return read(*args), which reads `path`, after several attempts if the system fails for the moment.
+
+    Raises Unavailable if it goes on failing, or if reading is forbidden. Any other exception, such as that of
+    damaged content or of a missing file, passes through at once.
+    """
+    left = list(WAITS if waits is None else waits)
+    while True:
+        try:
+            return read(*args)
+        except Exception as error:
+            cause = system_error(error)
+            forbidden = isinstance(cause, PermissionError)
+            if cause is None or not (forbidden or cause.errno in TRANSIENT):
+                raise
+            if forbidden or not left:
+                line = f"{os.fspath(path)}: cannot be read now ({reason(cause)}); try again"
+                raise Unavailable(line) from None
+        time.sleep(left.pop(0))
+
+
 def read_json(path: StrPath, limit: int) -> Any:
-    """Return what a file of JSON holds. Raises as `read_file` does, and ValueError if it is no JSON."""
+    """Read a JSON file of at most `limit` bytes. Raises ValueError if it is damaged, and as `retry` does."""
+    return parse_json(retry(path, read_file, path, limit))
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Return the value of a JSON text. Raises ValueError, also if it is nested too deeply to be read."""
     try:
-        return json.loads(read_file(path, limit))
+        return json.loads(text)
     except RecursionError:
         raise ValueError("nested too deeply") from None
 
@@ -97,14 +128,35 @@ def _read_pipe(descriptor: int, most: int) -> bytes:
     return bytes(content)
 
 
+def is_number(value) -> bool:
+    """Return whether a value of JSON is a number that is finite and fits a float."""
+    with contextlib.suppress(OverflowError):
+        return type(value) in (int, float) and math.isfinite(value)
+    return False
+
+
+def list_folder(path: StrPath) -> list[str]:
+    """Return the names in a folder, none if there is no such folder. Raises Unavailable."""
+    try:
+        return retry(path, os.listdir, path)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
 @contextlib.contextmanager
 def atomic_write(path: StrPath) -> Iterator[BinaryIO]:
-    """Open a file to write to, which is at `path` after the block, or not at all if that fails."""
+    """Open a file to write to, which is at `path` after the block, or not at all if that fails.
+
+    An OSError names `path`.
+    """
     part = f"{path}.{os.getpid()}.part"
     try:
         with open(part, "wb") as file:
             yield file
         os.replace(part, path)
+    except OSError as error:
+        error.filename, error.filename2 = os.fspath(path), None
+        raise
     finally:
         with contextlib.suppress(OSError):
             os.remove(part)

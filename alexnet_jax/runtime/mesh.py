@@ -4,7 +4,13 @@ Without several columns, or with all of them on each device, the mesh has the ax
 """
 
 import contextlib
+import importlib.metadata
+import importlib.util
+import logging
 import math
+import re
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,7 +19,7 @@ from jax.sharding import PartitionSpec as P
 
 from alexnet_jax.runtime import processes
 from alexnet_jax.runtime.compilation_cache import enable_compilation_cache
-from alexnet_jax.runtime.errors import InputError
+from alexnet_jax.runtime.errors import InputError, first_line
 
 AXIS = "column"
 
@@ -65,12 +71,57 @@ def make_mesh(config, batches: tuple[str, ...] = ()) -> Mesh:
     data, column = mesh_shape(config, None, batches, hosts)
     with contextlib.suppress(RuntimeError):  # jax has started already, with the devices it was given then
         jax.config.update("jax_num_cpu_devices", data * column // hosts)
-    if jax.default_backend() != "cpu" or len(jax.devices()) < data * column:
+    if _platform() != "cpu" or len(jax.devices()) < data * column:
         data, column = mesh_shape(config, len(jax.devices()), batches, hosts)
     shape, names = ((data, column), ("data", AXIS)) if column > 1 else ((data,), ("data",))
     # Not jax.make_mesh, which finds no pairs in some slices of TPUs, and takes the devices in its own order.
     devices = np.array(jax.devices()[: data * column]).reshape(shape)
     return Mesh(devices, names, axis_types=(jax.sharding.AxisType.Auto,) * len(names))
+
+
+def _platform() -> str:
+    """Return the platform of the devices, as JAX chooses it.
+
+    Raises InputError if JAX was installed for accelerators, or told to use them, and can use none: 90 epochs
+    on a CPU are not what was meant.
+    """
+    config: Any = jax.config  # its options are no attributes of its class
+    chosen = config.jax_platforms
+    said: list[str] = []
+    advice = "; JAX_PLATFORMS=cpu uses the CPU"
+    try:
+        with _plugins_are_quiet(said):
+            platform = jax.default_backend()
+    except (RuntimeError, AssertionError) as error:  # the latter if no device's file is there
+        own = re.sub(r" \((set|you may) .*", "", first_line(error)) if str(error) else "no device is found"
+        where = f"JAX_PLATFORMS={chosen}" if chosen else "jax"
+        raise InputError(f"{where}: cannot be used ({(said or [own])[0]}){advice}") from None
+    if platform == "cpu" and not chosen:
+        plugins = sorted({entry.name for entry in importlib.metadata.entry_points(group="jax_plugins")})
+        plugins += ["libtpu"] * (importlib.util.find_spec("libtpu") is not None)
+        if plugins:
+            why = f" ({said[0]})" if said else ""
+            raise InputError(f"jax: is installed for {', '.join(plugins)}, but finds no device{why}{advice}")
+    return platform
+
+
+@contextlib.contextmanager
+def _plugins_are_quiet(said: list[str]) -> Iterator[None]:
+    """Add to `said` why plugins of JAX cannot be loaded. JAX would print a page for each."""
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            error = record.exc_info and record.exc_info[1]
+            if record.levelno >= logging.ERROR:
+                said.append(first_line(error if isinstance(error, Exception) else Exception(record.msg)))
+
+    logger, handler = logging.getLogger("jax"), Handler()
+    former, propagate = logger.handlers, logger.propagate
+    logger.handlers, logger.propagate = [handler], False
+    try:
+        yield
+    finally:
+        logger.handlers, logger.propagate = former, propagate
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

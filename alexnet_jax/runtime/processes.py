@@ -31,7 +31,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
-from alexnet_jax.runtime.errors import Diverged, InputError, Stopped, first_line
+from alexnet_jax.runtime.errors import Diverged, InputError, Stopped, Unavailable, first_line, one_line
 
 HEARTBEAT_SECONDS = 30  # after which a silent process counts as lost
 SHUTDOWN_SECONDS = 10  # for which a process that ends with an error waits for the others to end too
@@ -286,14 +286,16 @@ def barrier(fine: bool, seconds: int = _LONG) -> bool:
 
 def all_processes(function: Callable, *args) -> Any:
     """Return function(*args), called in every process. Raises InputError in all if it does in one."""
-    result = message = None
+    result = failure = None
     try:
         result = function(*args)
     except InputError as error:
-        message = str(error)
-    for process, theirs in enumerate(_exchange(message)):
+        failure = error
+    outcomes = _exchange(failure and (str(failure), isinstance(failure, Unavailable)))
+    for process, theirs in enumerate(outcomes):
         if theirs is not None:
-            raise InputError(message or f"process {process}: {theirs}")
+            kind = Unavailable if theirs[1] else InputError
+            raise failure or kind(f"process {process}: {theirs[0]}")
     return result
 
 
@@ -421,7 +423,7 @@ def exit_on_error() -> Iterator[None]:
         together = _all_fail(len(_blocks))
         if together and len(_blocks) > 1:
             raise
-        _exit(f"error: {error}", 2 if isinstance(error, InputError) else 1, _REGULAR if together else _FAILED)
+        _exit(f"error: {error}", error.exit_code, _REGULAR if together else _FAILED)
     except Exception as error:
         if count() == 1:
             raise
@@ -431,6 +433,9 @@ def exit_on_error() -> Iterator[None]:
         kinds = jax.errors.JaxRuntimeError | ValueError  # of a collective, as it is dispatched or later
         if isinstance(error, kinds) and re.search(lost, str(error), re.IGNORECASE):
             _exit(f"{_LOST} ({first_line(error)})")
+        line = one_line(error)
+        if line:
+            _exit(f"error: {line[0]}", line[1])
         _exit(traceback.format_exc())
     finally:
         _blocks.pop()

@@ -17,7 +17,6 @@ import math
 import operator
 import os
 import pathlib
-import re
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -26,8 +25,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from alexnet_jax.runtime import processes
-from alexnet_jax.runtime.errors import InputError, first_line
+from alexnet_jax.runtime import files, processes
+from alexnet_jax.runtime.errors import InputError, Unavailable, reason, remedy, system_error
 from alexnet_jax.runtime.files import StrPath, write_text
 
 log = logging.getLogger("alexnet_jax")
@@ -36,34 +35,35 @@ State = Any  # a flax.struct.PyTreeNode with fields `step` and `params`
 
 METRIC = "val_top1_error"
 _ASIDE = "damaged-"
+_LARGEST = 1 << 20  # bytes of a checkpoint's metrics
 _PATIENCE = 20  # seconds; those that could read a checkpoint stay in Orbax, waiting for one that could not
 
 
 def has_checkpoints(workdir: StrPath) -> bool:
     """Return whether the workdir has a checkpoint, readable or not."""
-    folder = os.path.join(workdir, "checkpoints")
-    names = os.listdir(folder) if os.path.isdir(folder) else []
-    return any(name.isdigit() or name.startswith(_ASIDE) for name in names)
+    return any(name.isdigit() or name.startswith(_ASIDE) for name in _names(workdir))
+
+
+def _names(workdir: StrPath) -> list[str]:
+    return files.list_folder(os.path.join(workdir, "checkpoints"))
 
 
 def save_first(workdir: StrPath, state: State, keep: int) -> None:
     """Write the first checkpoint of a new workdir, and wait for it. Raises OSError if that fails."""
-    libraries = logging.getLogger("absl")  # Orbax logs a page for each thread that fails
-    level = libraries.level
-    libraries.setLevel(logging.CRITICAL)
+    with Checkpoints(workdir, keep) as checkpoints:
+        checkpoints.save(state)
+
+
+@contextlib.contextmanager
+def resumable(workdir: StrPath) -> Iterator[None]:
+    """Raise Unavailable for an OSError of the block, with the step that the same command goes on from."""
     try:
-        with _tasks_are_awaited(), Checkpoints(workdir, keep) as checkpoints:
-            checkpoints.save(state)
-    except OSError:
-        raise
-    except Exception as error:  # Orbax, tensorstore and the file system have no common one
-        reason = re.search(r"([^:]*) \[os_error_code", str(error))  # of tensorstore's line
-        raise OSError(reason[1].strip() if reason else first_line(error)[:200]) from None
-    finally:
-        for thread in threading.enumerate():
-            if type(thread).__module__.startswith("orbax."):  # goes on writing after another's failure
-                thread.join(_PATIENCE)
-        libraries.setLevel(level)
+        yield
+    except OSError as error:
+        path, steps = error.filename or workdir, [int(name) for name in _names(workdir) if name.isdigit()]
+        then = f"the same command {f'goes on from step {max(steps)}' if steps else 'starts again'}"
+        todo = remedy(error, then) or f"; {then}"
+        raise Unavailable(f"{path}: cannot be written ({reason(error)}){todo}") from None
 
 
 class Checkpoints:
@@ -86,22 +86,37 @@ class Checkpoints:
                 preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), best]),
                 cleanup_tmp_directories=True,  # what a killed run was writing
             )
-        self._manager = ocp.CheckpointManager(self._folder, item_names=("params", "rest"), options=options)
+        self._quiet = contextlib.ExitStack()
+        self._manager = files.retry(self._folder, self._open, options, waits=_waits())
+
+    def _open(self, options) -> ocp.CheckpointManager:
+        return ocp.CheckpointManager(self._folder, item_names=("params", "rest"), options=options)
 
     def __enter__(self):
+        self._quiet.enter_context(_orbax_is_quiet())
         return self
 
-    def __exit__(self, *_):
-        self._manager.close()
+    def __exit__(self, kind, error, traceback):
+        with self._quiet:
+            try:
+                with self._os_errors():
+                    self._manager.close()
+            except OSError:
+                if error is None:  # else it has been told
+                    raise
 
     def save(self, state: State, metrics: dict[str, float] | None = None) -> None:
-        """Start to write a checkpoint; a step that is saved already is left alone."""
+        """Start to write a checkpoint; a step that is saved already is left alone.
+
+        Raises OSError if it cannot be written, or the one before could not.
+        """
         step = int(state.step)
         processes.progress(slow=True)
         if step in self._steps():
             return
         items = {name: ocp.args.StandardSave(item) for name, item in _items(state).items()}
-        self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics)
+        with self._os_errors():
+            self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics)
 
     def rate(self, step: int, metrics: dict[str, float]) -> None:
         """Add the metrics of a validation to a checkpoint, whole or not at all, once it is written."""
@@ -138,7 +153,7 @@ class Checkpoints:
                 self._manager.reload()
                 zeros = jax.tree.map(lambda x: jax.device_put(np.zeros(x.shape, x.dtype), x.sharding), absent)
                 return abstract_state.replace(params=restored["params"], **restored["rest"], **zeros)
-        if steps or any(name.startswith(_ASIDE) for name in os.listdir(self._folder)):
+        if steps or any(name.startswith(_ASIDE) for name in files.list_folder(self._folder)):
             raise InputError(f"{self._folder}: none of its checkpoints can be read; give another --workdir")
         return None
 
@@ -162,8 +177,9 @@ class Checkpoints:
         raise InputError(f"{self._folder}: has no checkpoint that can be read; train first")
 
     def wait(self) -> None:
-        """Until what is being written is complete."""
-        self._manager.wait_until_finished()
+        """Until what is being written is complete. Raises OSError if it cannot be written."""
+        with self._os_errors():
+            self._manager.wait_until_finished()
         processes.barrier(True)
 
     def best_step(self) -> int | None:
@@ -193,8 +209,8 @@ class Checkpoints:
     def _error(self, step: int) -> float | None:
         """Return a checkpoint's validation error: infinite if it was not validated, None if cut short."""
         try:
-            with open(os.path.join(self._folder, str(step), "metrics", "metrics")) as file:
-                return json.load(file)[METRIC]
+            path = os.path.join(self._folder, str(step), "metrics", "metrics")
+            return files.read_json(path, _LARGEST)[METRIC] + 0.0
         except FileNotFoundError:
             return math.inf
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -203,8 +219,7 @@ class Checkpoints:
 
     def _put_aside_unrated(self) -> None:
         """Orbax does not open a folder in which one checkpoint's metrics were cut short."""
-        names = os.listdir(self._folder) if os.path.isdir(self._folder) else []
-        for step in (int(name) for name in names if name.isdigit()):
+        for step in (int(name) for name in files.list_folder(self._folder) if name.isdigit()):
             if self._error(step) is None:
                 self._put_aside(step)
 
@@ -217,21 +232,53 @@ class Checkpoints:
             os.rename(os.path.join(self._folder, str(step)), target)
 
     def _try_restore(self, step: int, items: dict) -> dict | None:
-        """Restore items of a checkpoint; None, with a warning, if any process cannot read them."""
+        """Restore items of a checkpoint; None, with a warning, if it is damaged.
+
+        Raises InputError in all processes if it is there but one of them cannot read it.
+        """
         arguments = {name: ocp.args.StandardRestore(item) for name, item in items.items()}
-        restored = None
+        path, restored, unavailable = os.path.join(self._folder, str(step)), None, None
+
+        def restore():
+            with _orbax_is_quiet():
+                return dict(self._manager.restore(step, args=ocp.args.Composite(**arguments)))
+
         try:
-            with _tasks_are_awaited():
-                restored = dict(self._manager.restore(step, args=ocp.args.Composite(**arguments)))
+            restored = files.retry(path, restore, waits=_waits())
+        except Unavailable as error:
+            unavailable = error
         except Exception as error:  # Orbax, tensorstore and the file system have no common one
             self._warn(step, error)
+
+        def pass_on():
+            if unavailable is not None:
+                raise unavailable
+
         try:
-            return restored if processes.barrier(restored is not None, _PATIENCE) else None
+            if processes.barrier(restored is not None, _PATIENCE):
+                return restored
+            processes.all_processes(pass_on)
+            return None
         except TimeoutError:
             raise InputError(
                 f"{self._folder}/{step}: not every process can read it; see that all can, or rename it to"
                 f" {_ASIDE}{step} to go on from an earlier one, and start all of them again"
             ) from None
+
+    @contextlib.contextmanager
+    def _os_errors(self) -> Iterator[None]:
+        """Raise OSError, which names the folder, where Orbax fails because the system does."""
+        try:
+            yield
+        except Exception as error:  # Orbax, tensorstore and the file system have no common one
+            cause = system_error(error)
+            if cause is None:
+                raise
+            for thread in threading.enumerate():
+                if type(thread).__module__.startswith("orbax."):  # goes on writing after another's failure
+                    with contextlib.suppress(Exception):  # its own failure, which Orbax raises here
+                        thread.join(_PATIENCE)
+            raise OSError(cause.errno, cause.strerror, self._folder) from None
 
     def _warn(self, step: int, error: Exception) -> None:
         reason = (str(error).splitlines() or [""])[0][:120]
@@ -256,18 +303,26 @@ class _AwaitingLoops(asyncio.DefaultEventLoopPolicy):
 
 
 @contextlib.contextmanager
-def _tasks_are_awaited() -> Iterator[None]:
-    """Let Orbax, within the block, end every read and write that it has begun.
+def _orbax_is_quiet() -> Iterator[None]:
+    """Let Orbax, within the block, end every read and write that it has begun, and raise what it would log.
 
     If one array cannot be read or written, Orbax closes its event loop while others still are. Each of them
-    would then print a page, at any later time.
+    would then print a page, at any later time. Each thread that fails logs another.
     """
-    former = asyncio.get_event_loop_policy()
+    libraries, former = logging.getLogger("absl"), asyncio.get_event_loop_policy()
+    level = libraries.level
+    libraries.setLevel(logging.CRITICAL)
     asyncio.set_event_loop_policy(_AwaitingLoops())
     try:
         yield
     finally:
         asyncio.set_event_loop_policy(former)
+        libraries.setLevel(level)
+
+
+def _waits() -> tuple[float, ...]:
+    """Return the waits between attempts to read: none if Orbax of other processes would not take part."""
+    return () if processes.count() > 1 else files.WAITS
 
 
 def _items(state) -> dict:

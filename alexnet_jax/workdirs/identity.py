@@ -77,7 +77,7 @@ def read(workdir: StrPath) -> Identity | None:
         stored["run"], stored["origin"]["kind"]
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise InputError(
             f"{path}: cannot be read ({reason}); delete it, and the next start fills it in"

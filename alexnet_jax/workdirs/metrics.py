@@ -5,6 +5,7 @@ make one step of an epoch, or none. It drops the rows after its checkpoint, whos
 again.
 """
 
+import contextlib
 import datetime
 import json
 import logging
@@ -14,14 +15,14 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from alexnet_jax.runtime import processes, quiet_tensorflow
-from alexnet_jax.runtime.errors import InputError
-from alexnet_jax.runtime.files import StrPath, read_file, write_text
+from alexnet_jax.runtime.errors import InputError, reason, system_error
+from alexnet_jax.runtime.files import StrPath, is_number, parse_json, read_file, retry, write_text
 
 log = logging.getLogger("alexnet_jax")
 
+SPEED = "images_per_second"
 FIELDS = frozenset({
-    "step", "epoch", "learning_rate", "train_loss", "val_loss", "val_top1_error", "val_top5_error",
-    "images_per_second",
+    "step", "epoch", "learning_rate", "train_loss", "val_loss", "val_top1_error", "val_top5_error", SPEED,
 })  # fmt: skip
 REPORT_SECONDS = 10
 _LARGEST, _LONGEST = 256 << 20, 64 << 10  # bytes of the file and of a line, which has about 300
@@ -35,7 +36,7 @@ def read_rows(workdir: StrPath) -> list[dict]:
     except FileNotFoundError:
         lines = []
     except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); give the workdir of a run") from None
+        raise InputError(f"{path}: cannot be read ({reason(error)}); give the workdir of a run") from None
     rows = []
     for number, line in enumerate(lines, 1):
         row = _parse(line)
@@ -48,9 +49,13 @@ def read_rows(workdir: StrPath) -> list[dict]:
 
 
 def append_row(workdir: StrPath, row: dict) -> None:
-    """Add a validation to metrics.jsonl."""
-    with open(os.path.join(workdir, "metrics.jsonl"), "a") as file:
-        file.write(json.dumps(row) + "\n")
+    """Add a validation to metrics.jsonl. Raises OSError, which names it."""
+    path = os.path.join(workdir, "metrics.jsonl")
+    try:
+        with open(path, "a") as file:
+            file.write(json.dumps(row) + "\n")
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, path) from None
 
 
 def drop_rows_after(workdir: StrPath, step: int) -> None:
@@ -61,30 +66,34 @@ def drop_rows_after(workdir: StrPath, step: int) -> None:
     except FileNotFoundError:
         return
     except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); move it away, and the run goes on") from None
+        raise InputError(
+            f"{path}: cannot be read ({reason(error)}); move it away, and the run goes on"
+        ) from None
     write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def _lines(path: str) -> list[bytes]:
     """Return the whole lines of a file. Raises OSError, and ValueError if it is too long."""
-    return read_file(path, _LARGEST).split(b"\n")[:-1]
+    return retry(path, read_file, path, _LARGEST).split(b"\n")[:-1]
 
 
 def _parse(line: bytes) -> dict | None:
     """Return the row of a line, or None if it has none."""
     try:
-        row = json.loads(line) if len(line) <= _LONGEST else None
-    except (ValueError, RecursionError):
+        row = parse_json(line) if len(line) <= _LONGEST else None
+    except ValueError:
         return None
     if not isinstance(row, dict) or not row.keys() >= FIELDS:
         return None
-    return row if all(type(row[name]) in (int, float) for name in FIELDS) else None
+    # A speed that was not measured is null.
+    right = all(is_number(row[name]) or (name == SPEED and row[name] is None) for name in FIELDS)
+    return row if right else None
 
 
 class Writer:
     """Tell of a run in metrics.jsonl, in event files and in the log; process 0 alone writes.
 
-    Leaving the `with` block waits for the event files.
+    Leaving the `with` block waits for the event files. All raise OSError, which names the file or the folder.
     """
 
     def __init__(self, workdir: StrPath, step: int, fields: dict):
@@ -93,14 +102,20 @@ class Writer:
         if processes.index() == 0:
             drop_rows_after(workdir, step)
             self._events = _event_files(workdir)
-            self._events.write_hparams(fields)
+            with self._os_errors():
+                self._events.write_hparams(fields)
 
     def __enter__(self):
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, kind, error, traceback):
         if self._events:
-            self._events.close()
+            try:
+                with self._os_errors():
+                    self._events.close()
+            except OSError:
+                if error is None:  # else it has been told
+                    raise
 
     def write_row(self, row: dict) -> None:
         """Write the row of a validation."""
@@ -133,7 +148,20 @@ class Writer:
 
     def _write_event(self, step: int, scalars: dict[str, float]) -> None:
         if self._events:
-            self._events.write_scalars(step, scalars)
+            with self._os_errors():
+                self._events.write_scalars(step, scalars)
+
+    @contextlib.contextmanager
+    def _os_errors(self) -> Iterator[None]:
+        """Raise OSError where clu's thread fails because the system does."""
+        try:
+            yield
+        except Exception as error:  # clu, TensorFlow and the file system have no common one
+            cause = system_error(error)
+            if cause is None:
+                raise
+            events = os.path.join(self._workdir, "events.out.tfevents.*")
+            raise OSError(cause.errno, cause.strerror, events) from None
 
 
 def _event_files(workdir: StrPath):

@@ -7,6 +7,7 @@ import contextlib
 import json
 import logging
 import os
+import sys
 from collections.abc import Iterator
 
 import ml_collections
@@ -15,8 +16,8 @@ import numpy as np
 from alexnet_jax.datasets import statistics
 from alexnet_jax.datasets.source import Source
 from alexnet_jax.runtime import processes
-from alexnet_jax.runtime.errors import InputError, first_line
-from alexnet_jax.runtime.files import StrPath, folder_lock, read_json, write_text
+from alexnet_jax.runtime.errors import InputError, Unavailable, may_pass, reason, remedy
+from alexnet_jax.runtime.files import StrPath, folder_lock, is_number, read_json, write_text
 from alexnet_jax.workdirs import identity
 
 log = logging.getLogger("alexnet_jax")
@@ -24,6 +25,7 @@ log = logging.getLogger("alexnet_jax")
 LARGEST_JSON = 1 << 20  # bytes of config.json and eval.json, which have a few thousand
 # Fields of every evaluation; besides, one of a run has `step`, one of an ensemble `steps`.
 RESULT_FIELDS = frozenset({"split", "views", "examples", "loss", "top1_error", "top5_error"})
+_NUMBERS = RESULT_FIELDS - {"split"}
 
 
 def _tuples(value):
@@ -42,12 +44,15 @@ def read_config(workdir: StrPath) -> ml_collections.ConfigDict | None:
     """Read config.json, or return None if there is none. Raises InputError if it cannot be read."""
     path = os.path.join(workdir, "config.json")
     try:
-        return config_of(read_json(path, LARGEST_JSON))
+        content = read_json(path, LARGEST_JSON)
+        if not isinstance(content, dict):
+            raise ValueError("no object of JSON")
+        return config_of(content)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
         raise InputError(
-            f"{path}: is not a configuration ({first_line(error)}); give another --workdir"
+            f"{path}: is not a configuration ({reason(error)}); give another --workdir"
         ) from None
 
 
@@ -60,16 +65,14 @@ def write_config(config, workdir: StrPath) -> None:
 
 
 def read_result(workdir: StrPath) -> dict:
-    """Read eval.json, or return {} if there is none or it cannot be read."""
+    """Read eval.json, or return {} if there is none or it is damaged. Raises Unavailable."""
     try:
         result = read_json(os.path.join(workdir, "eval.json"), LARGEST_JSON)
     except (OSError, ValueError):
         return {}
-    complete = (
-        isinstance(result, dict) and result.keys() >= RESULT_FIELDS and isinstance(result["split"], str)
-    )
-    numbers = complete and all(type(result[name]) in (int, float) for name in RESULT_FIELDS - {"split"})
-    return result if numbers and {"step", "steps"} & result.keys() else {}
+    whole = isinstance(result, dict) and result.keys() >= RESULT_FIELDS and {"step", "steps"} & result.keys()
+    right = whole and isinstance(result["split"], str) and all(is_number(result[name]) for name in _NUMBERS)
+    return result if right and isinstance(result.get("step", 0), int | None) else {}
 
 
 def write_result(result: dict, workdir: StrPath) -> None:
@@ -77,13 +80,37 @@ def write_result(result: dict, workdir: StrPath) -> None:
     write_text(os.path.join(workdir, "eval.json"), json.dumps(result, indent=2) + "\n")
 
 
-def read_statistics(workdir: StrPath) -> dict[str, np.ndarray]:
-    """Read statistics.npz. Raises InputError if it is missing or damaged."""
+def read_statistics(workdir: StrPath, config) -> dict[str, np.ndarray]:
+    """Read statistics.npz of the run of `config`. Raises InputError if it is not its own."""
     path = os.path.join(workdir, "statistics.npz")
     stored = statistics.load(path)
     if stored is None:
         raise InputError(f"{path}: missing or damaged; the workdir cannot be evaluated without it")
+    named, classes = len(stored.get("label_names", ())), config.model.num_classes
+    if not statistics.fits(stored, config.data) or named > classes:
+        there = "x".join(map(str, stored["mean_image"].shape))
+        size, channels = config.data.image_size, config.data.channels
+        raise InputError(
+            f"{path}: is of {there} images and {named} classes, and config.json of {size}x{size}x{channels}"
+            f" and {classes}, or has values that are not finite; put back the run's own"
+        )
     return stored
+
+
+class _Log(logging.FileHandler):
+    """train.log. A line that cannot be written raises OSError in the program that logs it."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        error = sys.exception()
+        if not isinstance(error, OSError):
+            super().handleError(record)
+            return
+        log.removeHandler(self)
+        raise OSError(error.errno, error.strerror, self.baseFilename)
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):  # told by handleError
+            super().close()
 
 
 @contextlib.contextmanager
@@ -105,7 +132,7 @@ def _take(stack, config, workdir: StrPath, source: Source, of_run: identity.Iden
     try:
         os.makedirs(workdir, exist_ok=True)
         stack.enter_context(folder_lock(workdir, "another process trains", "one program trains"))
-        handler = logging.FileHandler(os.path.join(workdir, "train.log"))
+        handler = _Log(os.path.join(workdir, "train.log"))
         stack.enter_context(contextlib.closing(handler))
         if read_config(workdir) is None or statistics.load(path) is None:
             label_names = np.array(source.label_names)
@@ -114,7 +141,12 @@ def _take(stack, config, workdir: StrPath, source: Source, of_run: identity.Iden
             identity.write(workdir, of_run)
             write_config(config, workdir)
     except OSError as error:
-        raise InputError(f"--workdir={workdir}: cannot be written ({error}); give another") from None
+        if may_pass(error):
+            todo = remedy(error, "the same command goes on")
+            raise Unavailable(
+                f"{error.filename or workdir}: cannot be written ({reason(error)}){todo}"
+            ) from None
+        raise InputError(f"--workdir={workdir}: cannot be written ({reason(error)}); give another") from None
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     log.addHandler(handler)
     stack.callback(log.removeHandler, handler)
