@@ -92,7 +92,8 @@ def load(path) -> dict[str, np.ndarray] | None:
         with contextlib.ExitStack() as stack:
             is_open = isinstance(path, io.BytesIO)
             file: Any = path if is_open else stack.enter_context(retry(path, open, path, "rb", 0))
-            archive = stack.enter_context(zipfile.ZipFile(BoundedReader(file, max(_LARGEST.values()))))
+            bounded = stack.enter_context(BoundedReader(file, max(_LARGEST.values())))
+            archive = stack.enter_context(zipfile.ZipFile(bounded))
             arrays = {name: _member(archive, name) for name in ARRAYS}
             if "label_names.npy" in archive.namelist():
                 arrays["label_names"] = _member(archive, "label_names")
