@@ -134,7 +134,7 @@ TABLE = [
     ("experiments.figures", "curves --workdir=EMPTY", 2, "has no config.json"),
     ("experiments.figures", "curves --workdir=null+rows", 2, "line 1 is no validation"),
     ("experiments.figures", "curves --workdir=text+rows", 2, "line 1 is no validation"),
-    ("experiments.figures", "curves --workdir=deep+rows", 2, "metrics.jsonl: cannot be read (nested too"),
+    ("experiments.figures", "curves --workdir=deep+rows", 2, "metrics.jsonl: line 1 is no validation"),
     ("experiments.figures", "curves --workdir=no+rows", 2, "has no validation yet"),
     ("experiments.figures", "curves --workdir=run --out=no/x", 2, "--out=no/x.png: cannot be written"),
     ("experiments.figures", "figure3 --workdir=deep", 2, "is not a configuration"),
@@ -147,7 +147,7 @@ TABLE = [
     ("experiments.benchmark", f"train {Q} --seconds=2", 2, "--seconds: is for input"),
     ("experiments.benchmark", f"train {Q} --variants=x", 2, "--variants: 'x' has no FIELD=VALUE"),
     ("experiments.shrink", "EMPTY new 8", 2, "EMPTY: has no files"),
-    ("experiments.shrink", "data/val FILE 8", 1, "Not a directory"),
+    ("experiments.shrink", "data FILE 8", 2, "is there already; give a new folder"),
     ("experiments.shrink", "data new 0", 2, "expected a whole number of at least 1"),
 ]  # fmt: skip
 

@@ -223,7 +223,7 @@ def test_a_line_of_the_log_that_cannot_be_written_names_the_file(tmp_path, sourc
     config = quickstart.get_config()
     with workdir.take(config, str(tmp_path), source, OF_RUN):
         (handler,) = [h for h in LOG.handlers if isinstance(h, logging.FileHandler)]
-        handler.setStream(open("/dev/full", "w"))  # noqa: SIM115
+        handler.setStream(open("/dev/full", "w")).close()  # noqa: SIM115
         with pytest.raises(OSError, match="No space left on device") as told:
             LOG.error("a line")
         assert told.value.filename == str(tmp_path / "train.log")

@@ -91,7 +91,7 @@ def load(path) -> dict[str, np.ndarray] | None:
     try:
         with contextlib.ExitStack() as stack:
             is_open = isinstance(path, io.BytesIO)
-            file: Any = path if is_open else stack.enter_context(retry(path, open, path, "rb", 0))
+            file: Any = path if is_open else stack.enter_context(retry(path, _open, path))
             bounded = stack.enter_context(BoundedReader(file, max(_LARGEST.values())))
             archive = stack.enter_context(zipfile.ZipFile(bounded))
             arrays = {name: _member(archive, name) for name in ARRAYS}
@@ -120,6 +120,16 @@ def fits(stored: dict[str, np.ndarray], data) -> bool:
     shape = data.image_size, data.image_size, data.channels
     finite = all(np.isfinite(stored[name]).all() for name in ARRAYS)
     return stored["mean_image"].shape == shape and finite
+
+
+def _open(path) -> Any:
+    """Open a file and read from it: zipfile takes an error of the system for damage."""
+    with contextlib.ExitStack() as stack:
+        file = stack.enter_context(open(path, "rb", buffering=0))
+        file.read(1)
+        file.seek(0)
+        stack.pop_all()
+    return file
 
 
 def _member(archive: zipfile.ZipFile, name: str) -> np.ndarray:
