@@ -16,7 +16,7 @@ from typing import Any
 
 from alexnet_jax.datasets import fingerprints
 from alexnet_jax.datasets.source import Source
-from alexnet_jax.runtime.errors import InputError, some
+from alexnet_jax.runtime.errors import InputError, first_line, some
 from alexnet_jax.runtime.files import StrPath, read_json, write_text
 
 log = logging.getLogger("alexnet_jax")
@@ -78,7 +78,7 @@ def read(workdir: StrPath) -> Identity | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        reason = f"{type(error).__name__}: {error}"
+        reason = f"{type(error).__name__}: {first_line(error)}"
         raise InputError(
             f"{path}: cannot be read ({reason}); delete it, and the next start fills it in"
         ) from None
