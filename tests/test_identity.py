@@ -19,13 +19,21 @@ from alexnet_jax.workdirs import identity
 from alexnet_jax.workdirs.workdir import read_result
 
 
+@pytest.fixture(scope="module")
+def first_run(tmp_path_factory):
+    """A folder with data, pictures of three classes, and run, the workdir of a finished run."""
+    folder = tmp_path_factory.mktemp("first")
+    train.train(
+        folders.config_of(folders.make(folder / "data", ["ant", "bee", "cow"]), 4), str(folder / "run")
+    )
+    return folder
+
+
 @pytest.fixture
-def trained(tmp_path):
-    """(folder of pictures, workdir of a finished run of three classes, its configuration)."""
-    folder = folders.make(tmp_path / "data", ["ant", "bee", "cow"])
-    config = folders.config_of(folder, 4)
-    train.train(config, str(tmp_path / "run"))
-    return folder, tmp_path / "run", config
+def trained(first_run, tmp_path):
+    """(folder of pictures, workdir, configuration) of a copy of the first run."""
+    shutil.copytree(first_run, tmp_path, dirs_exist_ok=True)
+    return tmp_path / "data", tmp_path / "run", folders.config_of(tmp_path / "data", 4)
 
 
 def files(workdir):
