@@ -96,7 +96,7 @@ def read(paths: list[str], config) -> Iterator[tuple[str, np.ndarray]]:
             print(line, file=sys.stderr)
 
 
-def figure_of(pictures: list, network: Network):
+def figure_of(pictures: list, names: list[str]):
     """Return a matplotlib figure: every picture above its five most probable labels, four in a row."""
     from matplotlib.figure import Figure
 
@@ -114,7 +114,7 @@ def figure_of(pictures: list, network: Network):
         name = short(printable(os.path.basename(path)), 26)
         page.text(left + 1, bottom + 3.08, name, ha="center", fontsize="small", parse_math=False)
         bars = figure.add_axes((left / width, bottom / height, 2 / width, 0.95 / height))
-        draw_top_five(bars, probabilities, network.names)
+        draw_top_five(bars, probabilities, names)
     page.set(xlim=(0, width), ylim=(0, height), aspect="auto")
     return figure
 
@@ -122,9 +122,9 @@ def figure_of(pictures: list, network: Network):
 class Figures:
     """Write pictures with their labels to a figure, or to several; only those of one are kept in memory."""
 
-    def __init__(self, file: str | None, network: Network, several: bool):
+    def __init__(self, file: str | None, names: list[str], several: bool):
         """`file` is where to write, or None not to; `several` puts a number into each name."""
-        self._file, self._network, self._several = file, network, several
+        self._file, self._names, self._several = file, names, several
         self._pictures: list[tuple[str, np.ndarray, np.ndarray]] = []
         self._written = 0
 
@@ -142,7 +142,7 @@ class Figures:
         self._written += 1
         name, kind = os.path.splitext(self._file)
         file = f"{name}-{self._written}{kind}" if self._several else self._file
-        figure_of(self._pictures, self._network).savefig(file, dpi=150)
+        figure_of(self._pictures, self._names).savefig(file, dpi=150)
         self._pictures.clear()
 
 
@@ -163,7 +163,7 @@ def main(arguments: list[str]) -> int:
             raise InputError(f"--figure={given.figure}: give a name that ends in .png, .pdf, .svg or .jpg")
     workdir = os.path.expanduser(given.workdir)
     network = Network(configuration.of_run(workdir, given.overrides), workdir)
-    found, figures = 0, Figures(given.figure, network, len(given.images) > FIGURE)
+    found, figures = 0, Figures(given.figure, network.names, len(given.images) > FIGURE)
     for start in range(0, len(given.images), BATCH):
         pictures = list(read(given.images[start : start + BATCH], network.config))
         if not pictures:

@@ -287,7 +287,8 @@ def test_a_reader_of_stdout_that_has_gone_ends_the_program_in_silence(code, exit
         [sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     process.stdout.close()
-    assert process.stderr.read() == ""
+    with process.stderr:
+        assert process.stderr.read() == ""
     assert process.wait() == exit_code
 
 

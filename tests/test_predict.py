@@ -142,7 +142,7 @@ def test_bad_input_is_named(flags, words, workdir, tmp_path):
 def test_figures_of_many_pictures_have_a_number_and_keep_few_in_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(predict, "FIGURE", 6)
     network = types.SimpleNamespace(names=[f"class {number}" for number in range(5)])
-    figures = predict.Figures(str(tmp_path / "top.png"), network, several=True)
+    figures = predict.Figures(str(tmp_path / "top.png"), network.names, several=True)
     for number in range(14):
         figures.add(f"{number}.jpg", np.full((8, 8, 3), 9 * number, np.uint8), np.full(5, 0.2))
         assert len(figures._pictures) < 6
@@ -156,7 +156,7 @@ def test_a_figure_takes_a_time_that_grows_with_the_pictures_alone():
     """matplotlib's layouts compare all axes with each other; fixed positions need none."""
     network = types.SimpleNamespace(names=["a"] * 5)
     pictures = [(f"{number}.jpg", np.zeros((8, 8, 3), np.uint8), np.full(5, 0.2)) for number in range(9)]
-    figure = predict.figure_of(pictures, network)
+    figure = predict.figure_of(pictures, network.names)
     assert figure.get_layout_engine() is None
     places = [axes.get_position().bounds for axes in figure.axes[1:]]
     assert len(set(places)) == 9 and all(left >= 0 and bottom >= 0 for left, bottom, *_ in places)

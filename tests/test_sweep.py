@@ -1,6 +1,5 @@
 """experiments/sweep.py and ensemble.py: which runs, their order, ends and restarts, the table."""
 
-import contextlib
 import csv
 import dataclasses
 import json
@@ -482,18 +481,8 @@ def test_a_sweep_killed_in_the_middle_ends_with_the_same_table(swept, data_dir, 
     assert "resuming" in "".join(path.read_text() for path in tmp_path.glob("w/*/seed-0/console.log"))
 
 
-class NoStop(contextlib.nullcontext):
-    """Of a run in a thread, which cannot have signals; in place of runtime/stop.py's."""
-
-    def __enter__(self):
-        return self
-
-    def after(self, step):
-        return False
-
-
 @pytest.fixture
-def small_sweep(tmp_path, monkeypatch):
+def small_sweep(tmp_path):
     """(folder of pictures, all variants but the first, run(): the sweep, and the lines that it started)."""
     folder = folders.make(tmp_path / "data", ["ant", "bee"])
     config = folders.config_of(folder, 2)
@@ -505,7 +494,6 @@ def small_sweep(tmp_path, monkeypatch):
     ]
 
     (tmp_path / "sweep").mkdir()
-    monkeypatch.setattr(train, "StopRequest", NoStop)
 
     def run(variants=variants, **changes):
         own = config.copy_and_resolve_references()

@@ -192,7 +192,8 @@ def test_exports_of_former_versions_are_read_as_before(tmp_path):
     weights.import_weights("caffe", file, str(tmp_path / "run"), config, mean=str(tmp_path / "mean.npz"))
     assert_same_bits(exported(tmp_path / "run", tmp_path / "out.safetensors"), tensors)
     stored = statistics.load(tmp_path / "run" / "statistics.npz")
-    assert_same_bits(stored, arrays)
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(stored[name], array)
     # Weights of this network in Caffe's would run, and mean something else.
     with pytest.raises(InputError, match="is of the network 'quickstart'"):
         weights.import_weights("caffe", file, str(tmp_path / "caffe"))

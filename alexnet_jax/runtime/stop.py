@@ -23,6 +23,8 @@ class StopRequested(Exception):
 class StopRequest:
     """Within the block, SIGTERM and SIGINT ask for a stop at the next check; a second one stops at once.
 
+    In a thread other than the main one, signals are left to that one.
+
     A signal to any of several processes stops all of them at the same check. One that was signalled and comes
     to no further check, because another process is stuck, ends with one line.
     """
@@ -33,9 +35,12 @@ class StopRequest:
 
     def __enter__(self):
         self._former = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
+        if threading.current_thread() is not threading.main_thread():  # it cannot have handlers
+            self._former = {}
         if self._several:
             processes.watch_preemption()  # has a handler of its own for SIGTERM
-            signal.signal(signal.SIGINT, self._pass_on)
+            if signal.SIGINT in self._former:
+                signal.signal(signal.SIGINT, self._pass_on)
             for number in self._former:
                 self._end_if_stuck(number)
         else:
