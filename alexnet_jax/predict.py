@@ -42,9 +42,8 @@ class Network:
         self.label_names = [str(name) for name in stored.get("label_names", ())]
         unnamed = range(len(self.label_names), config.model.num_classes)
         words = {line.split(" ", 1)[0]: line for line in imagenet_classes()}
-        named = [
-            printable(words.get(name, name)) for name in self.label_names
-        ]  # folders may have the WordNet id alone
+        # Folders may have the WordNet id alone.
+        named = [printable(words.get(name, name)) for name in self.label_names]
         self.names = [*named, *(f"class {label}" for label in unnamed)]
         self._outputs = make_view_outputs(config, self.mesh, config.eval.views)
 

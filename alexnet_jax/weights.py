@@ -233,7 +233,7 @@ def _origin(file: str, stored: dict, run: metadata.Run | None) -> dict[str, Any]
     """Return what identity.json says of the weights: their file and, of an own export, their run."""
     with open(file, "rb") as content:
         digest = hashlib.file_digest(content, lambda: hashlib.blake2b(digest_size=8)).hexdigest()
-    classes = fingerprints.combined("\0".join(map(str, stored["label_names"])))
+    classes = fingerprints.of_names(stored["label_names"])
     origin = {"kind": "file", "content": digest, "classes": classes}
     return origin | ({"run": run.run, "step": run.step} if run else {})
 
@@ -241,12 +241,13 @@ def _origin(file: str, stored: dict, run: metadata.Run | None) -> dict[str, Any]
 def _make_workdir(workdir: str, config, arrays: dict, origin: dict, params: dict) -> None:
     from alexnet_jax import optimizer
     from alexnet_jax.step import new_state
-    from alexnet_jax.workdirs.checkpoint import save_first
+    from alexnet_jax.workdirs.checkpoint import Checkpoints
 
     there = os.path.isdir(workdir)
     try:
         os.makedirs(workdir, exist_ok=True)
-        save_first(workdir, new_state(params, optimizer.make(config)), config.checkpoint.keep)
+        with Checkpoints(workdir, config.checkpoint.keep) as checkpoints:
+            checkpoints.save(new_state(params, optimizer.make(config)))
         statistics.save(os.path.join(workdir, "statistics.npz"), arrays)
         fields = configuration.run_fields(config)
         identity.write(workdir, identity.of_run(fields, None, None, origin))

@@ -11,7 +11,7 @@ import logging
 import os
 import pathlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
@@ -43,6 +43,11 @@ def combined(*parts: bytes | str) -> str:
     """Return the fingerprint of several parts, in their order."""
     texts = (part.encode("utf-8", "surrogateescape") if isinstance(part, str) else part for part in parts)
     return hashlib.blake2b(b"".join(of_bytes(text) for text in texts), digest_size=8).hexdigest()
+
+
+def of_names(names: Iterable) -> str:
+    """Return the fingerprint of names of classes, in their order."""
+    return combined("\0".join(map(str, names)))
 
 
 def digests(

@@ -2,7 +2,7 @@
 
 InputError, Unavailable, Diverged   raised by us; their message is the line
 one_line                            the line and the exit code of these and of errors of the system
-system_error                        the error of the system behind an exception of a library
+system_error, os_errors             the error of the system behind an exception of a library
 """
 
 import contextlib
@@ -11,7 +11,7 @@ import errno
 import os
 import re
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 
 class InputError(Exception):
@@ -110,6 +110,18 @@ def system_error(error: BaseException) -> OSError | None:
                 return OSError(code, os.strerror(code))
         seen = seen.__cause__ or seen.__context__
     return None
+
+
+@contextlib.contextmanager
+def os_errors(path: str) -> Iterator[None]:
+    """Raise OSError, which names `path`, where a library fails within the block because the system does."""
+    try:
+        yield
+    except Exception as error:  # Orbax, tensorstore, clu and TensorFlow have no common one
+        cause = system_error(error)
+        if cause is None:
+            raise
+        raise OSError(cause.errno, cause.strerror, path) from None
 
 
 def first_line(error: BaseException) -> str:

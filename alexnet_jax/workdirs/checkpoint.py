@@ -26,7 +26,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from alexnet_jax.runtime import files, processes
-from alexnet_jax.runtime.errors import InputError, Unavailable, reason, remedy, system_error
+from alexnet_jax.runtime.errors import InputError, Unavailable, os_errors, reason, remedy
 from alexnet_jax.runtime.files import StrPath, write_text
 
 log = logging.getLogger("alexnet_jax")
@@ -46,12 +46,6 @@ def has_checkpoints(workdir: StrPath) -> bool:
 
 def _names(workdir: StrPath) -> list[str]:
     return files.list_folder(os.path.join(workdir, "checkpoints"))
-
-
-def save_first(workdir: StrPath, state: State, keep: int) -> None:
-    """Write the first checkpoint of a new workdir, and wait for it. Raises OSError if that fails."""
-    with Checkpoints(workdir, keep) as checkpoints:
-        checkpoints.save(state)
 
 
 @contextlib.contextmanager
@@ -269,16 +263,14 @@ class Checkpoints:
     def _os_errors(self) -> Iterator[None]:
         """Raise OSError, which names the folder, where Orbax fails because the system does."""
         try:
-            yield
-        except Exception as error:  # Orbax, tensorstore and the file system have no common one
-            cause = system_error(error)
-            if cause is None:
-                raise
+            with os_errors(self._folder):
+                yield
+        except OSError:
             for thread in threading.enumerate():
                 if type(thread).__module__.startswith("orbax."):  # goes on writing after another's failure
                     with contextlib.suppress(Exception):  # its own failure, which Orbax raises here
                         thread.join(_PATIENCE)
-            raise OSError(cause.errno, cause.strerror, self._folder) from None
+            raise
 
     def _warn(self, step: int, error: Exception) -> None:
         reason = (str(error).splitlines() or [""])[0][:120]

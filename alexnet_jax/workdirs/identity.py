@@ -56,8 +56,7 @@ def of_run(fields: dict[str, Any], train: Source | None, val: Source | None, ori
 
 def of_result(source: Source) -> dict[str, str]:
     """Return what eval.json says of the data that an evaluation read."""
-    classes = fingerprints.combined("\0".join(map(str, source.label_names)))
-    return {"fingerprint": source.fingerprint(), "classes": classes}
+    return {"fingerprint": source.fingerprint(), "classes": fingerprints.of_names(source.label_names)}
 
 
 def of_workdir(workdir: StrPath) -> str | None:

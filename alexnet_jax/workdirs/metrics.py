@@ -5,7 +5,6 @@ make one step of an epoch, or none. It drops the rows after its checkpoint, whos
 again.
 """
 
-import contextlib
 import datetime
 import json
 import logging
@@ -15,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from alexnet_jax.runtime import processes, quiet_tensorflow
-from alexnet_jax.runtime.errors import InputError, reason, system_error
+from alexnet_jax.runtime.errors import InputError, os_errors, reason
 from alexnet_jax.runtime.files import StrPath, is_number, parse_json, read_file, retry, write_text
 
 log = logging.getLogger("alexnet_jax")
@@ -151,17 +150,8 @@ class Writer:
             with self._os_errors():
                 self._events.write_scalars(step, scalars)
 
-    @contextlib.contextmanager
-    def _os_errors(self) -> Iterator[None]:
-        """Raise OSError where clu's thread fails because the system does."""
-        try:
-            yield
-        except Exception as error:  # clu, TensorFlow and the file system have no common one
-            cause = system_error(error)
-            if cause is None:
-                raise
-            events = os.path.join(self._workdir, "events.out.tfevents.*")
-            raise OSError(cause.errno, cause.strerror, events) from None
+    def _os_errors(self):
+        return os_errors(os.path.join(self._workdir, "events.out.tfevents.*"))
 
 
 def _event_files(workdir: StrPath):
