@@ -32,10 +32,8 @@ def ensemble(workdirs: list[str], overrides: dict) -> dict:
     from alexnet_jax.workdirs.workdir import read_statistics
 
     configs = [configuration.of_run(workdir, overrides) for workdir in workdirs]
-    stored = [read_statistics(workdir, own) for workdir, own in zip(workdirs, configs, strict=True)]
-    names = [[str(name) for name in arrays.get("label_names", ())] for arrays in stored]
-    config, places = configs[0], []
-    for workdir, other, other_names in zip(workdirs, configs, names, strict=True):
+    config = configs[0]
+    for workdir, other in zip(workdirs, configs, strict=True):
         ours, theirs = dict(configuration.flatten(config)), dict(configuration.flatten(other))
         for field in SAME:
             if ours[field] != theirs[field]:
@@ -43,9 +41,13 @@ def ensemble(workdirs: list[str], overrides: dict) -> dict:
                     f"{workdir}: {field} is {theirs[field]!r}, and {ours[field]!r} in {workdirs[0]}; give"
                     " networks of one data set"
                 )
-        places.append(_places_of_classes(workdir, other_names, names[0]))
         # Networks of one and of two columns share a mesh: every device runs all columns.
         other.mesh.column = 1
+    stored = [read_statistics(workdir, own) for workdir, own in zip(workdirs, configs, strict=True)]
+    names = [[str(name) for name in arrays.get("label_names", ())] for arrays in stored]
+    places = [
+        _places_of_classes(workdir, own, names[0]) for workdir, own in zip(workdirs, names, strict=True)
+    ]
     mesh = make_mesh(config, ("eval.batch_size",))
     source = evaluate.test_source(config)
     labelled = with_labels_of(names[0], source)

@@ -201,7 +201,7 @@ from jax.experimental import multihost_utils
 State.initialize_preemption_sync_manager = staticmethod(lambda: None)
 multihost_utils.reached_preemption_sync_point = lambda step: False
 with processes.watchdog(1):
-    processes.watch_preemption(3)
+    processes.watch_preemption()
     print(processes._progress.slow, processes._progress.slowest < 1)
     processes.preempted(4)
     print(processes._progress.slow)
