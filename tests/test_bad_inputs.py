@@ -127,7 +127,7 @@ TABLE = [
     ("alexnet_jax.weights", "export out.safetensors --workdir=size", 2, "statistics.npz: is of 28x28x1"),
     ("alexnet_jax.weights", "export out.pth --workdir=run", 2, "out.pth: is no name of a .safetensors"),
     ("alexnet_jax.weights", "export no/out.safetensors --workdir=run", 2, "cannot be written"),
-    ("experiments.sweep", f"{Q} {ABLATIONS} --workdir=run", 2, "belongs to a run"),
+    ("experiments.sweep", f"{Q} {ABLATIONS} --workdir=run --config.data.dir=PREPARED", 2, "belongs to a run"),
     ("experiments.sweep", f"{Q} {ABLATIONS} --workdir=FILE", 2, "cannot be written"),
     ("experiments.sweep", f"{Q} --sweep=nowhere.py --workdir=new", 2, "--sweep=nowhere.py: there is no such"),
     ("experiments.sweep", f"{Q} {ABLATIONS} --workdir=new --config.seed=1", 2, "--config.seed"),
@@ -154,11 +154,10 @@ TABLE = [
 
 
 @pytest.fixture
-def start(place, data_dir, monkeypatch, capsys):
+def start(place, monkeypatch, capsys):
     """Run a command in `place`; return its exit code, stdout and stderr."""
     monkeypatch.setattr(command_line, "start_log", lambda: None)
     monkeypatch.chdir(place)
-    monkeypatch.setenv("TFDS_DATA_DIR", data_dir)  # instead of the user's, and not prepared for this alone
     for name in ("configs", "experiments"):
         if not os.path.lexists(place / name):
             (place / name).symlink_to(ROOT / name)
@@ -173,13 +172,14 @@ def start(place, data_dir, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("command, text, code, words", TABLE, ids=lambda value: ascii(value)[:70])
-def test_a_bad_input_is_one_line(start, place, command, text, code, words):
+def test_a_bad_input_is_one_line(start, place, data_dir, command, text, code, words):
     def left():
         ignored = "train.log", ".lock"
         return {path for path in place.rglob("*") if path.name not in ignored}
 
     def full(line):
-        return line.replace("FILE", "file").replace("EMPTY", "empty").replace("BROKEN", "broken")
+        line = line.replace("FILE", "file").replace("EMPTY", "empty").replace("BROKEN", "broken")
+        return line.replace("PREPARED", data_dir)
 
     arguments = [full(argument).replace("+", " ") for argument in text.split(" ")]
     before = left()
