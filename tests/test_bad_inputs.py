@@ -128,7 +128,7 @@ TABLE = [
     ("alexnet_jax.weights", "export out.pth --workdir=run", 2, "out.pth: is no name of a .safetensors"),
     ("alexnet_jax.weights", "export no/out.safetensors --workdir=run", 2, "cannot be written"),
     ("experiments.sweep", f"{Q} {ABLATIONS} --workdir=run --config.data.dir=PREPARED", 2, "belongs to a run"),
-    ("experiments.sweep", f"{Q} {ABLATIONS} --workdir=FILE", 2, "cannot be written"),
+    ("experiments.sweep", f"{Q} {ABLATIONS} --workdir=FILE --config.data.dir=PREPARED", 2, "cannot be written"),
     ("experiments.sweep", f"{Q} --sweep=nowhere.py --workdir=new", 2, "--sweep=nowhere.py: there is no such"),
     ("experiments.sweep", f"{Q} {ABLATIONS} --workdir=new --config.seed=1", 2, "--config.seed"),
     ("experiments.figures", "curves --workdir=EMPTY", 2, "has no config.json"),
