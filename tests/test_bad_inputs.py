@@ -21,6 +21,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 Q = "--config=configs/quickstart.py"
 DEEP = "[" * 100_000
 ABLATIONS = "--sweep=experiments/sweeps/ablations.py"
+PREPARED = "--config.data.dir=DATA_DIR"
 
 
 @pytest.fixture(scope="module")
@@ -127,8 +128,8 @@ TABLE = [
     ("alexnet_jax.weights", "export out.safetensors --workdir=size", 2, "statistics.npz: is of 28x28x1"),
     ("alexnet_jax.weights", "export out.pth --workdir=run", 2, "out.pth: is no name of a .safetensors"),
     ("alexnet_jax.weights", "export no/out.safetensors --workdir=run", 2, "cannot be written"),
-    ("experiments.sweep", f"{Q} {ABLATIONS} --workdir=run --config.data.dir=PREPARED", 2, "belongs to a run"),
-    ("experiments.sweep", f"{Q} {ABLATIONS} --workdir=FILE --config.data.dir=PREPARED", 2, "cannot be written"),
+    ("experiments.sweep", f"{Q} {ABLATIONS} --workdir=run {PREPARED}", 2, "belongs to a run"),
+    ("experiments.sweep", f"{Q} {ABLATIONS} --workdir=FILE {PREPARED}", 2, "cannot be written"),
     ("experiments.sweep", f"{Q} --sweep=nowhere.py --workdir=new", 2, "--sweep=nowhere.py: there is no such"),
     ("experiments.sweep", f"{Q} {ABLATIONS} --workdir=new --config.seed=1", 2, "--config.seed"),
     ("experiments.figures", "curves --workdir=EMPTY", 2, "has no config.json"),
@@ -179,7 +180,7 @@ def test_a_bad_input_is_one_line(start, place, data_dir, command, text, code, wo
 
     def full(line):
         line = line.replace("FILE", "file").replace("EMPTY", "empty").replace("BROKEN", "broken")
-        return line.replace("PREPARED", data_dir)
+        return line.replace("DATA_DIR", data_dir)
 
     arguments = [full(argument).replace("+", " ") for argument in text.split(" ")]
     before = left()
