@@ -276,13 +276,6 @@ def check_same_run(config, workdir: StrPath, data: bool = True) -> None:
     if theirs is None:
         if os.path.exists(workdir) and not os.path.isdir(workdir):
             raise InputError(f"--workdir={workdir}: is a file; give a folder")
-        above = os.path.abspath(workdir)  # told before the data is prepared, which may take an hour
-        while not os.path.lexists(above):
-            above = os.path.dirname(above)
-        if not os.path.isdir(above):
-            raise InputError(f"--workdir={workdir}: cannot be written ({above} is no folder); give another")
-        if not os.access(above, os.W_OK):
-            raise InputError(f"--workdir={workdir}: cannot be written (no right to {above}); give another")
         if os.path.isdir(os.path.join(workdir, "checkpoints")):
             raise InputError(f"{workdir}/config.json: missing beside its checkpoints; give another --workdir")
         return

@@ -31,7 +31,7 @@ from alexnet_jax import evaluate, network, optimizer
 from alexnet_jax.datasets.batches import training_batches
 from alexnet_jax.datasets.labels import check_labels, with_labels_of
 from alexnet_jax.datasets.source import Source, check_content, open_source
-from alexnet_jax.runtime import processes
+from alexnet_jax.runtime import command_line, processes
 from alexnet_jax.runtime.errors import Diverged, InputError
 from alexnet_jax.runtime.mesh import batch_sharding, block_on_cpu, make_mesh, replicated
 from alexnet_jax.runtime.stop import StopRequest, StopRequested
@@ -58,6 +58,8 @@ def train(config, workdir: str) -> None:
     Raises InputError before anything is written, Diverged, and Unavailable for a full disk.
     """
     processes.all_processes(configuration.check_same_run, config, workdir)
+    # Before the data is prepared, which may take an hour.
+    processes.on_process_0(command_line.check_can_be_made, "--workdir", workdir)
     if config.eval.step != -1:
         raise InputError(
             f"eval.step: {config.eval.step} is for --mode=eval; training evaluates the best (-1)"

@@ -147,11 +147,17 @@ class _Progress:
         log.info("; ".join([line, *going]))
 
 
+def check_workdir(workdir: str) -> None:
+    """Raise InputError if a sweep cannot have the folder."""
+    if os.path.exists(os.path.join(workdir, "config.json")):
+        raise InputError(f"--workdir={workdir}: belongs to a run; give a folder for the sweep")
+    command_line.check_can_be_made("--workdir", workdir)
+
+
 @contextlib.contextmanager
 def take(workdir: str) -> Iterator[None]:
     """Make the folder, and keep other sweeps out of it within the block. Raises InputError."""
-    if os.path.exists(os.path.join(workdir, "config.json")):
-        raise InputError(f"--workdir={workdir}: belongs to a run; give a folder for the sweep")
+    check_workdir(workdir)
     with contextlib.ExitStack() as stack:
         try:
             os.makedirs(workdir, exist_ok=True)
@@ -207,6 +213,7 @@ def main(arguments: list[str]) -> int:
     if "seed" in overrides:
         raise InputError("--config.seed: every seed from 0 is run; give their number, --seeds")
     workdir = os.path.abspath(os.path.expanduser(given.workdir))
+    check_workdir(workdir)  # before the plan, which prepares the data
     slurm = launchers.Submitit(workdir, _slurm_parameters(given.slurm)) if given.launcher == "slurm" else None
     variants = load_variants(given.sweep, config)
     plan = Plan(variants, config, given.config, overrides, workdir, given.seeds, data_of)

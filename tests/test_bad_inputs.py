@@ -21,7 +21,6 @@ ROOT = pathlib.Path(__file__).parent.parent
 Q = "--config=configs/quickstart.py"
 DEEP = "[" * 100_000
 ABLATIONS = "--sweep=experiments/sweeps/ablations.py"
-PREPARED = "--config.data.dir=DATA_DIR"
 
 
 @pytest.fixture(scope="module")
@@ -74,8 +73,8 @@ def place(tmp_path_factory):
 TABLE = [
     # command, arguments, exit code, words of the line
     ("alexnet_jax.main", f"{Q} --workdir=FILE", 2, "FILE: is a file; give a folder"),
-    ("alexnet_jax.main", f"{Q} --workdir=FILE/below", 2, "file is no folder); give another"),
-    ("alexnet_jax.main", f"{Q} --workdir=BROKEN", 2, "broken is no folder); give another"),
+    ("alexnet_jax.main", f"{Q} --workdir=FILE/below", 2, "FILE/below: cannot be written (Not a directory)"),
+    ("alexnet_jax.main", f"{Q} --workdir=BROKEN", 2, "BROKEN: cannot be written (No such file or directory)"),
     ("alexnet_jax.main", f"{Q} --workdir=\udcff", 2, r"--workdir=\xff: is not UTF-8; rename it"),
     ("alexnet_jax.main", "--config=\udcff.py", 2, r"--config=\xff.py: is not UTF-8; rename it"),
     ("alexnet_jax.main", "--config=configs", 2, "--config=configs: there is no such file; configs/ has"),
@@ -128,8 +127,8 @@ TABLE = [
     ("alexnet_jax.weights", "export out.safetensors --workdir=size", 2, "statistics.npz: is of 28x28x1"),
     ("alexnet_jax.weights", "export out.pth --workdir=run", 2, "out.pth: is no name of a .safetensors"),
     ("alexnet_jax.weights", "export no/out.safetensors --workdir=run", 2, "cannot be written"),
-    ("experiments.sweep", f"{Q} {ABLATIONS} --workdir=run {PREPARED}", 2, "belongs to a run"),
-    ("experiments.sweep", f"{Q} {ABLATIONS} --workdir=FILE {PREPARED}", 2, "cannot be written"),
+    ("experiments.sweep", f"{Q} {ABLATIONS} --workdir=run", 2, "belongs to a run"),
+    ("experiments.sweep", f"{Q} {ABLATIONS} --workdir=FILE", 2, "cannot be written"),
     ("experiments.sweep", f"{Q} --sweep=nowhere.py --workdir=new", 2, "--sweep=nowhere.py: there is no such"),
     ("experiments.sweep", f"{Q} {ABLATIONS} --workdir=new --config.seed=1", 2, "--config.seed"),
     ("experiments.figures", "curves --workdir=EMPTY", 2, "has no config.json"),
@@ -173,14 +172,13 @@ def start(place, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("command, text, code, words", TABLE, ids=lambda value: ascii(value)[:70])
-def test_a_bad_input_is_one_line(start, place, data_dir, command, text, code, words):
+def test_a_bad_input_is_one_line(start, place, command, text, code, words):
     def left():
         ignored = "train.log", ".lock"
         return {path for path in place.rglob("*") if path.name not in ignored}
 
     def full(line):
-        line = line.replace("FILE", "file").replace("EMPTY", "empty").replace("BROKEN", "broken")
-        return line.replace("DATA_DIR", data_dir)
+        return line.replace("FILE", "file").replace("EMPTY", "empty").replace("BROKEN", "broken")
 
     arguments = [full(argument).replace("+", " ") for argument in text.split(" ")]
     before = left()

@@ -36,6 +36,7 @@ from alexnet_jax.runtime.errors import (
     InputError,
     Stopped,
     first_line,
+    may_pass,
     nearest,
     one_line,
     printable,
@@ -169,12 +170,30 @@ def call_file(flag: str, value: str, function: str, *arguments, folder: str) -> 
 def check_writable(flag: str, path: str) -> None:
     """Raise InputError before the work whose result is to be written to `path`, which `flag` gave."""
     reason = "it is a folder" if os.path.isdir(path) else ""
-    try:
-        tempfile.TemporaryFile(dir=os.path.dirname(path) or ".").close()
-    except OSError as error:
+    error = _error_of_a_file_in(os.path.dirname(path) or ".")
+    if error:
         reason = str(error.strerror)
     if reason:
         raise InputError(f"{flag}={path}: cannot be written ({reason}); give another")
+
+
+def check_can_be_made(flag: str, folder: str) -> None:
+    """Raise InputError before the work whose results go to `folder`, which is made when they are there."""
+    above = os.path.abspath(folder)
+    while not os.path.lexists(above):
+        above = os.path.dirname(above)
+    error = _error_of_a_file_in(above)
+    if error and not may_pass(error):
+        raise InputError(f"{flag}={folder}: cannot be written ({error.strerror}); give another")
+
+
+def _error_of_a_file_in(folder: str) -> OSError | None:
+    """Return why no file can be made in a folder, or None."""
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        return error
+    return None
 
 
 class _Output(logging.StreamHandler):
