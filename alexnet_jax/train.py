@@ -248,7 +248,7 @@ def _loop(run: Run, state: TrainState) -> None:
     _announce(run, state)
     train_step, eval_step = make_train_step(config, mesh, run.tx), make_eval_step(config, mesh, views=1)
     clock, loss = metrics.Clock(config.batch_size), 0.0
-    with processes.watchdog(config.mesh.watchdog_minutes), StopRequest() as stop, writer:
+    with processes.watchdog(config.mesh.watchdog_minutes), StopRequest() as stop:
         try:
             if run.awaits_validation(state):
                 state = run.validate(state, eval_step, clock, writer, stop)

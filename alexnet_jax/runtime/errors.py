@@ -100,13 +100,13 @@ def remedy(error: OSError, then: str = "the same command works then") -> str:
 
 
 def system_error(error: BaseException) -> OSError | None:
-    """Return the error of the system that an exception, of Orbax or TensorFlow perhaps, came from."""
+    """Return the error of the system that an exception, of Orbax perhaps, came from."""
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, OSError) and seen.errno:
             return seen
         for code in (*_NO_ROOM, *_FORBIDDEN, *TRANSIENT):
-            if os.strerror(code) in str(seen):  # tensorstore and TensorFlow pass on nothing but the text
+            if os.strerror(code) in str(seen):  # tensorstore passes on nothing but the text
                 return OSError(code, os.strerror(code))
         seen = seen.__cause__ or seen.__context__
     return None
@@ -117,7 +117,7 @@ def os_errors(path: str) -> Iterator[None]:
     """Raise OSError, which names `path`, where a library fails within the block because the system does."""
     try:
         yield
-    except Exception as error:  # Orbax, tensorstore, clu and TensorFlow have no common one
+    except Exception as error:  # Orbax and tensorstore have no common one
         cause = system_error(error)
         if cause is None:
             raise
