@@ -14,9 +14,9 @@ check: lint
 test: .venv/installed
 	$(PYTEST)
 
-# Against PyTorch. Beside `make test`, which skips these tests where PyTorch is not installed.
+# `make test`, with PyTorch beside it: no test against it is skipped.
 oracle: .venv/oracle-installed
-	ORACLE=1 $(PYTEST) tests/test_torch.py tests/test_weights.py tests/test_benchmark.py -k "torch or dropout"
+	ORACLE=1 $(PYTEST)
 
 # What TPUs would do. libtpu has an environment of its own: beside it jax looks for a TPU at every start.
 scaling: .venv-scaling/installed
