@@ -104,40 +104,30 @@ def flatten(config, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 @functools.cache
-def _paper_values() -> dict[str, Any]:
-    """Return the fields of configs/paper.py."""
+def _paper() -> ml_collections.ConfigDict:
+    """Return the configuration of configs/paper.py."""
     # A wheel carries a copy inside the package; the clone has configs/ beside it.
     package = pathlib.Path(__file__).parent
     path = next(path for path in (package, package.parent) if (path / "configs/paper.py").is_file())
-    config = runpy.run_path(str(path / "configs/paper.py"))["get_config"]()
-    return dict(flatten(config))
+    return runpy.run_path(str(path / "configs/paper.py"))["get_config"]()
 
 
-def _paper() -> dict[str, type]:
-    """Return the fields of configs/paper.py with their types."""
-    return {field: type(value) for field, value in _paper_values().items()}
-
-
-def _types(layers: Iterable[str] = ()) -> dict[str, type]:
+def _types(layers: Iterable[str]) -> dict[str, type]:
     """Return the type of every field of a configuration with these layers; its last is fc8."""
-    types = {field: kind for field, kind in _paper().items() if not field.startswith("model.layers.")}
+    fields, paper_layers = flatten(_paper()), _paper().model.layers
+    types = {field: type(value) for field, value in fields if not field.startswith("model.layers.")}
     for name in (*layers, "fc8"):
         if not re.fullmatch(r"conv\d+|fc[1-8]", name):
             raise InputError(f"model.layers.{name}: a layer is named conv1, conv2, … or fc1 to fc8, the last")
-        like = "fc8" if name == "fc8" else "conv1" if name.startswith("conv") else "fc6"
-        types |= {
-            f"model.layers.{name}.{field.rpartition('.')[2]}": kind
-            for field, kind in _paper().items()
-            if field.startswith(f"model.layers.{like}.")
-        }
+        like = paper_layers["fc8" if name == "fc8" else "conv1" if name.startswith("conv") else "fc6"]
+        types |= {f"model.layers.{name}.{field}": type(value) for field, value in like.items()}
     return types
 
 
 def _type(field: str) -> type:
     """Return the type of a field of any configuration. Raises InputError if there is none of this name."""
-    layers = {name.split(".")[2] for name in _paper() if name.startswith("model.layers.")}
-    named = re.match(r"model\.layers\.(conv\d+|fc[1-8])\.", field)
-    types = _types(layers | {named[1]} if named else layers)
+    named = re.findall(r"^model\.layers\.(conv\d+|fc[1-8])\.", field)
+    types = _types([*_paper().model.layers, *named])
     if field not in types:
         raise InputError(f"{field}: there is no such field{nearest(field, types)}")
     return types[field]
@@ -183,7 +173,7 @@ def complete(config) -> None:
     for field in _ADDED:
         part, _, name = field.rpartition(".")
         if isinstance(config.get(part), ml_collections.ConfigDict) and name not in config[part]:
-            config[part][name] = _paper_values()[field]
+            config[part][name] = _paper()[part][name]
 
 
 def load(file: str | None, overrides: Overrides = _NONE) -> ml_collections.ConfigDict:
@@ -267,10 +257,11 @@ def differences(config, theirs, data: bool = True) -> str:
     return "; ".join(f"{f} is {there.get(f)!r} there, {here.get(f)!r} here" for f in differing[:5]) + more
 
 
-def check_same_run(config, workdir: StrPath, data: bool = True) -> None:
-    """Raise InputError, naming the fields that differ, if `workdir` holds a run of another configuration.
+def check_same_run(config, workdir: StrPath, data: bool = True) -> ml_collections.ConfigDict | None:
+    """Return the configuration of the run that `workdir` holds, or None if it holds none.
 
-    Without `data`, the data set and its splits may differ: a network can be evaluated on any.
+    Raises InputError, naming the fields that differ, if it is not that of `config`. Without `data`, the data
+    set and its splits may differ: a network can be evaluated on any.
     """
     theirs = read_config(workdir)
     if theirs is None:
@@ -278,7 +269,7 @@ def check_same_run(config, workdir: StrPath, data: bool = True) -> None:
             raise InputError(f"--workdir={workdir}: is a file; give a folder")
         if os.path.isdir(os.path.join(workdir, "checkpoints")):
             raise InputError(f"{workdir}/config.json: missing beside its checkpoints; give another --workdir")
-        return
+        return None
     differing = differences(config, theirs, data)
     if differing:
         raise InputError(
@@ -289,3 +280,4 @@ def check_same_run(config, workdir: StrPath, data: bool = True) -> None:
             f"num_epochs: {config.num_epochs}, but {workdir} was started with {theirs.num_epochs};"
             " it may grow, not shrink"
         )
+    return theirs

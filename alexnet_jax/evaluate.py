@@ -9,8 +9,8 @@ import jax
 from alexnet_jax import optimizer
 from alexnet_jax.datasets import statistics
 from alexnet_jax.datasets.batches import evaluation_batches
-from alexnet_jax.datasets.labels import check_labels, with_labels_of
-from alexnet_jax.datasets.source import Source, check_content, open_source
+from alexnet_jax.datasets.labels import with_labels_of
+from alexnet_jax.datasets.source import Source, open_splits
 from alexnet_jax.runtime import processes, progress
 from alexnet_jax.runtime.errors import InputError
 from alexnet_jax.runtime.files import StrPath
@@ -58,7 +58,7 @@ def evaluate(config, workdir: StrPath) -> None:
     """Evaluate a checkpoint of a workdir, eval.step, on data.test_split and write eval.json."""
     stored = processes.all_processes(_statistics_of_writable, config, workdir)
     mesh = make_mesh(config, ("eval.batch_size",))
-    source = processes.process_0_first(test_source, config)
+    (source,) = processes.process_0_first(open_splits, config, "test_split")
     processes.check_same({f"data.test_split {key}": text for key, text in identity.of_result(source).items()})
     step, params = stored_params(config, workdir, mesh)
     images = f"{len(source):,} images of {config.data.test_split}, views of each: {config.eval.views}"
@@ -104,14 +104,6 @@ def in_words(result: dict) -> str:
         f"top-1 error {result['top1_error']:.4f}, top-5 error {result['top5_error']:.4f}, loss"
         f" {result['loss']:.4f} ({result['examples']:,} examples)"
     )
-
-
-def test_source(config) -> Source:
-    """Open the test split. Raises InputError."""
-    source = open_source(config, "test_split")
-    check_labels(config, source)
-    check_content(source)  # now, in process 0 first
-    return source
 
 
 def stored_params(config, workdir: StrPath, mesh) -> tuple[int, dict]:

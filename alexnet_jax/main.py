@@ -107,12 +107,11 @@ def _config_of_workdir(config, overrides: configuration.Overrides, workdir: str)
 
 def _prepare(config) -> None:
     from alexnet_jax.datasets import statistics
-    from alexnet_jax.datasets.source import check_content, open_source
+    from alexnet_jax.datasets.source import open_splits
 
-    sources = [open_source(config, split) for split in ("train_split", "val_split", "test_split")]
-    check_content(*sources)
-    statistics.of_source(sources[0])
-    log.info("%s is prepared in %s", config.data.name, sources[0].folder)
+    train_source, *_ = open_splits(config, "train_split", "val_split", "test_split")
+    statistics.of_source(train_source)
+    log.info("%s is prepared in %s", config.data.name, train_source.folder)
 
 
 if __name__ == "__main__":

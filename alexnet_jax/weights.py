@@ -36,7 +36,7 @@ from alexnet_jax.datasets import fingerprints, statistics
 from alexnet_jax.pretrained import conversion, formats, metadata
 from alexnet_jax.pretrained.normalization import published_statistics
 from alexnet_jax.runtime import command_line, files
-from alexnet_jax.runtime.errors import InputError, reason
+from alexnet_jax.runtime.errors import InputError, input_errors, reason
 from alexnet_jax.workdirs import identity
 from alexnet_jax.workdirs.workdir import read_statistics, write_config
 
@@ -219,11 +219,9 @@ def _label_names(config, labels: str | None, arrays: dict) -> list[str]:
 
 def _read_labels(labels: str, classes: int) -> list[str]:
     """Return the lines of --labels. Raises InputError if they are not as many as the classes."""
-    try:
+    with input_errors(f"--labels={labels}: cannot be read", "give a text file"):
         text = files.read_file(labels, _LARGEST_LABELS).decode("utf-8-sig")
         names = io.StringIO(text, newline=None).read().rstrip("\n").split("\n")
-    except (OSError, ValueError) as error:
-        raise InputError(f"--labels={labels}: cannot be read ({reason(error)}); give a text file") from None
     if len(names) != classes:
         raise InputError(f"--labels={labels}: has {len(names)} lines for {classes} classes; give one a class")
     return [name.strip() for name in names]
@@ -283,10 +281,8 @@ def export_weights(file: str, workdir: str) -> None:
     step, params = evaluate.stored_params(config, workdir, make_mesh(config))
     tensors = conversion.to_torch(layer_table(config), params)
     text = metadata.write(metadata.Run(own, identity.of_workdir(workdir), step, stored))
-    try:
+    with input_errors(f"{file}: cannot be written", "give another", (OSError,)):
         formats.write(file, tensors, {"format": "pt", KEY: text})
-    except OSError as error:
-        raise InputError(f"{file}: cannot be written ({error.strerror}); give another") from None
     names = list(tensors)
     log.info(f"exported step {step} of {workdir} to {file}: {names[0]} to {names[-1]}")
 

@@ -26,6 +26,7 @@ def ensemble(workdirs: list[str], overrides: dict) -> dict:
     # Imported here, so that a mistake in the flags is reported at once.
     from alexnet_jax import evaluate
     from alexnet_jax.datasets.labels import with_labels_of
+    from alexnet_jax.datasets.source import open_splits
     from alexnet_jax.runtime.mesh import make_mesh
     from alexnet_jax.step import make_top_k_sums, make_view_outputs
     from alexnet_jax.workdirs import identity
@@ -49,7 +50,7 @@ def ensemble(workdirs: list[str], overrides: dict) -> dict:
         _places_of_classes(workdir, own, names[0]) for workdir, own in zip(workdirs, names, strict=True)
     ]
     mesh = make_mesh(config, ("eval.batch_size",))
-    source = evaluate.test_source(config)
+    (source,) = open_splits(config, "test_split")
     labelled = with_labels_of(names[0], source)
     members, steps = [], []
     for workdir, other, arrays, own in zip(workdirs, configs, stored, places, strict=True):

@@ -16,7 +16,7 @@ import numpy as np
 from alexnet_jax.datasets import statistics
 from alexnet_jax.datasets.source import Source
 from alexnet_jax.runtime import processes
-from alexnet_jax.runtime.errors import InputError, Unavailable, may_pass, reason, remedy
+from alexnet_jax.runtime.errors import InputError, Unavailable, input_errors, may_pass, reason, remedy
 from alexnet_jax.runtime.files import StrPath, folder_lock, is_number, read_json, write_text
 from alexnet_jax.workdirs import identity
 
@@ -43,17 +43,16 @@ def config_of(content: dict) -> ml_collections.ConfigDict:
 def read_config(workdir: StrPath) -> ml_collections.ConfigDict | None:
     """Read config.json, or return None if there is none. Raises InputError if it cannot be read."""
     path = os.path.join(workdir, "config.json")
-    try:
+    kinds = OSError, ValueError, LookupError, AttributeError, TypeError, RecursionError
+    with (
+        input_errors(f"{path}: is not a configuration", "give another --workdir", kinds),
+        contextlib.suppress(FileNotFoundError, NotADirectoryError),
+    ):
         content = read_json(path, LARGEST_JSON)
         if not isinstance(content, dict):
             raise ValueError("no object of JSON")
         return config_of(content)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (OSError, ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
-        raise InputError(
-            f"{path}: is not a configuration ({reason(error)}); give another --workdir"
-        ) from None
+    return None
 
 
 def write_config(config, workdir: StrPath) -> None:
@@ -134,10 +133,11 @@ def _take(stack, config, workdir: StrPath, source: Source, of_run: identity.Iden
         stack.enter_context(folder_lock(workdir, "another process trains", "one program trains"))
         handler = _Log(os.path.join(workdir, "train.log"))
         stack.enter_context(contextlib.closing(handler))
-        if read_config(workdir) is None or statistics.load(path) is None:
+        new = read_config(workdir) is None
+        if new or statistics.load(path) is None:
             label_names = np.array(source.label_names)
             statistics.save(path, {**statistics.of_source(source), "label_names": label_names})
-        if read_config(workdir) is None:
+        if new:
             identity.write(workdir, of_run)
             write_config(config, workdir)
     except OSError as error:
