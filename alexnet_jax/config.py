@@ -205,14 +205,12 @@ def of_run(workdir: StrPath, overrides: Overrides = _NONE) -> ml_collections.Con
 
 def override(config, overrides: Overrides, where: str) -> None:
     """Put `overrides` into `config`, which comes from `where`. Does not `check` their ranges."""
-    fields = dict(flatten(config))
-    for field, value in typed(overrides).items():
+    fields, values = dict(flatten(config)), typed(overrides)
+    for field in values:
         if field not in fields:
             raise InputError(f"{field}: there is no such field in {where}")
-        *path, name = field.split(".")
-        parent = functools.reduce(lambda part, key: part[key], path, config)
-        with parent.ignore_type():  # `check` is stricter
-            parent[name] = value
+    with config.ignore_type():  # `check` is stricter
+        config.update_from_flattened_dict(values)
 
 
 def typed(overrides: Overrides) -> dict[str, Any]:

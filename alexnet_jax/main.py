@@ -54,9 +54,9 @@ def main(arguments: list[str]) -> None:
 # JAX and what needs it are imported inside functions, so that a mistake in the flags is reported at once.
 def _run(given, config, workdir: str) -> None:
     if given.mode == "describe":
-        from alexnet_jax import network
+        from alexnet_jax import table
 
-        print(network.describe(config))
+        print(table.describe(config))
     elif given.mode == "prepare":
         processes.process_0_first(_prepare, config)
     elif given.mode == "eval":
@@ -72,10 +72,10 @@ def _run(given, config, workdir: str) -> None:
 
 def _check_network(config, batches: tuple[str, ...]) -> None:
     """Raise InputError if layers do not fit each other, or the mesh does not fit the network or `batches`."""
-    from alexnet_jax import network
     from alexnet_jax.runtime.mesh import mesh_shape
+    from alexnet_jax.table import layer_table
 
-    network.layer_table(config)
+    layer_table(config)
     mesh_shape(config, None, batches)
 
 

@@ -27,7 +27,7 @@ import numpy as np
 import optax
 
 from alexnet_jax import config as configuration
-from alexnet_jax import evaluate, network, optimizer
+from alexnet_jax import evaluate, optimizer, table
 from alexnet_jax.datasets.batches import training_batches
 from alexnet_jax.datasets.labels import with_labels_of
 from alexnet_jax.datasets.source import Source, open_splits
@@ -47,7 +47,7 @@ from alexnet_jax.step import (
 from alexnet_jax.transfer import first_layers
 from alexnet_jax.workdirs import identity, metrics
 from alexnet_jax.workdirs.checkpoint import METRIC, Checkpoints, resumable
-from alexnet_jax.workdirs.workdir import read_statistics, take, write_config
+from alexnet_jax.workdirs.workdir import is_evaluated, read_statistics, take, write_config
 
 log = logging.getLogger("alexnet_jax")
 
@@ -88,7 +88,7 @@ def train(config, workdir: str) -> None:
         )  # fmt: skip
         state = run.restore_or_init(taken)
         ended, best = run.has_ended(state), checkpoints.best_step()
-        if ended and processes.from_process_0(evaluate.is_done, config, workdir, test_source, best):
+        if ended and processes.from_process_0(is_evaluated, config, workdir, test_source, best):
             return
         if processes.index() == 0:
             write_config(config, workdir)
@@ -270,7 +270,7 @@ def _learning_rate(config, state: TrainState) -> float:
 
 def _announce(run: Run, state: TrainState) -> None:
     config, step = run.config, int(state.step)
-    log.info(f"{network.describe(config)}\n")
+    log.info(f"{table.describe(config)}\n")
     log.debug(f"parameters\n{metrics.parameter_table(state.params)}")  # to train.log only
     shape = " x ".join(f"{size} ({name})" for name, size in run.mesh.shape.items())
     last = last_step(config, len(run.train_source))

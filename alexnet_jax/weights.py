@@ -65,7 +65,8 @@ def import_weights(
     the file's own configuration. Raises InputError, and leaves nothing behind then.
     """
     # Imported here, as below, so that a mistake in the flags is reported at once.
-    from alexnet_jax.network import CLASSIFIER, layer_table
+    from alexnet_jax.network import CLASSIFIER
+    from alexnet_jax.table import layer_table
 
     _check_new(workdir)
     with formats.opened(file, caffe=source == "caffe") as weights:
@@ -169,7 +170,7 @@ def _check_network(file: str, weights: formats.Weights, config, classifier: str 
 
     Set the number of classes to that of the layer `classifier`, or leave it if None.
     """
-    from alexnet_jax.network import layer_table
+    from alexnet_jax.table import layer_table
 
     advice = f"give weights of the network {config.name}, or its --config"
     exported_from = weights.metadata.get(OLD_KEY, config.name)
@@ -267,8 +268,8 @@ def export_weights(file: str, workdir: str) -> None:
     The same checkpoint gives the same bytes. Raises InputError.
     """
     from alexnet_jax import evaluate
-    from alexnet_jax.network import layer_table
     from alexnet_jax.runtime.mesh import make_mesh
+    from alexnet_jax.table import layer_table
 
     if not file.endswith(".safetensors"):
         raise InputError(f"{file}: is no name of a .safetensors file; give one that ends so")

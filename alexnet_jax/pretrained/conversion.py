@@ -4,7 +4,7 @@ A kernel of this project is [columns, height, width, inputs, outputs of one colu
 have height * width * inputs as one axis. In PyTorch and Caffe it is [outputs, inputs, height, width], outputs
 and inputs of column 0 first, which is a convolution with columns as groups if columns do not meet.
 
-`table` is network.layer_table of the configuration.
+`table` is table.layer_table of the configuration.
 """
 
 import numpy as np

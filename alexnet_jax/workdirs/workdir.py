@@ -9,6 +9,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import ml_collections
 import numpy as np
@@ -77,6 +78,38 @@ def read_result(workdir: StrPath) -> dict:
 def write_result(result: dict, workdir: StrPath) -> None:
     """Write eval.json, whole or not at all."""
     write_text(os.path.join(workdir, "eval.json"), json.dumps(result, indent=2) + "\n")
+
+
+def evaluated_data(config, source: Source) -> dict[str, Any]:
+    """Return the data and the views of an evaluation, as eval.json names them."""
+    data = {"data": config.data.name, "split": config.data.test_split, **identity.of_result(source)}
+    return {**data, "views": config.eval.views}
+
+
+def evaluation(config, workdir: StrPath, source: Source, step: int | None) -> dict[str, Any]:
+    """Return what decides the error rates in eval.json: the data, the views and the weights."""
+    return {**evaluated_data(config, source), "run": identity.of_workdir(workdir), "step": step}
+
+
+def is_evaluated(config, workdir: StrPath, source: Source, step: int | None) -> bool:
+    """Return whether eval.json is of checkpoint `step` on the test split `source`; say so, or what is not."""
+    result, wanted = read_result(workdir), evaluation(config, workdir, source, step)
+    other = [name for name in wanted if result.get(name) != wanted[name]]
+    if result and other:
+        how = "is of another" if other[0] in result else "does not name its"
+        log.info(f"{workdir}/eval.json: {how} {' and '.join(other)}; evaluating again")
+    elif result:
+        where = f"step {step} on {result['split']}"
+        log.info(f"the run in {workdir} is finished: {in_words(result)}; {where}")
+    return bool(result) and not other
+
+
+def in_words(result: dict) -> str:
+    """Return the error rates and the loss of eval.json as one line."""
+    return (
+        f"top-1 error {result['top1_error']:.4f}, top-5 error {result['top5_error']:.4f}, loss"
+        f" {result['loss']:.4f} ({result['examples']:,} examples)"
+    )
 
 
 def read_statistics(workdir: StrPath, config) -> dict[str, np.ndarray]:
