@@ -4,7 +4,7 @@
     of_run            the one in config.json of a workdir, with overrides
     override, typed   {FIELD: value}, put into a configuration; the same with texts read as values
     check             every field: known, of its type, in its range
-    complete          fill in what configurations of older versions lack
+    check_stored      likewise one that was stored, perhaps by an older version
     check_same_run    a workdir belongs to one configuration
 
 configs/paper.py lists the fields and, by its values, their types; here are only ranges and choices. All raise
@@ -168,12 +168,13 @@ def check(config) -> None:
         )
 
 
-def complete(config) -> None:
-    """Put the paper's values of fields that an older version did not have into its configuration."""
+def check_stored(config) -> None:
+    """`check` a configuration that was stored; one of an older version gets the fields that it lacks."""
     for field in _ADDED:
         part, _, name = field.rpartition(".")
         if isinstance(config.get(part), ml_collections.ConfigDict) and name not in config[part]:
             config[part][name] = _paper()[part][name]
+    check(config)
 
 
 def load(file: str | None, overrides: Overrides = _NONE) -> ml_collections.ConfigDict:
@@ -195,8 +196,7 @@ def of_run(workdir: StrPath, overrides: Overrides = _NONE) -> ml_collections.Con
     config = read_config(workdir)
     if config is None:
         raise InputError(f"{workdir}: has no config.json; give the workdir of a run")
-    complete(config)
-    check(config)
+    check_stored(config)
     override(config, overrides, f"{workdir}/config.json")
     check(config)
     check_same_run(config, workdir, data=False)

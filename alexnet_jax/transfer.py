@@ -41,8 +41,7 @@ def _layers_of_other_run(config, mesh) -> tuple[dict, dict]:
     other = read_config(workdir)
     if other is None:
         raise InputError(f"init_from: {workdir} has no config.json; give the workdir of another run")
-    configuration.complete(other)
-    configuration.check(other)
+    configuration.check_stored(other)
     ours, theirs = (
         abstract_state(network, mesh, optimizer.make(network)).params for network in (config, other)
     )

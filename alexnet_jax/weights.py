@@ -100,9 +100,8 @@ def _run_of(file: str, weights: formats.Weights) -> metadata.Run | None:
     if KEY not in weights.metadata:
         return None
     run = metadata.read(weights.metadata[KEY])
-    configuration.complete(run.config)
     try:
-        configuration.check(run.config)
+        configuration.check_stored(run.config)
     except InputError as error:
         raise InputError(f"{file}: its configuration cannot be used ({error}); export it again") from None
     if not statistics.fits(run.statistics, run.config.data):
@@ -117,9 +116,7 @@ def _config(file: str, source: str | None, config, overrides, run: metadata.Run 
             raise InputError(f"--from: missing; give one of {', '.join(SOURCES)}")
         if config is None and overrides:
             configuration.load(None, overrides)  # raises
-        config = config or configuration.load(f"configs/{source}.py")
-        configuration.check(config)
-        return config
+        return config or configuration.load(f"configs/{source}.py")
     if config is None:
         config = copy.deepcopy(run.config)
         configuration.override(config, overrides, file)
