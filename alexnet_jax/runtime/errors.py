@@ -3,6 +3,7 @@
 InputError, Unavailable, Diverged   raised by us; their message is the line
 one_line                            the line and the exit code of these and of errors of the system
 system_error, os_errors             the error of the system behind an exception of a library
+input_errors                        InputError for what reading or writing a file raises
 """
 
 import contextlib
@@ -122,6 +123,19 @@ def os_errors(path: str) -> Iterator[None]:
         if cause is None:
             raise
         raise OSError(cause.errno, cause.strerror, path) from None
+
+
+@contextlib.contextmanager
+def input_errors(
+    what: str, advice: str, kinds: tuple[type[Exception], ...] = (OSError, ValueError)
+) -> Iterator[None]:
+    """Raise InputError, "WHAT (REASON); ADVICE", for errors of these kinds in the block."""
+    try:
+        yield
+    except InputError:
+        raise
+    except kinds as error:
+        raise InputError(f"{what} ({reason(error)}); {advice}") from None
 
 
 def first_line(error: BaseException) -> str:
