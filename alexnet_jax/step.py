@@ -75,6 +75,11 @@ def _init_params(config):
     return jax.tree_util.tree_map_with_path(lambda path, x: x[0] if _is_shared(path) else x[:, 0], params)
 
 
+@functools.lru_cache(maxsize=4)  # a start asks several times, and tracing takes 0.2 s
+def _param_shapes(config: ml_collections.FrozenConfigDict):
+    return jax.eval_shape(lambda: _init_params(config))
+
+
 def new_state(params, tx: optax.GradientTransformation) -> TrainState:
     """Return the state before the first step, with these parameters."""
     # Each zero is an array of its own: a step gives away the buffers of its state, none of them twice.
@@ -91,7 +96,8 @@ def new_state(params, tx: optax.GradientTransformation) -> TrainState:
 
 def abstract_state(config, mesh: Mesh, tx: optax.GradientTransformation) -> TrainState:
     """Return the state's shapes, types and shardings, computing nothing."""
-    state = jax.eval_shape(lambda: new_state(_init_params(config), tx))
+    params = _param_shapes(ml_collections.FrozenConfigDict(config))
+    state = jax.eval_shape(lambda params: new_state(params, tx), params)
 
     def placed(x, spec):
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))

@@ -3,6 +3,7 @@
 They are the shapes of the network itself (network.py), of which nothing is computed.
 """
 
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -41,13 +42,7 @@ def layer_table(config) -> list[Row]:
 
     Raises InputError for a layer that does not fit its input or that `model.columns` does not divide.
     """
-    data, columns = config.data, config.model.columns
-    network = Network(ml_collections.FrozenConfigDict(config), columns)
-    image = jax.ShapeDtypeStruct((1, data.crop_size, data.crop_size, data.channels), jnp.float32)
-    (logits, activations), variables = jax.eval_shape(
-        lambda image: network.init_with_output(jax.random.key(0), image), image
-    )
-    activations[CLASSIFIER] = [logits]
+    image, activations, params = _shapes(ml_collections.FrozenConfigDict(config))
 
     def joined(name: str) -> tuple[int, ...]:
         maps = activations[name]
@@ -56,11 +51,23 @@ def layer_table(config) -> list[Row]:
     rows: list[Row] = []
     classifier = Hidden(CLASSIFIER, config.model.layers[CLASSIFIER], ())
     for name, spec, then in [*hidden_layers(config.model), classifier]:
-        kernel, bias = (variables["params"][name][part].shape for part in ("kernel", "bias"))
-        before = rows[-1].after if rows else image.shape[1:]
+        kernel, bias = (params[name][part].shape for part in ("kernel", "bias"))
+        before = rows[-1].after if rows else image
         after = f"{name}/{then[-1]}" if then else name
         rows.append(Row(name, spec, then, kernel, bias, before, joined(name), joined(after)))
     return rows
+
+
+@functools.lru_cache(maxsize=4)  # a start asks twice, and tracing takes 0.2 s
+def _shapes(config: ml_collections.FrozenConfigDict):
+    """Return the shape of an image, and the activations and the parameters without their values."""
+    data, network = config.data, Network(config, config.model.columns)
+    shape = data.crop_size, data.crop_size, data.channels
+    image = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+    (logits, activations), variables = jax.eval_shape(
+        lambda image: network.init_with_output(jax.random.key(0), image), image
+    )
+    return shape, activations | {CLASSIFIER: [logits]}, variables["params"]
 
 
 def describe(config) -> str:

@@ -31,19 +31,22 @@ def test_scalars_are_read_as_they_were_written(tmp_path):
     assert first.wall_time > 1.7e9  # seconds since 1970
 
 
-def test_hyperparameters_are_of_the_kinds_that_tensorboard_shows(tmp_path):
-    from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
+def test_hyperparameters_are_those_that_tensorboards_own_writer_makes(tmp_path):
+    quiet_tensorflow.load()
+    from tensorboard.plugins.hparams import api, plugin_data_pb2
 
-    fields = {"name": "alexnet", "batch_size": 128, "rate": 0.01, "on": True, "sizes": (96, 256), "no": None}
-    EventFile(tmp_path).write_hparams(fields)
+    fields = {"name": "alexnet", "batch_size": 128, "rate": 0.01, "on": True}
+    EventFile(tmp_path).write_hparams(fields | {"sizes": (96, 256), "no": None})
     ((_, event),) = read(tmp_path)
-    (value,) = event.summary.value
-    assert value.tag == "_hparams_/session_start_info"
-    assert value.metadata.plugin_data.plugin_name == "hparams"
-    hparams = HParamsPluginData.FromString(value.metadata.plugin_data.content).session_start_info.hparams
-    assert {name: getattr(value, value.WhichOneof("kind")) for name, value in hparams.items()} == {
-        "name": "alexnet", "batch_size": 128, "rate": 0.01, "on": True, "sizes": "(96, 256)",
-    }  # fmt: skip
+    (ours,), (theirs,) = event.summary.value, api.hparams_pb(fields | {"sizes": "(96, 256)"}).value
+    assert (ours.tag, ours.tensor.dtype) == (theirs.tag, theirs.tensor.dtype)
+    got, wanted = (
+        plugin_data_pb2.HParamsPluginData.FromString(value.metadata.plugin_data.content)
+        for value in (ours, theirs)
+    )
+    assert ours.metadata.plugin_data.plugin_name == theirs.metadata.plugin_data.plugin_name
+    assert got.session_start_info.hparams == wanted.session_start_info.hparams
+    assert got.version == wanted.version
 
 
 def test_each_start_of_a_run_has_a_file(tmp_path):

@@ -1,13 +1,12 @@
 """TensorBoard's event files: scalars and hyperparameters.
 
 Each event is appended and the file closed again: a killed run loses none, a full disk is told at the event
-that found it, and there is nothing to wait for at the end. tensorboardX makes the messages; its own writers
-have a thread that ends without a word on a full disk.
+that found it, and there is nothing to wait for at the end. The messages and the records are TensorBoard's
+own; its writer of whole files has a thread that ends without a word on a full disk.
 """
 
 import os
 import socket
-import struct
 import time
 from collections.abc import Mapping
 
@@ -24,33 +23,39 @@ class EventFile:
 
     def write_hparams(self, fields: Mapping) -> None:
         """Write the hyperparameters; None is left out, and what is no string and no number is its text."""
-        from tensorboardX import summary
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.plugins.hparams import metadata, plugin_data_pb2
 
-        simple = {
-            name: value if isinstance(value, str | bool | int | float) else str(value)
-            for name, value in fields.items()
-            if value is not None
-        }
-        _, start, _ = summary.hparams(simple, {})
-        self._append(summary=start)
+        start = plugin_data_pb2.SessionStartInfo(start_time_secs=time.time())
+        for name, value in fields.items():
+            if isinstance(value, bool):
+                start.hparams[name].bool_value = value
+            elif isinstance(value, int | float):
+                start.hparams[name].number_value = value
+            elif value is not None:
+                start.hparams[name].string_value = str(value)
+        content = plugin_data_pb2.HParamsPluginData(session_start_info=start)
+        value = Summary.Value(
+            tag=metadata.SESSION_START_INFO_TAG,
+            metadata=metadata.create_summary_metadata(content),
+            tensor=metadata.NULL_TENSOR,
+        )
+        self._append(summary=Summary(value=[value]))
 
     def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
         """Write values at a step."""
-        from tensorboardX.proto.summary_pb2 import Summary
+        from tensorboard.compat.proto.summary_pb2 import Summary
 
         values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
         self._append(step=step, summary=Summary(value=values))
 
     def _append(self, **event) -> None:
-        """Add an event as a record: the length and its checksum, the message and its checksum."""
-        from tensorboardX.proto.event_pb2 import Event
-        from tensorboardX.record_writer import masked_crc32c
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.summary.writer.record_writer import RecordWriter
 
         message = Event(wall_time=time.time(), **event).SerializeToString()
-        length = struct.pack("<Q", len(message))
-        checksums = (struct.pack("<I", masked_crc32c(part)) for part in (length, message))
         try:
             with open(self._path, "ab") as file:
-                file.write(length + next(checksums) + message + next(checksums))
+                RecordWriter(file).write(message)
         except OSError as error:
             raise OSError(error.errno, error.strerror, self._path) from None
