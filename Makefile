@@ -18,6 +18,11 @@ test: .venv/installed
 oracle: .venv/oracle-installed
 	ORACLE=1 $(PYTEST)
 
+# Runs that are killed, stopped, without room and without files for MINUTES, and end as if nothing had been.
+MINUTES ?= 60
+soak: .venv/installed
+	.venv/bin/python tests/soak.py --minutes=$(MINUTES)
+
 # What TPUs would do. libtpu has an environment of its own: beside it jax looks for a TPU at every start.
 scaling: .venv-scaling/installed
 	.venv-scaling/bin/python -m experiments.scaling
@@ -43,4 +48,4 @@ lint: .venv/installed
 	.venv-scaling/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[scaling]'
 	touch $@
 
-.PHONY: quickstart check test oracle scaling lint
+.PHONY: quickstart check test oracle soak scaling lint
