@@ -66,7 +66,7 @@ class FolderSource:
         return fingerprints.combined("\0".join(name for name, _ in files), b"".join(digests))
 
     def _digest(self, name: str) -> bytes:
-        content = images.read_file(self.folder / name)
+        content = images.read_file(os.path.join(self.folder, name))
         images.check(content, oriented=True)
         return fingerprints.of_bytes(content)
 
@@ -148,12 +148,18 @@ def _entries(folder: pathlib.Path) -> list[os.DirEntry]:
 
 def _stamp(entry: os.DirEntry) -> fingerprints.Stamp:
     """Return the stamp of a file in a class. Raises InputError for anything else."""
-    path = printable(entry.path)
-    with input_errors(f"{path}: cannot be read as a picture", "remove it"):
+    # The file's name is made printable for an error alone: there may be a million files.
+    try:
         status = entry.stat()
+    except OSError as error:
+        raise InputError(
+            f"{printable(entry.path)}: cannot be read as a picture ({reason(error)}); remove it"
+        ) from None
     if stat.S_ISDIR(status.st_mode):
-        place = printable(os.path.dirname(entry.path))
+        path, place = printable(entry.path), printable(os.path.dirname(entry.path))
         raise InputError(f"{path}: pictures in folders below a class are not read; move them into {place}")
     if not stat.S_ISREG(status.st_mode):
-        raise InputError(f"{path}: is a pipe, a socket or a device, not a picture; remove it")
+        raise InputError(
+            f"{printable(entry.path)}: is a pipe, a socket or a device, not a picture; remove it"
+        )
     return fingerprints.stamp(status)
