@@ -137,7 +137,7 @@ def test_a_file_that_orbax_does_without_is_not_told_of(trained, caplog):
     path = trained / "checkpoints" / "12" / "_CHECKPOINT_METADATA"
     path.unlink()
     path.symlink_to("/proc/self/mem")
-    with Checkpoints(str(trained)) as checkpoints:
+    with Checkpoints(str(trained), keep=3) as checkpoints:
         assert checkpoints.error(12) is not None
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
