@@ -44,7 +44,7 @@ from alexnet_jax.step import (
     make_train_step,
     training_means,
 )
-from alexnet_jax.transfer import check_origin, layers_of_other_run
+from alexnet_jax.transfer import check_origin, check_same_step, layers_of_other_run
 from alexnet_jax.workdirs import identity, metrics
 from alexnet_jax.workdirs.checkpoint import METRIC, Checkpoints, has_checkpoints, resumable
 from alexnet_jax.workdirs.workdir import read_config, read_statistics, take, write_config
@@ -72,6 +72,7 @@ def train(config, workdir: str) -> None:
     origin = former["origin"] if former else identity.UNKNOWN if config.init_from else identity.DRAWN
     if config.init_from and not processes.from_process_0(has_checkpoints, workdir):
         taken, origin = layers_of_other_run(config, mesh)
+        processes.all_processes(check_same_step, workdir, former, origin)
     fields = configuration.run_fields(config)
     of_run = identity.of_run(fields, train_source, val_source, origin)
     processes.all_processes(identity.check, workdir, former, of_run)

@@ -62,3 +62,16 @@ def check_origin(config, workdir: str, former: identity.Identity | None) -> None
             f"init_from: {workdir} started from {there or 'no other run'}, and this is"
             f" {here or 'none'}; give the former, or another --workdir"
         )
+
+
+def check_same_step(workdir: str, former: identity.Identity | None, origin: dict) -> None:
+    """Raise InputError if a run without a checkpoint yet would start from another step than it has recorded.
+
+    `former` is its identity, `origin` that of the layers which were taken now.
+    """
+    there = former["origin"] if former else {}
+    if there.get("kind") == "run" and (there["run"], there["step"]) != (origin["run"], origin["step"]):
+        raise InputError(
+            f"init_from: {workdir} started from step {there['step']} of {there['workdir']}, whose best is"
+            f" step {origin['step']} now; give another --workdir"
+        )

@@ -186,6 +186,23 @@ def test_the_run_that_parameters_are_taken_from_is_recorded(trained, tmp_path):
         train.train(config, str(trained_apart(folder, tmp_path / "apart")))
 
 
+def test_a_run_without_a_checkpoint_starts_from_the_step_that_it_recorded(trained, tmp_path):
+    """It was killed before its first checkpoint, and the other run has gone on since."""
+    folder, workdir, config = trained
+    tuned = folders.config_of(folder, 4, init_from=str(workdir), init_layers=("conv1", "conv2"))
+    train.train(tuned, str(tmp_path / "tuned"))
+    shutil.rmtree(tmp_path / "tuned" / "checkpoints")
+    shutil.copytree(workdir / "checkpoints" / "3", workdir / "checkpoints" / "6")
+    (workdir / "checkpoints" / "6" / "metrics" / "metrics").write_text('{"val_top1_error": -1}')
+    before = files(tmp_path / "tuned")
+    with pytest.raises(InputError, match=r"^init_from: .* from step 3 of .*run, whose best is step 6 now"):
+        train.train(tuned, str(tmp_path / "tuned"))
+    assert files(tmp_path / "tuned") == before
+    shutil.rmtree(workdir / "checkpoints" / "6")
+    train.train(tuned, str(tmp_path / "tuned"))
+    assert [row["step"] for row in rows(tmp_path / "tuned")] == [3]
+
+
 def trained_apart(folder, workdir):
     train.train(folders.config_of(folder, 4, init_layers=("conv1", "conv2"), num_epochs=3), str(workdir))
     return workdir
