@@ -14,6 +14,7 @@ from helpers.runs import rows
 from PIL import Image
 
 from alexnet_jax import evaluate, train
+from alexnet_jax.datasets import statistics
 from alexnet_jax.runtime.errors import InputError
 from alexnet_jax.workdirs import identity
 from alexnet_jax.workdirs.workdir import read_result
@@ -150,6 +151,30 @@ def test_a_workdir_of_an_earlier_version_is_completed_with_one_line(trained, cap
     lines = [line for line in caplog.messages if "identity.json: missing" in line]
     assert len(lines) == 1 and "24 and 12 examples" in lines[0]
     assert identity.read(str(workdir)) == stored and read_result(str(workdir)) == result
+
+
+@pytest.mark.parametrize("change", ["mean image", "names"])
+def test_statistics_that_were_edited_are_refused(trained, change):
+    """Neither an evaluation nor a resumed run takes them; an earlier version recorded no fingerprint."""
+    _, workdir, config = trained
+    arrays = statistics.load(workdir / "statistics.npz")
+    if change == "names":
+        arrays["label_names"] = arrays["label_names"][::-1]
+    else:
+        arrays["mean_image"] = arrays["mean_image"] + 1
+    statistics.save(workdir / "statistics.npz", arrays)
+    before = files(workdir)
+    config.num_epochs = 2
+    for start in (evaluate.evaluate, train.train):
+        with pytest.raises(InputError, match=r"statistics.npz: is not the file of this run \(fingerprint"):
+            start(config, str(workdir))
+    assert {p: t for p, t in files(workdir).items() if p.name != "train.log"} == {
+        p: t for p, t in before.items() if p.name != "train.log"
+    }
+    stored = identity.read(str(workdir))
+    del stored["statistics"]
+    identity.write(str(workdir), stored)
+    evaluate.evaluate(config, str(workdir))
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"train": 1, "val": 2, "origin": {}}', "[" * 100_000])
