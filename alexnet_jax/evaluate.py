@@ -69,8 +69,20 @@ def evaluate(config, workdir: StrPath) -> None:
         rates = error_rates(eval_step, params, labelled, config, mesh, on_devices(stored, mesh))
     result = {**_task(config, workdir, source, step), **rates}
     if processes.index() == 0:
+        _report_other_content(result, read_result(workdir), workdir)
         write_result(result, workdir)
     log.info(f"{in_words(result)}; written to {workdir}/eval.json")
+
+
+def _report_other_content(result: dict, former: dict, workdir: StrPath) -> None:
+    """Log a line if the split of the former eval.json has another content now."""
+    same_name = all(result[name] == former.get(name) for name in ("data", "split"))
+    there, here = former.get("fingerprint"), result["fingerprint"]
+    if same_name and there not in (None, here):
+        log.info(
+            f"{workdir}/eval.json: was of other content of {result['split']} (fingerprint {there} there,"
+            f" {here} here); it is replaced"
+        )
 
 
 def is_done(config, workdir: StrPath, source: Source, step: int | None) -> bool:

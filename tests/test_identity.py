@@ -252,6 +252,18 @@ def test_classes_are_matched_by_name_in_evaluation(trained, tmp_path, classes):
     assert part["top1_error"] == whole["top1_error"] and part["run"] == whole["run"]
 
 
+def test_an_evaluation_reports_that_the_content_changed(trained, caplog):
+    folder, workdir, config = trained
+    caplog.set_level(logging.INFO, "alexnet_jax")
+    evaluate.evaluate(config, str(workdir))
+    assert "other content" not in caplog.text
+    pictures = [folder / "val" / "bee" / name for name in ("0.bmp", "1.bmp")]
+    for path, content in zip(pictures, [path.read_bytes() for path in reversed(pictures)], strict=True):
+        path.write_bytes(content)  # of the same size
+    evaluate.evaluate(config, str(workdir))
+    assert "eval.json: was of other content of val (fingerprint" in caplog.text
+
+
 def test_a_class_that_the_network_lacks_is_refused(trained, tmp_path):
     _, workdir, config = trained
     before = files(workdir)
