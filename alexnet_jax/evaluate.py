@@ -17,7 +17,7 @@ from alexnet_jax.runtime.mesh import batch_sharding, make_mesh, replicated
 from alexnet_jax.step import abstract_state, make_eval_step
 from alexnet_jax.workdirs import identity
 from alexnet_jax.workdirs.checkpoint import Checkpoints
-from alexnet_jax.workdirs.workdir import evaluation, in_words, read_statistics, write_result
+from alexnet_jax.workdirs.workdir import evaluation, in_words, read_result, read_statistics, write_result
 
 log = logging.getLogger("alexnet_jax")
 
@@ -68,8 +68,20 @@ def evaluate(config, workdir: StrPath) -> None:
         rates = error_rates(eval_step, params, labelled, config, mesh, on_devices(stored, mesh))
     result = {**evaluation(config, workdir, source, step), **rates}
     if processes.index() == 0:
+        _report_other_content(result, read_result(workdir), workdir)
         write_result(result, workdir)
     log.info(f"{in_words(result)}; written to {workdir}/eval.json")
+
+
+def _report_other_content(result: dict, former: dict, workdir: StrPath) -> None:
+    """Log a line if the split of the former eval.json has another content now."""
+    same_name = all(result[name] == former.get(name) for name in ("data", "split"))
+    there, here = former.get("fingerprint"), result["fingerprint"]
+    if same_name and there not in (None, here):
+        log.info(
+            f"{workdir}/eval.json: was of other content of {result['split']} (fingerprint {there} there,"
+            f" {here} here); it is replaced"
+        )
 
 
 def _statistics_of_writable(config, workdir: StrPath) -> dict:

@@ -27,7 +27,9 @@ def first_layers(
     """
     processes.all_processes(_check_origin, config, workdir, former_config, former)
     if config.init_from and not processes.from_process_0(has_checkpoints, workdir):
-        return _layers_of_other_run(config, mesh)
+        taken, origin = _layers_of_other_run(config, mesh)
+        processes.all_processes(_check_same_step, workdir, former, origin)
+        return taken, origin
     return None, former["origin"] if former else identity.UNKNOWN if config.init_from else identity.DRAWN
 
 
@@ -75,4 +77,17 @@ def _check_origin(config, workdir: str, former_config, former: identity.Identity
         raise InputError(
             f"init_from: {workdir} started from {there or 'no other run'}, and this is"
             f" {here or 'none'}; give the former, or another --workdir"
+        )
+
+
+def _check_same_step(workdir: str, former: identity.Identity | None, origin: dict) -> None:
+    """Raise InputError if a run without a checkpoint yet would start from another step than it has recorded.
+
+    `former` is its identity, `origin` that of the layers which were taken now.
+    """
+    there = former["origin"] if former else {}
+    if there.get("kind") == "run" and (there["run"], there["step"]) != (origin["run"], origin["step"]):
+        raise InputError(
+            f"init_from: {workdir} started from step {there['step']} of {there['workdir']}, whose best is"
+            f" step {origin['step']} now; give another --workdir"
         )

@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 
 from alexnet_jax import config as configuration
-from alexnet_jax.datasets import fingerprints, statistics
+from alexnet_jax.datasets import statistics
 from alexnet_jax.pretrained import conversion, formats, metadata
 from alexnet_jax.pretrained.normalization import published_statistics
 from alexnet_jax.runtime import command_line, files
@@ -229,8 +229,7 @@ def _origin(file: str, stored: dict, run: metadata.Run | None) -> dict[str, Any]
     """Return what identity.json says of the weights: their file and, of an own export, their run."""
     with open(file, "rb") as content:
         digest = hashlib.file_digest(content, lambda: hashlib.blake2b(digest_size=8)).hexdigest()
-    classes = fingerprints.of_names(stored["label_names"])
-    origin = {"kind": "file", "content": digest, "classes": classes}
+    origin = {"kind": "file", "content": digest, "statistics": statistics.fingerprint(stored)}
     return origin | ({"run": run.run, "step": run.step} if run else {})
 
 
@@ -246,7 +245,8 @@ def _make_workdir(workdir: str, config, arrays: dict, origin: dict, params: dict
             checkpoints.save(new_state(params, optimizer.make(config)))
         statistics.save(os.path.join(workdir, "statistics.npz"), arrays)
         fields = configuration.run_fields(config)
-        identity.write(workdir, identity.of_run(fields, None, None, origin))
+        of_run = identity.of_run(fields, None, None, origin)
+        identity.write(workdir, {**of_run, "statistics": statistics.fingerprint(arrays)})
         write_config(config, workdir)
     except BaseException as error:
         shutil.rmtree(os.path.realpath(workdir), ignore_errors=True)

@@ -75,6 +75,16 @@ def test_a_file_that_changes_right_after_it_was_read_is_read_again(folder):
     assert fingerprint(folder) != first
 
 
+def test_classes_that_exchange_their_names_are_read_again(folder, read, monkeypatch):
+    """Renaming a folder leaves its files' times; files written within one tick of a clock share theirs."""
+    stamp = fingerprints.stamp
+    monkeypatch.setattr(fingerprints, "stamp", lambda status: (stamp(status)[0], 1, 1, *stamp(status)[3:]))
+    first = fingerprint(folder)
+    for old, new in (("ant", "x"), ("bee", "ant"), ("x", "bee")):
+        (folder / "train" / old).rename(folder / "train" / new)
+    assert fingerprint(folder) != first and len(read) == 32
+
+
 @pytest.mark.parametrize("change", ["rename", "add", "remove", "other class"])
 def test_names_and_numbers_of_files_count(folder, change):
     first, path = fingerprint(folder), folder / "train" / "ant" / "3.bmp"

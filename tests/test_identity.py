@@ -14,6 +14,7 @@ from helpers.runs import rows
 from PIL import Image
 
 from alexnet_jax import evaluate, train
+from alexnet_jax.datasets import statistics
 from alexnet_jax.runtime.errors import InputError
 from alexnet_jax.workdirs import identity
 from alexnet_jax.workdirs.workdir import read_result
@@ -152,6 +153,30 @@ def test_a_workdir_of_an_earlier_version_is_completed_with_one_line(trained, cap
     assert identity.read(str(workdir)) == stored and read_result(str(workdir)) == result
 
 
+@pytest.mark.parametrize("change", ["mean image", "names"])
+def test_statistics_that_were_edited_are_refused(trained, change):
+    """Neither an evaluation nor a resumed run takes them; an earlier version recorded no fingerprint."""
+    _, workdir, config = trained
+    arrays = statistics.load(workdir / "statistics.npz")
+    if change == "names":
+        arrays["label_names"] = arrays["label_names"][::-1]
+    else:
+        arrays["mean_image"] = arrays["mean_image"] + 1
+    statistics.save(workdir / "statistics.npz", arrays)
+    before = files(workdir)
+    config.num_epochs = 2
+    for start in (evaluate.evaluate, train.train):
+        with pytest.raises(InputError, match=r"statistics.npz: is not the file of this run \(fingerprint"):
+            start(config, str(workdir))
+    assert {p: t for p, t in files(workdir).items() if p.name != "train.log"} == {
+        p: t for p, t in before.items() if p.name != "train.log"
+    }
+    stored = identity.read(str(workdir))
+    del stored["statistics"]
+    identity.write(str(workdir), stored)
+    evaluate.evaluate(config, str(workdir))
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"train": 1, "val": 2, "origin": {}}', "[" * 100_000])
 def test_a_damaged_identity_is_told(trained, text):
     _, workdir, config = trained
@@ -186,6 +211,23 @@ def test_the_run_that_parameters_are_taken_from_is_recorded(trained, tmp_path):
         train.train(config, str(trained_apart(folder, tmp_path / "apart")))
 
 
+def test_a_run_without_a_checkpoint_starts_from_the_step_that_it_recorded(trained, tmp_path):
+    """It was killed before its first checkpoint, and the other run has gone on since."""
+    folder, workdir, config = trained
+    tuned = folders.config_of(folder, 4, init_from=str(workdir), init_layers=("conv1", "conv2"))
+    train.train(tuned, str(tmp_path / "tuned"))
+    shutil.rmtree(tmp_path / "tuned" / "checkpoints")
+    shutil.copytree(workdir / "checkpoints" / "3", workdir / "checkpoints" / "6")
+    (workdir / "checkpoints" / "6" / "metrics" / "metrics").write_text('{"val_top1_error": -1}')
+    before = files(tmp_path / "tuned")
+    with pytest.raises(InputError, match=r"^init_from: .* from step 3 of .*run, whose best is step 6 now"):
+        train.train(tuned, str(tmp_path / "tuned"))
+    assert files(tmp_path / "tuned") == before
+    shutil.rmtree(workdir / "checkpoints" / "6")
+    train.train(tuned, str(tmp_path / "tuned"))
+    assert [row["step"] for row in rows(tmp_path / "tuned")] == [3]
+
+
 def trained_apart(folder, workdir):
     train.train(folders.config_of(folder, 4, init_layers=("conv1", "conv2"), num_epochs=3), str(workdir))
     return workdir
@@ -208,6 +250,18 @@ def test_classes_are_matched_by_name_in_evaluation(trained, tmp_path, classes):
     assert part["examples"] == whole["examples"] == 4 * len(classes)
     np.testing.assert_allclose(part["loss"], whole["loss"], rtol=1e-6)
     assert part["top1_error"] == whole["top1_error"] and part["run"] == whole["run"]
+
+
+def test_an_evaluation_reports_that_the_content_changed(trained, caplog):
+    folder, workdir, config = trained
+    caplog.set_level(logging.INFO, "alexnet_jax")
+    evaluate.evaluate(config, str(workdir))
+    assert "other content" not in caplog.text
+    pictures = [folder / "val" / "bee" / name for name in ("0.bmp", "1.bmp")]
+    for path, content in zip(pictures, [path.read_bytes() for path in reversed(pictures)], strict=True):
+        path.write_bytes(content)  # of the same size
+    evaluate.evaluate(config, str(workdir))
+    assert "eval.json: was of other content of val (fingerprint" in caplog.text
 
 
 def test_a_class_that_the_network_lacks_is_refused(trained, tmp_path):

@@ -55,6 +55,36 @@ def test_a_raw_file_that_was_cut_short_is_named(small_ilsvrc, tmp_path, kind):
     assert len(raw_of(config, "val_split")) == 5
 
 
+@pytest.mark.parametrize("kind", ["images", "labels"])
+def test_a_raw_file_that_changed_is_refused_and_a_moved_one_is_not(small_ilsvrc, tmp_path, kind):
+    config = data_sets.ilsvrc(small_ilsvrc[0].data.name[-4:], small_ilsvrc[0].data.manual_dir, tmp_path / "a")
+    raw_of(config, "val_split")
+    (tmp_path / "a").rename(tmp_path / "b")
+    config.data.dir = str(tmp_path / "b")
+    (path,) = raw_of(config, "val_split").folder.glob(f"raw-validation-*.{kind}")
+    content = bytearray(path.read_bytes())
+    content[0] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="was made of other data .* holds now, or changed since; delete"):
+        raw_of(config, "val_split")
+    path.with_suffix(".images").unlink()
+    assert len(raw_of(config, "val_split")) == 5
+
+
+def test_a_raw_copy_of_other_data_is_refused_and_one_without_a_record_made_anew(small_ilsvrc, tmp_path):
+    config = data_sets.ilsvrc(small_ilsvrc[0].data.name[-4:], small_ilsvrc[0].data.manual_dir, tmp_path)
+    (path,) = raw_of(config, "val_split").folder.glob("raw-validation-*.images")
+    record = path.with_suffix(".json")
+    record.write_text(record.read_text().replace('"made of": "', '"made of": "0'))
+    with pytest.raises(InputError, match="was made of other data"):
+        raw_of(config, "val_split")
+    record.unlink()  # an earlier version wrote none
+    content = path.read_bytes()
+    path.write_bytes(bytes(len(content)))
+    raw_of(config, "val_split")
+    assert path.read_bytes() == content
+
+
 def test_a_raw_copy_is_whole_or_not_there(small_ilsvrc, tmp_path, monkeypatch):
     config = data_sets.ilsvrc(small_ilsvrc[0].data.name[-4:], small_ilsvrc[0].data.manual_dir, tmp_path)
     folder = open_source(config, "val_split").folder

@@ -1,8 +1,9 @@
 """Fingerprints of data: a short text that changes when the content of a file, or its name, does.
 
 A copy, or a moved folder, has the fingerprint of the original. The digest of each file is kept in the data
-set's folder with the file's size and times, so that a second look reads new and changed files only. If that
-folder cannot be written, the user's cache keeps it.
+set's folder with the file's size, times and inode, so that a second look reads new and changed files only.
+The time of change, which no program can set, betrays a file whose time of modification was put back. If the
+folder cannot be written, the user's cache keeps the digests.
 """
 
 import contextlib
@@ -26,12 +27,13 @@ BYTES = 16  # of a file's digest
 _CHUNK = 64  # files
 _RACY = 2_000_000_000  # nanoseconds: a file that young may change again and keep its times
 
-Stamp = tuple[int, int, int]  # size, time of modification, time of change
+Stamp = tuple[int, int, int, int]  # size, time of modification, time of change, inode
 
 
 def stamp(status: os.stat_result) -> Stamp:
     """Return by what an unchanged file is known."""
-    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
+    # The inode tells apart what was written within one tick of the system's clock, if folders change names.
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
 
 
 def of_bytes(*parts: bytes) -> bytes:
@@ -88,7 +90,7 @@ def digests(
         settled = {
             name: (stamp, known[name])
             for name, stamp in files
-            if name in known and max(stamp[1:]) < now - _RACY
+            if name in known and max(stamp[1:3]) < now - _RACY
         }
         _save(folder, others | settled)
         if bad:

@@ -4,24 +4,31 @@ It is made once from the prepared data set, in its folder, and holds the same pi
 
     raw-SPLIT-SIZExCHANNELS.images   uint8 [n, size, size, channels], and nothing else
     raw-SPLIT-SIZExCHANNELS.labels   int32 [n], little-endian
+    raw-SPLIT-SIZExCHANNELS.json     the fingerprint of the split that they were made of, and their digests
 """
 
 import bisect
+import functools
+import hashlib
+import json
 import math
 import mmap
 import os
+import pathlib
 import shutil
 from typing import Any
 
 import numpy as np
 
+from alexnet_jax.datasets import fingerprints
 from alexnet_jax.datasets.images import empty_batch
 from alexnet_jax.datasets.prepared import TfdsSource
 from alexnet_jax.runtime import progress
 from alexnet_jax.runtime.errors import InputError
-from alexnet_jax.runtime.files import atomic_write, file_lock
+from alexnet_jax.runtime.files import atomic_write, file_lock, read_json, write_text
 
 _BATCH = 16
+_LARGEST = 1 << 20  # bytes of the .json, which has a hundred
 
 
 class RawSource:
@@ -71,10 +78,11 @@ def _opened(source: TfdsSource, split: str) -> tuple[np.ndarray, np.ndarray]:
     """(images, labels) of a whole split of TFDS; the images as a memmap."""
     shape = (source.builder.info.splits[split].num_examples, source.size, source.size, source.channels)
     stem = source.folder / f"raw-{split}-{source.size}x{source.channels}"
-    images, labels = stem.with_suffix(".images"), stem.with_suffix(".labels")
-    if not images.exists():
+    images, labels, record = (stem.with_suffix(suffix) for suffix in (".images", ".labels", ".json"))
+    whole = TfdsSource(source.builder, split, source.size, source.channels, "data.store")
+    if not (images.exists() and record.exists()):  # copies of earlier versions have no record
         try:
-            _make(source, split, images, labels, shape)
+            _make(whole, images, labels, record, shape)
         except OSError as error:
             raise InputError(
                 f"{images}: cannot be written ({error.strerror or error}); make it possible, or give"
@@ -87,27 +95,57 @@ def _opened(source: TfdsSource, split: str) -> tuple[np.ndarray, np.ndarray]:
                 f"{path}: missing, cut short or of another data set ({found:,} bytes, {size:,} expected);"
                 f" delete {images.name} there, and it is made anew"
             )
+    try:
+        made_of = read_json(record, _LARGEST)
+    except (OSError, ValueError):
+        made_of = None
+    if made_of != _record(whole, images, labels):
+        raise InputError(
+            f"{images}: was made of other data than {source.folder} holds now, or changed since; delete"
+            f" {images.name} there, and it is made anew"
+        )
     return np.memmap(images, np.uint8, "r", shape=shape), np.fromfile(labels, "<i4")
 
 
-def _make(source: TfdsSource, split: str, images, labels, shape: tuple[int, ...]) -> None:
-    """Write both files, whole or not at all: the images, by which they are found, come last."""
-    with file_lock(source.folder / ".raw.lock") as alone:
-        if images.exists():  # another process has made it while we waited
+def _record(whole: TfdsSource, *paths: pathlib.Path) -> dict[str, str]:
+    """Return what identifies a raw copy. Its files are read only if they are new or changed."""
+    files = [(path.name, fingerprints.stamp(path.stat())) for path in paths]
+    found = fingerprints.digests(
+        whole.folder, files, functools.partial(_digest, whole.folder), f"fingerprint of the raw {whole.split}"
+    )
+    return {
+        "made of": whole.fingerprint(),
+        **{p.suffix[1:]: d.hex() for p, d in zip(paths, found, strict=True)},
+    }
+
+
+def _digest(folder: pathlib.Path, name: str) -> bytes:
+    with open(folder / name, "rb") as file:
+        new = functools.partial(hashlib.blake2b, digest_size=fingerprints.BYTES)
+        return hashlib.file_digest(file, new).digest()
+
+
+def _make(whole: TfdsSource, images, labels, record, shape: tuple[int, ...]) -> None:
+    """Write the files, whole or not at all: the record, by which they are found, comes last."""
+    with file_lock(whole.folder / ".raw.lock") as alone:
+        if images.exists() and record.exists():  # another process has made it while we waited
             return
+        images.unlink(missing_ok=True)  # before the room on the disk is counted
         if alone:  # otherwise another process may be writing one of these
-            for leftover in source.folder.glob("raw-*.part"):
+            for leftover in whole.folder.glob("raw-*.part"):
                 leftover.unlink()
-        free = shutil.disk_usage(source.folder).free
+        free = shutil.disk_usage(whole.folder).free
         if free < math.prod(shape):
             raise InputError(
-                f"data.store: the raw copy of {split} takes {math.prod(shape) / 1e9:,.1f} GB, and"
-                f" {source.folder} has {free / 1e9:,.1f} GB left; make room, or give data.store=jpeg"
+                f"data.store: the raw copy of {whole.split} takes {math.prod(shape) / 1e9:,.1f} GB, and"
+                f" {whole.folder} has {free / 1e9:,.1f} GB left; make room, or give data.store=jpeg"
             )
         with atomic_write(images) as image_file, atomic_write(labels) as label_file:
-            whole = TfdsSource(source.builder, split, source.size, source.channels, "data.store")
-            for image_batch, label_batch in progress.over(whole, whole.read, f"raw copy of {split}", _BATCH):
+            for image_batch, label_batch in progress.over(
+                whole, whole.read, f"raw copy of {whole.split}", _BATCH
+            ):
                 image_file.write(image_batch)
                 label_file.write(label_batch.astype("<i4"))
             image_file.flush()
             os.fsync(image_file.fileno())
+        write_text(record, json.dumps(_record(whole, images, labels)) + "\n")

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from alexnet_jax.datasets import fingerprints
 from alexnet_jax.datasets.source import Source
 from alexnet_jax.runtime import progress
 from alexnet_jax.runtime.errors import Unavailable
@@ -113,6 +114,12 @@ def load(path) -> dict[str, np.ndarray] | None:
     native = np.ascontiguousarray(names, names.dtype.newbyteorder("="))
     text = not len(names) or native.view(np.uint32).max() <= sys.maxunicode
     return arrays if text else None
+
+
+def fingerprint(arrays: dict[str, np.ndarray]) -> str:
+    """Return the fingerprint of the arrays and of label_names, if it is there."""
+    parts = [np.ascontiguousarray(arrays[name], "<f4").tobytes() for name in ARRAYS]
+    return fingerprints.combined(*parts, fingerprints.of_names(arrays.get("label_names", ())))
 
 
 def fits(stored: dict[str, np.ndarray], data) -> bool:

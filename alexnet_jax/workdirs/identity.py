@@ -1,8 +1,9 @@
 """Identity: by what a run and a result know their data, their classes and the origin of their weights.
 
 identity.json of a workdir has the splits that a run learns from, each with the names of its classes in order,
-its number of examples and a fingerprint of their content, and the origin of the first parameters. It is
-compared before a run goes on. A data set may move: its fingerprint is of what its files hold.
+its number of examples and a fingerprint of their content, the origin of the first parameters, and a
+fingerprint of statistics.npz. It is compared before a run goes on. A data set may move: its fingerprint is of
+what its files hold.
 
     of_split      the identity of a split
     check         raise if a workdir is of other data
@@ -109,8 +110,12 @@ def complete(workdir: StrPath, identity: Identity) -> None:
             f"{workdir}/identity.json: missing, as of an earlier version; it now names the data found here,"
             f" {sizes} examples"
         )
-    if stored is None or stored["train"] is None:
-        write(workdir, identity)
+    lacks_data = stored is None or stored["train"] is None
+    if lacks_data or "statistics" not in (stored or {}):
+        kept = {
+            name: value for name, value in (stored or {}).items() if name == "statistics" or not lacks_data
+        }
+        write(workdir, identity | kept)
 
 
 def difference(there: dict, here: dict) -> str:

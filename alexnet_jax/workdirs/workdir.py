@@ -126,6 +126,12 @@ def read_statistics(workdir: StrPath, config) -> dict[str, np.ndarray]:
             f"{path}: is of {there} images and {named} classes, and config.json of {size}x{size}x{channels}"
             f" and {classes}, or has values that are not finite; put back the run's own"
         )
+    known, found = (identity.read(workdir) or {}).get("statistics"), statistics.fingerprint(stored)
+    if known not in (None, found):  # None in a workdir of an earlier version
+        raise InputError(
+            f"{path}: is not the file of this run (fingerprint {known} in identity.json, {found} here);"
+            " put back the run's own"
+        )
     return stored
 
 
@@ -170,6 +176,8 @@ def _take(stack, config, workdir: StrPath, source: Source, of_run: identity.Iden
         if new or statistics.load(path) is None:
             label_names = np.array(source.label_names)
             statistics.save(path, {**statistics.of_source(source), "label_names": label_names})
+        if (stored := statistics.load(path)) is not None:  # else `take` reports it
+            of_run = {**of_run, "statistics": statistics.fingerprint(stored)}
         if new:
             identity.write(workdir, of_run)
             write_config(config, workdir)
