@@ -14,9 +14,14 @@ check: lint
 test: .venv/installed
 	$(PYTEST)
 
-# Against PyTorch. Beside `make test`, which skips these tests where PyTorch is not installed.
+# `make test`, with PyTorch beside it: no test against it is skipped.
 oracle: .venv/oracle-installed
-	ORACLE=1 $(PYTEST) tests/test_torch.py tests/test_weights.py tests/test_benchmark.py -k "torch or dropout"
+	ORACLE=1 $(PYTEST)
+
+# Runs that are killed, stopped, without room and without files for MINUTES, and end as if nothing had been.
+MINUTES ?= 60
+soak: .venv/installed
+	.venv/bin/python tests/soak.py --minutes=$(MINUTES)
 
 # What TPUs would do. libtpu has an environment of its own: beside it jax looks for a TPU at every start.
 scaling: .venv-scaling/installed
@@ -43,4 +48,4 @@ lint: .venv/installed
 	.venv-scaling/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[scaling]'
 	touch $@
 
-.PHONY: quickstart check test oracle scaling lint
+.PHONY: quickstart check test oracle soak scaling lint

@@ -4,7 +4,7 @@
     of_run            the one in config.json of a workdir, with overrides
     override, typed   {FIELD: value}, put into a configuration; the same with texts read as values
     check             every field: known, of its type, in its range
-    complete          fill in what configurations of older versions lack
+    check_stored      likewise one that was stored, perhaps by an older version
     check_same_run    a workdir belongs to one configuration
 
 configs/paper.py lists the fields and, by its values, their types; here are only ranges and choices. All raise
@@ -104,40 +104,30 @@ def flatten(config, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 @functools.cache
-def _paper_values() -> dict[str, Any]:
-    """Return the fields of configs/paper.py."""
+def _paper() -> ml_collections.ConfigDict:
+    """Return the configuration of configs/paper.py."""
     # A wheel carries a copy inside the package; the clone has configs/ beside it.
     package = pathlib.Path(__file__).parent
     path = next(path for path in (package, package.parent) if (path / "configs/paper.py").is_file())
-    config = runpy.run_path(str(path / "configs/paper.py"))["get_config"]()
-    return dict(flatten(config))
+    return runpy.run_path(str(path / "configs/paper.py"))["get_config"]()
 
 
-def _paper() -> dict[str, type]:
-    """Return the fields of configs/paper.py with their types."""
-    return {field: type(value) for field, value in _paper_values().items()}
-
-
-def _types(layers: Iterable[str] = ()) -> dict[str, type]:
+def _types(layers: Iterable[str]) -> dict[str, type]:
     """Return the type of every field of a configuration with these layers; its last is fc8."""
-    types = {field: kind for field, kind in _paper().items() if not field.startswith("model.layers.")}
+    fields, paper_layers = flatten(_paper()), _paper().model.layers
+    types = {field: type(value) for field, value in fields if not field.startswith("model.layers.")}
     for name in (*layers, "fc8"):
         if not re.fullmatch(r"conv\d+|fc[1-8]", name):
             raise InputError(f"model.layers.{name}: a layer is named conv1, conv2, … or fc1 to fc8, the last")
-        like = "fc8" if name == "fc8" else "conv1" if name.startswith("conv") else "fc6"
-        types |= {
-            f"model.layers.{name}.{field.rpartition('.')[2]}": kind
-            for field, kind in _paper().items()
-            if field.startswith(f"model.layers.{like}.")
-        }
+        like = paper_layers["fc8" if name == "fc8" else "conv1" if name.startswith("conv") else "fc6"]
+        types |= {f"model.layers.{name}.{field}": type(value) for field, value in like.items()}
     return types
 
 
 def _type(field: str) -> type:
     """Return the type of a field of any configuration. Raises InputError if there is none of this name."""
-    layers = {name.split(".")[2] for name in _paper() if name.startswith("model.layers.")}
-    named = re.match(r"model\.layers\.(conv\d+|fc[1-8])\.", field)
-    types = _types(layers | {named[1]} if named else layers)
+    named = re.findall(r"^model\.layers\.(conv\d+|fc[1-8])\.", field)
+    types = _types([*_paper().model.layers, *named])
     if field not in types:
         raise InputError(f"{field}: there is no such field{nearest(field, types)}")
     return types[field]
@@ -178,12 +168,13 @@ def check(config) -> None:
         )
 
 
-def complete(config) -> None:
-    """Put the paper's values of fields that an older version did not have into its configuration."""
+def check_stored(config) -> None:
+    """`check` a configuration that was stored; one of an older version gets the fields that it lacks."""
     for field in _ADDED:
         part, _, name = field.rpartition(".")
         if isinstance(config.get(part), ml_collections.ConfigDict) and name not in config[part]:
-            config[part][name] = _paper_values()[field]
+            config[part][name] = _paper()[part][name]
+    check(config)
 
 
 def load(file: str | None, overrides: Overrides = _NONE) -> ml_collections.ConfigDict:
@@ -205,8 +196,7 @@ def of_run(workdir: StrPath, overrides: Overrides = _NONE) -> ml_collections.Con
     config = read_config(workdir)
     if config is None:
         raise InputError(f"{workdir}: has no config.json; give the workdir of a run")
-    complete(config)
-    check(config)
+    check_stored(config)
     override(config, overrides, f"{workdir}/config.json")
     check(config)
     check_same_run(config, workdir, data=False)
@@ -215,14 +205,12 @@ def of_run(workdir: StrPath, overrides: Overrides = _NONE) -> ml_collections.Con
 
 def override(config, overrides: Overrides, where: str) -> None:
     """Put `overrides` into `config`, which comes from `where`. Does not `check` their ranges."""
-    fields = dict(flatten(config))
-    for field, value in typed(overrides).items():
+    fields, values = dict(flatten(config)), typed(overrides)
+    for field in values:
         if field not in fields:
             raise InputError(f"{field}: there is no such field in {where}")
-        *path, name = field.split(".")
-        parent = functools.reduce(lambda part, key: part[key], path, config)
-        with parent.ignore_type():  # `check` is stricter
-            parent[name] = value
+    with config.ignore_type():  # `check` is stricter
+        config.update_from_flattened_dict(values)
 
 
 def typed(overrides: Overrides) -> dict[str, Any]:
@@ -267,10 +255,11 @@ def differences(config, theirs, data: bool = True) -> str:
     return "; ".join(f"{f} is {there.get(f)!r} there, {here.get(f)!r} here" for f in differing[:5]) + more
 
 
-def check_same_run(config, workdir: StrPath, data: bool = True) -> None:
-    """Raise InputError, naming the fields that differ, if `workdir` holds a run of another configuration.
+def check_same_run(config, workdir: StrPath, data: bool = True) -> ml_collections.ConfigDict | None:
+    """Return the configuration of the run that `workdir` holds, or None if it holds none.
 
-    Without `data`, the data set and its splits may differ: a network can be evaluated on any.
+    Raises InputError, naming the fields that differ, if it is not that of `config`. Without `data`, the data
+    set and its splits may differ: a network can be evaluated on any.
     """
     theirs = read_config(workdir)
     if theirs is None:
@@ -278,7 +267,7 @@ def check_same_run(config, workdir: StrPath, data: bool = True) -> None:
             raise InputError(f"--workdir={workdir}: is a file; give a folder")
         if os.path.isdir(os.path.join(workdir, "checkpoints")):
             raise InputError(f"{workdir}/config.json: missing beside its checkpoints; give another --workdir")
-        return
+        return None
     differing = differences(config, theirs, data)
     if differing:
         raise InputError(
@@ -289,3 +278,4 @@ def check_same_run(config, workdir: StrPath, data: bool = True) -> None:
             f"num_epochs: {config.num_epochs}, but {workdir} was started with {theirs.num_epochs};"
             " it may grow, not shrink"
         )
+    return theirs

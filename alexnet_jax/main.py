@@ -54,9 +54,9 @@ def main(arguments: list[str]) -> None:
 # JAX and what needs it are imported inside functions, so that a mistake in the flags is reported at once.
 def _run(given, config, workdir: str) -> None:
     if given.mode == "describe":
-        from alexnet_jax import network
+        from alexnet_jax import table
 
-        print(network.describe(config))
+        print(table.describe(config))
     elif given.mode == "prepare":
         processes.process_0_first(_prepare, config)
     elif given.mode == "eval":
@@ -72,10 +72,10 @@ def _run(given, config, workdir: str) -> None:
 
 def _check_network(config, batches: tuple[str, ...]) -> None:
     """Raise InputError if layers do not fit each other, or the mesh does not fit the network or `batches`."""
-    from alexnet_jax import network
     from alexnet_jax.runtime.mesh import mesh_shape
+    from alexnet_jax.table import layer_table
 
-    network.layer_table(config)
+    layer_table(config)
     mesh_shape(config, None, batches)
 
 
@@ -107,12 +107,11 @@ def _config_of_workdir(config, overrides: configuration.Overrides, workdir: str)
 
 def _prepare(config) -> None:
     from alexnet_jax.datasets import statistics
-    from alexnet_jax.datasets.source import check_content, open_source
+    from alexnet_jax.datasets.source import open_splits
 
-    sources = [open_source(config, split) for split in ("train_split", "val_split", "test_split")]
-    check_content(*sources)
-    statistics.of_source(sources[0])
-    log.info("%s is prepared in %s", config.data.name, sources[0].folder)
+    train_source, *_ = open_splits(config, "train_split", "val_split", "test_split")
+    statistics.of_source(train_source)
+    log.info("%s is prepared in %s", config.data.name, train_source.folder)
 
 
 if __name__ == "__main__":

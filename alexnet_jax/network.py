@@ -222,7 +222,7 @@ class Linear(nn.Module):
         spec, window = self.spec, ()
         if "kernel" in spec:
             window = (spec.kernel, spec.kernel)
-            self.check_fits(maps[0].shape)
+            self.check_fits(maps[0].shape[1:3])
         else:
             maps = [x.reshape(len(x), -1) for x in maps]
         shape = (len(maps), *window, maps[0].shape[-1], self.features)
@@ -236,15 +236,13 @@ class Linear(nn.Module):
 
         return [of_column(*column) for column in zip(maps, kernels, biases, strict=True)]
 
-    def check_fits(self, shape: tuple[int, ...]) -> None:
-        """Raise InputError if the layer's kernel does not fit maps of this shape."""
-        field, kernel = f"model.layers.{self.name}", self.spec.kernel
-        if len(shape) != 4:
-            raise InputError(f"{field}: a convolution cannot follow a fully connected layer")
-        if kernel > shape[1] + sum(self.spec.padding):
+    def check_fits(self, sides: tuple[int, ...]) -> None:
+        """Raise InputError if the layer's kernel does not fit maps with these sides."""
+        kernel = self.spec.kernel
+        if kernel > sides[0] + sum(self.spec.padding):
             raise InputError(
-                f"{field}.kernel: {kernel} does not fit its {shape[1]}x{shape[2]} input; choose a larger"
-                " data.crop_size or a smaller kernel"
+                f"model.layers.{self.name}.kernel: {kernel} does not fit its {sides[0]}x{sides[1]} input;"
+                " choose a larger data.crop_size or a smaller kernel"
             )
 
 
@@ -263,78 +261,3 @@ class Classifier(nn.Module):
         bias = self.param("bias", nn.initializers.constant(self.spec.bias), (self.classes,))
         parts = [(x @ k.astype(x.dtype)).astype(jnp.float32) for x, k in zip(maps, kernels, strict=True)]
         return sum_columns(parts) + bias
-
-
-class Row(NamedTuple):
-    """A layer's sizes, of all columns together."""
-
-    name: str
-    spec: Any  # its part of model.layers
-    then: tuple[str, ...]  # the operations after it
-    kernel: tuple[int, ...]  # the parameter: [columns, (height, width,) inputs, outputs of one column]
-    bias: tuple[int, ...]  # [columns, outputs of one column]; the classifier's, shared, is [classes]
-    input: tuple[int, ...]  # (height, width, channels) or (units,)
-    output: tuple[int, ...]  # of the linear layer
-    after: tuple[int, ...]  # of the operations after it
-
-    @property
-    def parameters(self) -> int:
-        """Return the number of weights and biases."""
-        return math.prod(self.kernel) + math.prod(self.bias)
-
-    @property
-    def multiply_adds(self) -> int:
-        """Return the number of multiply-adds for one image."""
-        return math.prod(self.kernel) * math.prod(self.output[:-1])
-
-
-def layer_table(config) -> list[Row]:
-    """Return the sizes of every layer, the classifier's last, from the network's own shapes.
-
-    Raises InputError for a layer that does not fit its input or that `model.columns` does not divide.
-    """
-    data, columns = config.data, config.model.columns
-    network = Network(ml_collections.FrozenConfigDict(config), columns)
-    image = jax.ShapeDtypeStruct((1, data.crop_size, data.crop_size, data.channels), jnp.float32)
-    (logits, activations), variables = jax.eval_shape(
-        lambda image: network.init_with_output(jax.random.key(0), image), image
-    )
-    activations[CLASSIFIER] = [logits]
-
-    def joined(name: str) -> tuple[int, ...]:
-        maps = activations[name]
-        return (*maps[0].shape[1:-1], maps[0].shape[-1] * len(maps))
-
-    rows: list[Row] = []
-    classifier = Hidden(CLASSIFIER, config.model.layers[CLASSIFIER], ())
-    for name, spec, then in [*hidden_layers(config.model), classifier]:
-        kernel, bias = (variables["params"][name][part].shape for part in ("kernel", "bias"))
-        before = rows[-1].after if rows else image.shape[1:]
-        after = f"{name}/{then[-1]}" if then else name
-        rows.append(Row(name, spec, then, kernel, bias, before, joined(name), joined(after)))
-    return rows
-
-
-def describe(config) -> str:
-    """Return the network as a table; the last line is `total: N parameters, M multiply-adds`."""
-    model, table = config.model, layer_table(config)
-
-    def cells(row: Row) -> tuple[str, ...]:
-        columns, *window, inputs, _ = row.kernel
-        kernel = f"{window[0]}x{window[1]} / {row.spec.stride}" if window else "full"
-        seen = inputs * columns if row.name == CLASSIFIER else inputs
-        both = " (both columns)" * (columns > 1 and model.gather and row.spec.get("gather", False))
-        output, after = ("x".join(map(str, shape)) for shape in (row.output, row.after))
-        then = ", ".join(model.activation if op == "activation" else op for op in row.then) or "softmax"
-        numbers = f"{row.parameters:,}", f"{row.multiply_adds:,}"
-        return row.name, kernel, f"{seen}{both}", output, then, after, *numbers
-
-    head = ("layer", "kernel", "inputs", "output", "then", "after", "parameters", "multiply-adds")
-    lines = [head, *map(cells, table)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    text = [
-        "  ".join(f"{cell:{side}{width}}" for cell, side, width in zip(line, "<<<<<<>>", widths, strict=True))
-        for line in lines
-    ]
-    parameters, work = sum(row.parameters for row in table), sum(row.multiply_adds for row in table)
-    return "\n".join([*text, f"total: {parameters:,} parameters, {work:,} multiply-adds"])

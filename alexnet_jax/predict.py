@@ -6,6 +6,7 @@ not given. A file that is no picture is one line on stderr, the others go on, an
 For more than 100 pictures there are several figures, OUT-1.png, OUT-2.png, …, of at most 100 each.
 """
 
+import itertools
 import os
 import sys
 from collections.abc import Iterator
@@ -118,31 +119,18 @@ def figure_of(pictures: list, names: list[str]):
     return figure
 
 
-class Figures:
-    """Write pictures with their labels to a figure, or to several; only those of one are kept in memory."""
-
-    def __init__(self, file: str | None, names: list[str], several: bool):
-        """`file` is where to write, or None not to; `several` puts a number into each name."""
-        self._file, self._names, self._several = file, names, several
-        self._pictures: list[tuple[str, np.ndarray, np.ndarray]] = []
-        self._written = 0
-
-    def add(self, path: str, picture: np.ndarray, probabilities: np.ndarray) -> None:
-        """Take a picture; write a figure if it is full."""
-        if self._file is not None:
-            self._pictures.append((path, picture, probabilities))
-            if len(self._pictures) == FIGURE:
-                self.write()
-
-    def write(self) -> None:
-        """Write a figure of the pictures that are in none yet."""
-        if self._file is None or not self._pictures:
-            return
-        self._written += 1
-        name, kind = os.path.splitext(self._file)
-        file = f"{name}-{self._written}{kind}" if self._several else self._file
-        figure_of(self._pictures, self._names).savefig(file, dpi=150)
-        self._pictures.clear()
+def predictions(network: Network, paths: list[str]) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """Print the labels of each readable picture; yield (path, preprocessed image, probabilities)."""
+    for start in range(0, len(paths), BATCH):
+        pictures = list(read(paths[start : start + BATCH], network.config))
+        if not pictures:
+            continue
+        probabilities = network.probabilities(np.stack([picture for _, picture in pictures]))
+        for (path, picture), row in zip(pictures, probabilities, strict=True):
+            print(printable(path))
+            for label in top_five(row):
+                print(f"  {row[label]:.4f}  {network.names[label]}")
+            yield path, picture, row
 
 
 def main(arguments: list[str]) -> int:
@@ -162,19 +150,13 @@ def main(arguments: list[str]) -> int:
             raise InputError(f"--figure={given.figure}: give a name that ends in .png, .pdf, .svg or .jpg")
     workdir = os.path.expanduser(given.workdir)
     network = Network(configuration.of_run(workdir, given.overrides), workdir)
-    found, figures = 0, Figures(given.figure, network.names, len(given.images) > FIGURE)
-    for start in range(0, len(given.images), BATCH):
-        pictures = list(read(given.images[start : start + BATCH], network.config))
-        if not pictures:
-            continue
-        probabilities = network.probabilities(np.stack([picture for _, picture in pictures]))
-        for (path, picture), row in zip(pictures, probabilities, strict=True):
-            print(printable(path))
-            for label in top_five(row):
-                print(f"  {row[label]:.4f}  {network.names[label]}")
-            figures.add(path, picture, row)
-            found += 1
-    figures.write()
+    pictures, found, figures = predictions(network, given.images), 0, 0
+    while shown := list(itertools.islice(pictures, FIGURE)):  # no more are kept in memory
+        found, figures = found + len(shown), figures + 1
+        if given.figure:
+            name, kind = os.path.splitext(given.figure)
+            file = f"{name}-{figures}{kind}" if len(given.images) > FIGURE else given.figure
+            figure_of(shown, network.names).savefig(file, dpi=150)
     return int(found < len(given.images))
 
 

@@ -52,10 +52,17 @@ def _is_shared(path) -> bool:
     return [key.key for key in path[-2:]] == [CLASSIFIER, "bias"]
 
 
-def param_specs(params, mesh: Mesh):
-    """Return each parameter's PartitionSpec: its leading axis is that of the columns."""
-    own = P(AXIS) if AXIS in mesh.axis_names else P()
-    return jax.tree_util.tree_map_with_path(lambda path, _: P() if _is_shared(path) else own, params)
+def column_specs(tree, mesh: Mesh):
+    """Return the PartitionSpec of each array of parameters, or of a state.
+
+    The leading axis of a parameter, and of its velocity, is that of the columns; all else is on every device.
+    """
+
+    def spec(path, _):
+        is_param = getattr(path[-1], "key", None) in ("kernel", "bias")
+        return P(AXIS) if is_param and not _is_shared(path) and AXIS in mesh.axis_names else P()
+
+    return jax.tree_util.tree_map_with_path(spec, tree)
 
 
 def _init_params(config):
@@ -66,6 +73,11 @@ def _init_params(config):
     column = Network(ml_collections.FrozenConfigDict(config), here=1)
     params = jax.vmap(lambda key: column.init(key, image)["params"], axis_name=AXIS)(keys)
     return jax.tree_util.tree_map_with_path(lambda path, x: x[0] if _is_shared(path) else x[:, 0], params)
+
+
+@functools.lru_cache(maxsize=4)  # a start asks several times, and tracing takes 0.2 s
+def _param_shapes(config: ml_collections.FrozenConfigDict):
+    return jax.eval_shape(lambda: _init_params(config))
 
 
 def new_state(params, tx: optax.GradientTransformation) -> TrainState:
@@ -84,14 +96,13 @@ def new_state(params, tx: optax.GradientTransformation) -> TrainState:
 
 def abstract_state(config, mesh: Mesh, tx: optax.GradientTransformation) -> TrainState:
     """Return the state's shapes, types and shardings, computing nothing."""
-    state = jax.eval_shape(lambda: new_state(_init_params(config), tx))
-    shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), param_specs(state.params, mesh))
-    everywhere: Any = replicated(mesh)
-    like_params = optax.tree_map_params(
-        tx, lambda _, s: s, state.opt_state, shardings, transform_non_params=lambda _: everywhere
-    )
-    shardings = TrainState(everywhere, shardings, like_params, *[everywhere] * 4)
-    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings)
+    params = _param_shapes(ml_collections.FrozenConfigDict(config))
+    state = jax.eval_shape(lambda params: new_state(params, tx), params)
+
+    def placed(x, spec):
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))
+
+    return jax.tree.map(placed, state, column_specs(state, mesh))
 
 
 def init_state(config, mesh: Mesh, tx: optax.GradientTransformation) -> TrainState:
@@ -113,11 +124,7 @@ def loss_and_gradients(config, mesh: Mesh):
     def on_device(params, images, labels, step, statistics, colored):
         batch, group = images.shape[0], config.augment.crop_group
         root = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), 1), step)
-
-        def keys(examples):
-            pairs = jax.vmap(lambda example: jax.random.split(jax.random.fold_in(root, example)), 0, 1)
-            return pairs(examples)
-
+        keys = jax.vmap(lambda example: jax.random.split(jax.random.fold_in(root, example)), out_axes=1)
         examples = (lax.axis_index("data") if split else 0) * batch + jnp.arange(batch)
         view_keys, dropout_keys = keys(examples)
         crop_keys, _ = keys(examples // group * group)
@@ -136,7 +143,7 @@ def loss_and_gradients(config, mesh: Mesh):
         return lax.pmean(results, "data") if split else results
 
     def on_mesh(params, images, labels, step, statistics, colored=True):
-        specs, examples = param_specs(params, mesh), P("data") if split else P()
+        specs, examples = column_specs(params, mesh), P("data") if split else P()
         in_specs, out_specs = (specs, examples, examples, P(), P(), P()), (P(), specs, P())
         run = jax.shard_map(on_device, mesh=mesh, in_specs=in_specs, out_specs=out_specs)
         return run(params, images, labels, step, statistics, jnp.asarray(colored))
@@ -210,7 +217,7 @@ def make_view_outputs(config, mesh: Mesh, views: int):
 
     @jax.jit
     def log_softmax(params, images, view, statistics):
-        in_specs = (param_specs(params, mesh), P("data"), P(), P())
+        in_specs = (column_specs(params, mesh), P("data"), P(), P())
         run = jax.shard_map(on_device, mesh=mesh, in_specs=in_specs, out_specs=P("data"))
         return run(params, images, view, statistics)
 
@@ -258,7 +265,7 @@ def make_activations(config, mesh: Mesh):
     @jax.jit
     def activations(params, views):
         columns = AXIS if AXIS in mesh.axis_names else None
-        in_specs, out_specs = (param_specs(params, mesh), P("data")), (P("data"), P(columns, "data"))
+        in_specs, out_specs = (column_specs(params, mesh), P("data")), (P("data"), P(columns, "data"))
         run = jax.shard_map(on_device, mesh=mesh, in_specs=in_specs, out_specs=out_specs)
         logits, own = run(params, views)
         joined = {name: jnp.moveaxis(x, 0, -2).reshape(*x.shape[1:-1], -1) for name, x in own.items()}

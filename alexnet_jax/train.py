@@ -27,10 +27,10 @@ import numpy as np
 import optax
 
 from alexnet_jax import config as configuration
-from alexnet_jax import evaluate, network, optimizer
+from alexnet_jax import evaluate, optimizer, table
 from alexnet_jax.datasets.batches import training_batches
-from alexnet_jax.datasets.labels import check_labels, with_labels_of
-from alexnet_jax.datasets.source import Source, check_content, open_source
+from alexnet_jax.datasets.labels import with_labels_of
+from alexnet_jax.datasets.source import Source, open_splits
 from alexnet_jax.runtime import command_line, processes
 from alexnet_jax.runtime.errors import Diverged, InputError
 from alexnet_jax.runtime.mesh import batch_sharding, block_on_cpu, make_mesh, replicated
@@ -44,10 +44,10 @@ from alexnet_jax.step import (
     make_train_step,
     training_means,
 )
-from alexnet_jax.transfer import check_origin, layers_of_other_run
+from alexnet_jax.transfer import first_layers
 from alexnet_jax.workdirs import identity, metrics
-from alexnet_jax.workdirs.checkpoint import METRIC, Checkpoints, has_checkpoints, resumable
-from alexnet_jax.workdirs.workdir import read_config, read_statistics, take, write_config
+from alexnet_jax.workdirs.checkpoint import METRIC, Checkpoints, resumable
+from alexnet_jax.workdirs.workdir import is_evaluated, read_statistics, take, write_config
 
 log = logging.getLogger("alexnet_jax")
 
@@ -57,7 +57,7 @@ def train(config, workdir: str) -> None:
 
     Raises InputError before anything is written, Diverged, and Unavailable for a full disk.
     """
-    processes.all_processes(configuration.check_same_run, config, workdir)
+    former_config = processes.all_processes(configuration.check_same_run, config, workdir)
     # Before the data is prepared, which may take an hour.
     processes.on_process_0(command_line.check_can_be_made, "--workdir", workdir)
     if config.eval.step != -1:
@@ -65,15 +65,13 @@ def train(config, workdir: str) -> None:
             f"eval.step: {config.eval.step} is for --mode=eval; training evaluates the best (-1)"
         )
     mesh = make_mesh(config, ("batch_size", "eval.batch_size"))
-    train_source, val_source, test_source = processes.process_0_first(_open_data, config)
-    processes.check_same(_fingerprints(train_source, val_source, test_source))
-    former, taken = processes.all_processes(_former_identity, workdir), None
-    processes.all_processes(check_origin, config, workdir, former)
-    origin = former["origin"] if former else identity.UNKNOWN if config.init_from else identity.DRAWN
-    if config.init_from and not processes.from_process_0(has_checkpoints, workdir):
-        taken, origin = layers_of_other_run(config, mesh)
-    fields = configuration.run_fields(config)
-    of_run = identity.of_run(fields, train_source, val_source, origin)
+    splits = "train_split", "val_split", "test_split"
+    sources = processes.process_0_first(open_splits, config, *splits)
+    processes.check_same({f"the content of {source.split}": source.fingerprint() for source in sources})
+    train_source, val_source, test_source = sources
+    former = processes.all_processes(lambda: identity.read(workdir) if former_config else None)
+    taken, origin = first_layers(config, workdir, mesh, former_config, former)
+    of_run = identity.of_run(configuration.run_fields(config), train_source, val_source, origin)
     processes.all_processes(identity.check, workdir, former, of_run)
     with (
         take(config, workdir, train_source, of_run),
@@ -89,9 +87,8 @@ def train(config, workdir: str) -> None:
             with_labels_of(label_names, train_source), with_labels_of(label_names, val_source),
         )  # fmt: skip
         state = run.restore_or_init(taken)
-        ended = run.has_ended(state) and not run.awaits_validation(state)
-        best = checkpoints.best_step()
-        if ended and processes.from_process_0(evaluate.is_done, config, workdir, test_source, best):
+        ended, best = run.has_ended(state), checkpoints.best_step()
+        if ended and processes.from_process_0(is_evaluated, config, workdir, test_source, best):
             return
         if processes.index() == 0:
             write_config(config, workdir)
@@ -99,23 +96,6 @@ def train(config, workdir: str) -> None:
             _loop(run, state)
         checkpoints.wait()
         evaluate.evaluate(config, workdir)
-
-
-def _open_data(config) -> list[Source]:
-    """Open the three splits, preparing them first if necessary, and know what they hold."""
-    sources = [open_source(config, split) for split in ("train_split", "val_split", "test_split")]
-    check_labels(config, sources[0])
-    check_content(*sources)
-    return sources
-
-
-def _former_identity(workdir: str) -> identity.Identity | None:
-    """Return the identity of the run that `workdir` holds, if it holds one."""
-    return identity.read(workdir) if read_config(workdir) else None
-
-
-def _fingerprints(*sources: Source) -> dict[str, str]:
-    return {f"the content of {source.split}": source.fingerprint() for source in sources}
 
 
 def epochs(config, examples: int, step: int) -> int:
@@ -168,10 +148,11 @@ class Run:
         return int(state.loss_count) > 0 and completes
 
     def has_ended(self, state: TrainState) -> bool:
-        """Return whether all epochs are done or the schedule has ended the training."""
-        plateau = state.opt_state["learning_rate"]
+        """Return whether all epochs are done and validated, or the schedule has ended the training."""
+        if self.awaits_validation(state):
+            return False
         done = int(state.step) >= last_step(self.config, len(self.train_source))
-        return done or optimizer.ended(self.config, plateau)
+        return done or optimizer.ended(self.config, state.opt_state["learning_rate"])
 
     def validate(
         self, state: TrainState, eval_step, clock: metrics.Clock, writer: metrics.Writer, stop: StopRequest
@@ -248,7 +229,7 @@ def _loop(run: Run, state: TrainState) -> None:
     _announce(run, state)
     train_step, eval_step = make_train_step(config, mesh, run.tx), make_eval_step(config, mesh, views=1)
     clock, loss = metrics.Clock(config.batch_size), 0.0
-    with processes.watchdog(config.mesh.watchdog_minutes), StopRequest() as stop, writer:
+    with processes.watchdog(config.mesh.watchdog_minutes), StopRequest() as stop:
         try:
             if run.awaits_validation(state):
                 state = run.validate(state, eval_step, clock, writer, stop)
@@ -289,7 +270,7 @@ def _learning_rate(config, state: TrainState) -> float:
 
 def _announce(run: Run, state: TrainState) -> None:
     config, step = run.config, int(state.step)
-    log.info(f"{network.describe(config)}\n")
+    log.info(f"{table.describe(config)}\n")
     log.debug(f"parameters\n{metrics.parameter_table(state.params)}")  # to train.log only
     shape = " x ".join(f"{size} ({name})" for name, size in run.mesh.shape.items())
     last = last_step(config, len(run.train_source))

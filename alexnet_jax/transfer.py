@@ -7,16 +7,32 @@ import jax
 
 from alexnet_jax import config as configuration
 from alexnet_jax import evaluate, optimizer
+from alexnet_jax.runtime import processes
 from alexnet_jax.runtime.errors import InputError
 from alexnet_jax.step import abstract_state
 from alexnet_jax.workdirs import identity
+from alexnet_jax.workdirs.checkpoint import has_checkpoints
 from alexnet_jax.workdirs.workdir import read_config
 
 log = logging.getLogger("alexnet_jax")
 
 
-def layers_of_other_run(config, mesh) -> tuple[dict, dict]:
-    """Restore `init_layers` of the best checkpoint of the workdir `init_from` (section 7, table 2).
+def first_layers(
+    config, workdir: str, mesh, former_config, former: identity.Identity | None
+) -> tuple[dict | None, dict]:
+    """Return the layers of another run that the run of `workdir` is to start with, and its origin.
+
+    There are none if it starts without, or goes on. `former_config` and `former` are the configuration and
+    the identity of the run that the workdir holds, if it holds one. Raises InputError.
+    """
+    processes.all_processes(_check_origin, config, workdir, former_config, former)
+    if config.init_from and not processes.from_process_0(has_checkpoints, workdir):
+        return _layers_of_other_run(config, mesh)
+    return None, former["origin"] if former else identity.UNKNOWN if config.init_from else identity.DRAWN
+
+
+def _layers_of_other_run(config, mesh) -> tuple[dict, dict]:
+    """Restore `init_layers` of the best checkpoint of the workdir `init_from`.
 
     Return {layer: parameters} and their origin, for identity.json. Raises InputError if the other run has no
     such layer, or of other shapes.
@@ -25,8 +41,7 @@ def layers_of_other_run(config, mesh) -> tuple[dict, dict]:
     other = read_config(workdir)
     if other is None:
         raise InputError(f"init_from: {workdir} has no config.json; give the workdir of another run")
-    configuration.complete(other)
-    configuration.check(other)
+    configuration.check_stored(other)
     ours, theirs = (
         abstract_state(network, mesh, optimizer.make(network)).params for network in (config, other)
     )
@@ -43,16 +58,15 @@ def layers_of_other_run(config, mesh) -> tuple[dict, dict]:
     return {layer: params[layer] for layer in config.init_layers}, origin
 
 
-def check_origin(config, workdir: str, former: identity.Identity | None) -> None:
+def _check_origin(config, workdir: str, former_config, former: identity.Identity | None) -> None:
     """Raise InputError if the run of `workdir` started from another run than the one `init_from` names now.
 
-    `former` is its identity. The other run may have moved, or be gone.
+    The other run may have moved, or be gone.
     """
-    stored = read_config(workdir)
-    if stored is None:
+    if former_config is None:
         return
     origin = former["origin"] if former else identity.UNKNOWN
-    there, here = origin.get("workdir", stored.init_from), os.path.expanduser(config.init_from)
+    there, here = origin.get("workdir", former_config.init_from), os.path.expanduser(config.init_from)
     if origin["kind"] == "run" and here:
         same = identity.of_workdir(here) in (origin["run"], None)
     else:

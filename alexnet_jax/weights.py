@@ -36,7 +36,7 @@ from alexnet_jax.datasets import fingerprints, statistics
 from alexnet_jax.pretrained import conversion, formats, metadata
 from alexnet_jax.pretrained.normalization import published_statistics
 from alexnet_jax.runtime import command_line, files
-from alexnet_jax.runtime.errors import InputError, reason
+from alexnet_jax.runtime.errors import InputError, input_errors, reason
 from alexnet_jax.workdirs import identity
 from alexnet_jax.workdirs.workdir import read_statistics, write_config
 
@@ -65,7 +65,8 @@ def import_weights(
     the file's own configuration. Raises InputError, and leaves nothing behind then.
     """
     # Imported here, as below, so that a mistake in the flags is reported at once.
-    from alexnet_jax.network import CLASSIFIER, layer_table
+    from alexnet_jax.network import CLASSIFIER
+    from alexnet_jax.table import layer_table
 
     _check_new(workdir)
     with formats.opened(file, caffe=source == "caffe") as weights:
@@ -99,9 +100,8 @@ def _run_of(file: str, weights: formats.Weights) -> metadata.Run | None:
     if KEY not in weights.metadata:
         return None
     run = metadata.read(weights.metadata[KEY])
-    configuration.complete(run.config)
     try:
-        configuration.check(run.config)
+        configuration.check_stored(run.config)
     except InputError as error:
         raise InputError(f"{file}: its configuration cannot be used ({error}); export it again") from None
     if not statistics.fits(run.statistics, run.config.data):
@@ -116,9 +116,7 @@ def _config(file: str, source: str | None, config, overrides, run: metadata.Run 
             raise InputError(f"--from: missing; give one of {', '.join(SOURCES)}")
         if config is None and overrides:
             configuration.load(None, overrides)  # raises
-        config = config or configuration.load(f"configs/{source}.py")
-        configuration.check(config)
-        return config
+        return config or configuration.load(f"configs/{source}.py")
     if config is None:
         config = copy.deepcopy(run.config)
         configuration.override(config, overrides, file)
@@ -169,7 +167,7 @@ def _check_network(file: str, weights: formats.Weights, config, classifier: str 
 
     Set the number of classes to that of the layer `classifier`, or leave it if None.
     """
-    from alexnet_jax.network import layer_table
+    from alexnet_jax.table import layer_table
 
     advice = f"give weights of the network {config.name}, or its --config"
     exported_from = weights.metadata.get(OLD_KEY, config.name)
@@ -219,11 +217,9 @@ def _label_names(config, labels: str | None, arrays: dict) -> list[str]:
 
 def _read_labels(labels: str, classes: int) -> list[str]:
     """Return the lines of --labels. Raises InputError if they are not as many as the classes."""
-    try:
+    with input_errors(f"--labels={labels}: cannot be read", "give a text file"):
         text = files.read_file(labels, _LARGEST_LABELS).decode("utf-8-sig")
         names = io.StringIO(text, newline=None).read().rstrip("\n").split("\n")
-    except (OSError, ValueError) as error:
-        raise InputError(f"--labels={labels}: cannot be read ({reason(error)}); give a text file") from None
     if len(names) != classes:
         raise InputError(f"--labels={labels}: has {len(names)} lines for {classes} classes; give one a class")
     return [name.strip() for name in names]
@@ -269,8 +265,8 @@ def export_weights(file: str, workdir: str) -> None:
     The same checkpoint gives the same bytes. Raises InputError.
     """
     from alexnet_jax import evaluate
-    from alexnet_jax.network import layer_table
     from alexnet_jax.runtime.mesh import make_mesh
+    from alexnet_jax.table import layer_table
 
     if not file.endswith(".safetensors"):
         raise InputError(f"{file}: is no name of a .safetensors file; give one that ends so")
@@ -283,10 +279,8 @@ def export_weights(file: str, workdir: str) -> None:
     step, params = evaluate.stored_params(config, workdir, make_mesh(config))
     tensors = conversion.to_torch(layer_table(config), params)
     text = metadata.write(metadata.Run(own, identity.of_workdir(workdir), step, stored))
-    try:
+    with input_errors(f"{file}: cannot be written", "give another", (OSError,)):
         formats.write(file, tensors, {"format": "pt", KEY: text})
-    except OSError as error:
-        raise InputError(f"{file}: cannot be written ({error.strerror}); give another") from None
     names = list(tensors)
     log.info(f"exported step {step} of {workdir} to {file}: {names[0]} to {names[-1]}")
 

@@ -74,8 +74,8 @@ def _baselines(given) -> list[str]:
 
 def _check(config) -> None:
     """Raise InputError if the configuration does not work; imports what a mistake in the flags need not."""
-    from alexnet_jax.network import layer_table
     from alexnet_jax.runtime.mesh import mesh_shape
+    from alexnet_jax.table import layer_table
 
     configuration.check(config)
     layer_table(config)

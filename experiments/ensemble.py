@@ -26,10 +26,11 @@ def ensemble(workdirs: list[str], overrides: dict) -> dict:
     # Imported here, so that a mistake in the flags is reported at once.
     from alexnet_jax import evaluate
     from alexnet_jax.datasets.labels import with_labels_of
+    from alexnet_jax.datasets.source import open_splits
     from alexnet_jax.runtime.mesh import make_mesh
     from alexnet_jax.step import make_top_k_sums, make_view_outputs
     from alexnet_jax.workdirs import identity
-    from alexnet_jax.workdirs.workdir import read_statistics
+    from alexnet_jax.workdirs.workdir import evaluated_data, read_statistics
 
     configs = [configuration.of_run(workdir, overrides) for workdir in workdirs]
     config = configs[0]
@@ -49,7 +50,7 @@ def ensemble(workdirs: list[str], overrides: dict) -> dict:
         _places_of_classes(workdir, own, names[0]) for workdir, own in zip(workdirs, names, strict=True)
     ]
     mesh = make_mesh(config, ("eval.batch_size",))
-    source = evaluate.test_source(config)
+    (source,) = open_splits(config, "test_split")
     labelled = with_labels_of(names[0], source)
     members, steps = [], []
     for workdir, other, arrays, own in zip(workdirs, configs, stored, places, strict=True):
@@ -69,10 +70,9 @@ def ensemble(workdirs: list[str], overrides: dict) -> dict:
 
     log.info(f"averaging {len(members)} networks on {len(source):,} images of {config.data.test_split}")
     rates = evaluate.error_rates(eval_step, None, labelled, config, mesh, None)
-    data = {"data": config.data.name, "split": config.data.test_split, **identity.of_result(source)}
     runs = [identity.of_workdir(workdir) for workdir in workdirs]
     weights = {"workdirs": workdirs, "runs": runs, "steps": steps}
-    return {**data, "views": config.eval.views, **weights, **rates}
+    return {**evaluated_data(config, source), **weights, **rates}
 
 
 def _places_of_classes(workdir: str, names: list[str], first: list[str]) -> np.ndarray | None:
@@ -98,7 +98,7 @@ def main(arguments: list[str]) -> None:
         command_line.check_writable("--out", given.out)
     result = ensemble(given.workdirs, given.overrides)
 
-    from alexnet_jax.evaluate import in_words
+    from alexnet_jax.workdirs.workdir import in_words
 
     if given.out:
         write_text(given.out, json.dumps(result, indent=2) + "\n")

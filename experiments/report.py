@@ -64,7 +64,7 @@ def _sweep(folder: str) -> list[str]:
 
 
 def _workdir(workdir: str) -> list[str]:
-    from alexnet_jax import network
+    from alexnet_jax.table import describe
     from alexnet_jax.workdirs.metrics import read_rows
     from alexnet_jax.workdirs.workdir import read_result
     from configs import paper
@@ -107,7 +107,7 @@ def _workdir(workdir: str) -> list[str]:
         "<h3>Differences to configs/paper.py</h3>",
         _table(("field", "paper", "here"), different) if different else "<p>none</p>",
         "<details><summary>network</summary>",
-        f"<pre>{html.escape(network.describe(config))}</pre></details>",
+        f"<pre>{html.escape(describe(config))}</pre></details>",
         "<details><summary>whole configuration</summary>",
         f"<pre>{html.escape(json.dumps(config.to_dict(), indent=2))}</pre></details>",
     ]

@@ -152,8 +152,9 @@ def test_a_file_that_cannot_be_written_is_told_before_the_work(tmp_path):
 
 @pytest.fixture
 def loggers(monkeypatch):
-    """Puts back what the start of a program sets up."""
-    handlers_of_signals = {n: signal.getsignal(n) for n in SIGNALS}
+    """Puts back what the start of a program sets up; signals are as in the foreground of a shell."""
+    foreground = signal.SIG_DFL, signal.default_int_handler
+    handlers_of_signals = dict(zip(SIGNALS, map(signal.signal, SIGNALS, foreground), strict=True))
     names = (None, "absl", "alexnet_jax")
     before = [
         (logger, logger.level, logger.propagate, list(logger.handlers))

@@ -10,9 +10,10 @@ import pytest
 
 from alexnet_jax import config as configuration
 from alexnet_jax import optimizer
-from alexnet_jax.network import describe, init_stds, layer_table
+from alexnet_jax.network import init_stds
 from alexnet_jax.runtime.mesh import make_mesh
 from alexnet_jax.step import abstract_state
+from alexnet_jax.table import describe, layer_table
 from configs import paper
 from experiments.sweeps import plan
 

@@ -256,7 +256,7 @@ def error_line(text):
     return line
 
 
-LAST_STEP = 96
+LAST_STEP = 64
 
 
 def test_a_lost_or_stopped_process_ends_the_others_and_the_run_goes_on(data_dir, tmp_path):

@@ -6,7 +6,7 @@ import pathlib
 import re
 
 from alexnet_jax.config import flatten
-from alexnet_jax.network import layer_table
+from alexnet_jax.table import layer_table
 from configs import paper
 
 ROOT = pathlib.Path(__file__).parent.parent

@@ -8,7 +8,8 @@ import pytest
 from helpers.sources import MadeUp
 
 from alexnet_jax.datasets import labels
-from alexnet_jax.datasets.labels import check_labels, with_labels_of
+from alexnet_jax.datasets.labels import with_labels_of
+from alexnet_jax.datasets.source import check_labels
 from alexnet_jax.runtime.errors import InputError
 from configs import quickstart
 

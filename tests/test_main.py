@@ -25,8 +25,9 @@ ROOT = pathlib.Path(__file__).parent.parent
 SMALL = (
     "--config=configs/quickstart.py",
     "--config.data.train_split=train[:2048]",
-    "--config.data.val_split=train[59000:]",
-    "--config.data.test_split=test[:999]",
+    "--config.data.val_split=train[59800:]",
+    "--config.data.test_split=test[:199]",
+    "--config.eval.batch_size=100",
     "--config.batch_size=64",
     "--config.num_epochs=2",
     "--config.checkpoint.every_steps=5",
@@ -136,7 +137,7 @@ def test_a_run_leaves_what_the_contract_lists(finished):
     }  # fmt: skip
     assert all(wanted <= row.keys() and np.isfinite([row[name] for name in wanted]).all() for row in metrics)
     evaluation = json.loads((workdir / "eval.json").read_text())
-    assert evaluation["examples"] == 999 and evaluation["split"] == "test[:999]"
+    assert evaluation["examples"] == 199 and evaluation["split"] == "test[:199]"
     assert evaluation["views"] == 10 and 0 <= evaluation["top5_error"] <= evaluation["top1_error"] < 0.8
     config = json.loads((workdir / "config.json").read_text())
     assert config["batch_size"] == 64 and config["data"]["train_split"] == "train[:2048]"
@@ -162,10 +163,10 @@ def test_evaluation_needs_only_the_workdir_and_gives_the_same_figures(finished):
     assert json.loads((workdir / "eval.json").read_text()) == of_the_run
     run(
         "--mode=eval", "--config=configs/quickstart.py", f"--workdir={workdir}", "--config.eval.views=1",
-        "--config.mesh.column=1", "--config.eval.batch_size=100", "--config.eval.step=60",
+        "--config.mesh.column=1", "--config.eval.batch_size=50", "--config.eval.step=60",
     )  # fmt: skip
     other = json.loads((workdir / "eval.json").read_text())
-    assert (other["views"], other["step"], other["examples"]) == (1, 60, 999)
+    assert (other["views"], other["step"], other["examples"]) == (1, 60, 199)
     run("--mode=eval", f"--workdir={workdir}", "--config.data.test_split=train[-50:]")
     other = json.loads((workdir / "eval.json").read_text())
     assert (other["split"], other["examples"]) == ("train[-50:]", 50)

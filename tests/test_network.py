@@ -1,4 +1,4 @@
-"""alexnet_jax/network.py: sizes, initial weights, and a whole forward pass against NumPy."""
+"""alexnet_jax/network.py and table.py: sizes, initial weights, and a whole forward pass against NumPy."""
 
 import math
 
@@ -11,10 +11,11 @@ from helpers.arrays import assert_near
 
 from alexnet_jax import optimizer
 from alexnet_jax.config import check
-from alexnet_jax.network import Network, describe, init_stds, layer_table
+from alexnet_jax.network import Network, init_stds
 from alexnet_jax.runtime.errors import InputError
 from alexnet_jax.runtime.mesh import make_mesh
 from alexnet_jax.step import abstract_state, init_state, loss_and_gradients, make_activations
+from alexnet_jax.table import describe, layer_table
 from configs import paper, quickstart
 
 PAPER = {  # FACTS A.1: output, inputs of one kernel, parameters, multiply-adds, after pooling

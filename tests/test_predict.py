@@ -139,15 +139,25 @@ def test_bad_input_is_named(flags, words, workdir, tmp_path):
     assert words in str(error.value) and len(str(error.value).splitlines()) == 1
 
 
-def test_figures_of_many_pictures_have_a_number_and_keep_few_in_memory(tmp_path, monkeypatch):
+def test_figures_of_many_pictures_have_a_number(tmp_path, monkeypatch):
     monkeypatch.setattr(predict, "FIGURE", 6)
-    network = types.SimpleNamespace(names=[f"class {number}" for number in range(5)])
-    figures = predict.Figures(str(tmp_path / "top.png"), network.names, several=True)
-    for number in range(14):
-        figures.add(f"{number}.jpg", np.full((8, 8, 3), 9 * number, np.uint8), np.full(5, 0.2))
-        assert len(figures._pictures) < 6
-    figures.write()
-    assert sorted(os.listdir(tmp_path)) == ["top-1.png", "top-2.png", "top-3.png"]
+    config = paper.get_config()
+    config.data.image_size = 8
+
+    class Undecided(predict.Network):
+        def __init__(self, *_):
+            self.config, self.names = config, [f"class {number}" for number in range(5)]
+
+        def probabilities(self, pictures):
+            return np.full((len(pictures), 5), 0.2)
+
+    monkeypatch.setattr(predict, "Network", Undecided)
+    monkeypatch.setattr(predict.configuration, "of_run", lambda *_: config)
+    pictures = [tmp_path / f"{number}.jpg" for number in range(14)]
+    for number, file in enumerate(pictures):
+        file.write_bytes(images.encode(np.full((8, 8, 3), 9 * number, np.uint8)))
+    assert predict.main(["--workdir=run", f"--figure={tmp_path}/top.png", *map(str, pictures)]) == 0
+    assert sorted(file.name for file in tmp_path.glob("top*")) == ["top-1.png", "top-2.png", "top-3.png"]
     shapes = [images.decode((tmp_path / f"top-{n}.png").read_bytes()).shape for n in (1, 2, 3)]
     assert shapes == [(1020, 1320, 3), (1020, 1320, 3), (510, 660, 3)]
 

@@ -20,7 +20,7 @@ from helpers import folders
 from helpers.sweeps import sweep_command
 
 from alexnet_jax import config as configuration
-from alexnet_jax import network, predict, train
+from alexnet_jax import predict, table, train
 from alexnet_jax.datasets.source import open_source
 from alexnet_jax.runtime.errors import InputError
 from alexnet_jax.workdirs.metrics import FIELDS
@@ -172,7 +172,7 @@ def test_each_ablation_changes_what_its_name_says():
     with pytest.raises(InputError, match="no drpout: give names of baseline, tanh"):
         load_variants(f"{SWEEPS}/ablations.py:no drpout", config)
     config.update_from_flattened_dict(expected["one GPU"])
-    assert sum(layer.parameters for layer in network.layer_table(config)) == 59_798_312  # #145-half's
+    assert sum(layer.parameters for layer in table.layer_table(config)) == 59_798_312  # #145-half's
 
 
 def test_table2_tunes_what_was_pretrained_with_the_same_seed(tmp_path):

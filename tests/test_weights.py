@@ -22,12 +22,12 @@ import safetensors.numpy
 
 from alexnet_jax import augment, evaluate, main, optimizer, train, weights
 from alexnet_jax.datasets import fashion_mnist, images, statistics
-from alexnet_jax.network import layer_table
 from alexnet_jax.pretrained import conversion, formats
 from alexnet_jax.pretrained.normalization import published_statistics
 from alexnet_jax.runtime.errors import InputError
 from alexnet_jax.runtime.mesh import make_mesh
 from alexnet_jax.step import abstract_state, init_state, make_activations
+from alexnet_jax.table import layer_table
 from alexnet_jax.workdirs import identity
 from alexnet_jax.workdirs.checkpoint import Checkpoints
 from alexnet_jax.workdirs.workdir import read_config, read_result

@@ -42,18 +42,10 @@ def _local_rows(sharding, batch_size: int) -> np.ndarray:
     return np.unique(np.concatenate([np.arange(batch_size)[rows] for (rows,) in slices]))
 
 
-def _to_devices(sharding, batch_size: int, rows: np.ndarray, arrays):
-    """Global arrays from the `rows` that this process has read; the devices of a pair get the same ones."""
-
-    def part(array, place):
-        start, stop, _ = place[0].indices(batch_size)
-        first = np.searchsorted(rows, start)
-        return array[first : first + stop - start]
-
-    return tuple(
-        jax.make_array_from_callback((batch_size, *array.shape[1:]), sharding, functools.partial(part, array))
-        for array in arrays
-    )
+def _to_devices(sharding, batch_size: int, arrays):
+    """Global arrays from the rows that this process has read; the devices of a pair get the same ones."""
+    make = jax.make_array_from_process_local_data
+    return tuple(make(sharding, array, (batch_size, *array.shape[1:])) for array in arrays)
 
 
 def _read_ahead(read, first: int, last: int, threads: int):
@@ -78,7 +70,7 @@ def training_batches(
         return source.read(examples[rows])
 
     for local in _read_ahead(read, first_step, last_step, config.data.threads):
-        yield _to_devices(sharding, config.batch_size, rows, local)
+        yield _to_devices(sharding, config.batch_size, local)
 
 
 def evaluation_batches(
@@ -100,4 +92,4 @@ def evaluation_batches(
         return *source.read(np.minimum(positions, len(source) - 1)), real
 
     for local in _read_ahead(read, 0, -(-len(source) // batch_size), threads):
-        yield _to_devices(sharding, batch_size, rows, local)
+        yield _to_devices(sharding, batch_size, local)

@@ -12,7 +12,7 @@ import zlib
 import numpy as np
 import tensorflow_datasets as tfds
 
-from alexnet_jax.runtime.errors import InputError
+from alexnet_jax.runtime.errors import InputError, input_errors
 
 FILES = pathlib.Path(__file__).parent / "fashion_mnist_data"
 LABELS = (
@@ -60,12 +60,11 @@ class FashionMnistShipped(tfds.core.GeneratorBasedBuilder):
 def read_idx(path: pathlib.Path, shape: tuple[int, ...]) -> np.ndarray:
     """uint8 array of a gzipped IDX file. Raises InputError if the file is missing, cut short or another."""
     axes = 1 if len(shape) == 1 else 3
-    try:
-        with gzip.open(path) as file:
-            content = file.read()
-    except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{path}: cannot be read ({error}); take it from the repository again") from None
+    advice = "take it from the repository again"
+    kinds = OSError, EOFError, zlib.error
+    with input_errors(f"{path}: cannot be read", advice, kinds), gzip.open(path) as file:
+        content = file.read()
     header = bytes([0, 0, 8, axes]) + b"".join(n.to_bytes(4, "big") for n in shape[:axes])
     if not content.startswith(header) or len(content) != len(header) + math.prod(shape):
-        raise InputError(f"{path}: is not the file of shape {shape}; take it from the repository again")
+        raise InputError(f"{path}: is not the file of shape {shape}; {advice}")
     return np.frombuffer(content, np.uint8, offset=len(header)).reshape(shape)

@@ -1,5 +1,6 @@
 """A folder of pictures as a data set: train/CLASS/* and val/CLASS/*, resized as they are read."""
 
+import contextlib
 import functools
 import os
 import pathlib
@@ -9,7 +10,7 @@ import zlib
 import numpy as np
 
 from alexnet_jax.datasets import fingerprints, images, layouts, splits
-from alexnet_jax.runtime.errors import InputError, UnreadableFiles, printable, reason, some
+from alexnet_jax.runtime.errors import InputError, UnreadableFiles, input_errors, printable, reason, some
 
 
 class FolderSource:
@@ -65,7 +66,7 @@ class FolderSource:
         return fingerprints.combined("\0".join(name for name, _ in files), b"".join(digests))
 
     def _digest(self, name: str) -> bytes:
-        content = images.read_file(self.folder / name)
+        content = images.read_file(os.path.join(self.folder, name))
         images.check(content, oriented=True)
         return fingerprints.of_bytes(content)
 
@@ -136,27 +137,29 @@ def _subfolders(folder: pathlib.Path) -> list[str]:
 
 def _entries(folder: pathlib.Path) -> list[os.DirEntry]:
     """Return what is in it and not hidden, sorted by name."""
-    try:
+    with (
+        input_errors(f"{printable(folder)}: cannot be read", "see to its permissions"),
+        contextlib.suppress(FileNotFoundError, NotADirectoryError),
+    ):
         found = [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
         return sorted(found, key=lambda entry: entry.name)
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    except OSError as error:
-        raise InputError(
-            f"{printable(folder)}: cannot be read ({error.strerror}); see to its permissions"
-        ) from None
+    return []
 
 
 def _stamp(entry: os.DirEntry) -> fingerprints.Stamp:
     """Return the stamp of a file in a class. Raises InputError for anything else."""
-    path = printable(entry.path)
+    # The file's name is made printable for an error alone: there may be a million files.
     try:
         status = entry.stat()
     except OSError as error:
-        raise InputError(f"{path}: cannot be read as a picture ({error.strerror}); remove it") from None
+        raise InputError(
+            f"{printable(entry.path)}: cannot be read as a picture ({reason(error)}); remove it"
+        ) from None
     if stat.S_ISDIR(status.st_mode):
-        place = printable(os.path.dirname(entry.path))
+        path, place = printable(entry.path), printable(os.path.dirname(entry.path))
         raise InputError(f"{path}: pictures in folders below a class are not read; move them into {place}")
     if not stat.S_ISREG(status.st_mode):
-        raise InputError(f"{path}: is a pipe, a socket or a device, not a picture; remove it")
+        raise InputError(
+            f"{printable(entry.path)}: is a pipe, a socket or a device, not a picture; remove it"
+        )
     return fingerprints.stamp(status)

@@ -21,7 +21,7 @@ import tensorflow_datasets as tfds
 
 from alexnet_jax.datasets import ilsvrc_archives, images
 from alexnet_jax.runtime import progress
-from alexnet_jax.runtime.errors import InputError
+from alexnet_jax.runtime.errors import InputError, input_errors
 
 log = logging.getLogger("alexnet_jax")
 
@@ -97,13 +97,9 @@ class Ilsvrc(tfds.core.GeneratorBasedBuilder):
 
 def _prepared(picture: ilsvrc_archives.Picture) -> tuple[str, int, bytes]:
     """(name, label, JPEG of the paper's preparation)."""
-    try:
+    what = f"{picture.archive}: its member {picture.member!r} is no image that decodes"
+    with input_errors(what, "download the archive again"):
         image = images.fit(images.decode(picture.unpacked()), SIZE, 3)
-    except ValueError as error:
-        raise InputError(
-            f"{picture.archive}: its member {picture.member!r} is no image that decodes ({error});"
-            " download the archive again"
-        ) from None
     return picture.name, picture.label, images.encode(image)
 
 

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import scipy.io
 
-from alexnet_jax.runtime.errors import InputError, reason
+from alexnet_jax.runtime.errors import InputError, input_errors
 from alexnet_jax.runtime.files import BoundedReader, read_file, stand_in
 
 FILES = {
@@ -44,6 +44,7 @@ LARGEST = 256 << 20
 _LARGEST_KIT = 128 << 20  # bytes of a development kit, or of a table of its meta.mat, unpacked
 _LARGEST_PART = 64 << 20  # bytes of a development kit, which has 2.5 MB, and of a member of it
 _LARGEST_LABELS = 4 << 20  # bytes of a ground truth; that of 150,000 images has 0.7 MB
+_AGAIN = "download it again"
 _DAMAGE = (tarfile.TarError, OSError, EOFError, zlib.error, ValueError, OverflowError)
 
 
@@ -107,10 +108,8 @@ class Archives:
         self._labels = {"validation": self._match("validation", year, self.devkit.validation_labels, truth)}
         if "test" in self.paths:
             truth = self.paths["test_labels"]
-            try:
+            with input_errors(f"{truth}: cannot be read", _AGAIN):
                 text = read_file(truth, _LARGEST_LABELS)
-            except (OSError, ValueError) as error:
-                raise InputError(f"{truth}: cannot be read ({reason(error)}); download it again") from None
             labels = _labels(text, self.devkit.label_of_number, truth)
             self._labels["test"] = self._match("test", year, labels, truth)
         self._patches = self._find_patches() if "patches" in self.paths else {}
@@ -221,7 +220,7 @@ class Archives:
 def read_devkit(path, year: str) -> Devkit:
     """Read a development kit. Raises InputError if it is damaged, of another year, or contradicts itself."""
     truth, contents = _truth(year), {}
-    try:
+    with _damage(path):
         with gzip.open(io.BytesIO(read_file(path, _LARGEST_PART))) as packed:
             unpacked = packed.read(_LARGEST_KIT + 1)
         if len(unpacked) > _LARGEST_KIT:
@@ -231,8 +230,6 @@ def read_devkit(path, year: str) -> Devkit:
                 name = info.name.rpartition("/")[2]
                 if name in ("meta.mat", truth) and info.isreg() and info.size <= _LARGEST_PART:
                     contents[name] = tar.extractfile(info).read()  # type: ignore[union-attr]  # a plain file
-    except _DAMAGE as error:
-        raise InputError(f"{path}: cut short, damaged or no archive ({error}); download it again") from None
     for name in ("meta.mat", truth):
         if name not in contents:
             raise InputError(f"{path}: has no {name}; give the development kit of ILSVRC-{year}")
@@ -247,7 +244,7 @@ def read_devkit(path, year: str) -> Devkit:
         )
     except Exception as error:  # loadmat raises nearly every kind for a damaged file
         raise InputError(
-            f"{path}, meta.mat: cannot be read ({type(error).__name__}: {error}); download it again"
+            f"{path}, meta.mat: cannot be read ({type(error).__name__}: {error}); {_AGAIN}"
         ) from None
     wnids, words, numbers, counts = zip(*leaves, strict=True) if leaves else ((), (), (), ())
     sound = all(re.fullmatch(r"n\d{8}", wnid) for wnid in wnids) and min(counts, default=0) > 0
@@ -283,10 +280,12 @@ def _truth(year: str) -> str:
 
 
 def _open(path):
-    try:
+    with input_errors(f"{path}: cannot be read", "see to its permissions"):
         return BoundedReader(open(path, "rb", buffering=0), LARGEST)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); see to its permissions") from None
+
+
+def _damage(where):
+    return input_errors(f"{where}: cut short, damaged or no archive", _AGAIN, _DAMAGE)
 
 
 def _mistaken(path, member: str, wanted: str) -> InputError:
@@ -299,21 +298,21 @@ def _last_part(info: tarfile.TarInfo) -> str:
 
 def _entries(file, where) -> Iterator[tarfile.TarInfo]:
     """Every plain file in a tar, reading its headers only."""
-    try:
-        with tarfile.open(fileobj=file, mode="r:", encoding="utf-8", errors="strict") as tar:
-            while (info := tar.next()) is not None:
-                tar.members.clear()  # type: ignore[attr-defined]  # it would keep them all
-                if info.isdir():
-                    continue
-                if not info.isreg() or info.issparse():
-                    raise InputError(f"{where}: its member {info.name!r} is no plain file; download it again")
-                yield info
-            # tarfile takes a damaged header, and none, for the end, which is a block of zeros.
-            file.seek(tar.offset)
-            if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-                raise tarfile.ReadError(f"neither a header nor the end at byte {tar.offset:,}")
-    except _DAMAGE as error:
-        raise InputError(f"{where}: cut short, damaged or no archive ({error}); download it again") from None
+    with (
+        _damage(where),
+        tarfile.open(fileobj=file, mode="r:", encoding="utf-8", errors="strict") as tar,
+    ):
+        while (info := tar.next()) is not None:
+            tar.members.clear()  # type: ignore[attr-defined]  # it would keep them all
+            if info.isdir():
+                continue
+            if not info.isreg() or info.issparse():
+                raise InputError(f"{where}: its member {info.name!r} is no plain file; download it again")
+            yield info
+        # tarfile takes a damaged header, and none, for the end, which is a block of zeros.
+        file.seek(tar.offset)
+        if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+            raise tarfile.ReadError(f"neither a header nor the end at byte {tar.offset:,}")
 
 
 def _check_size(info: tarfile.TarInfo, where) -> None:
@@ -325,11 +324,9 @@ def _contents(file, where) -> Iterator[tuple[tarfile.TarInfo, bytes]]:
     """Every plain file in a tar, with its content."""
     for info in _entries(file, where):
         _check_size(info, where)
-        try:
+        with input_errors(f"{where}: its member {info.name!r} cannot be read", _AGAIN):
             file.seek(info.offset_data)
             content = file.read(info.size)
-        except (OSError, tarfile.TarError) as error:
-            raise InputError(f"{where}: its member {info.name!r} cannot be read ({error})") from None
         if len(content) != info.size:
             raise InputError(f"{where}: cut short in its member {info.name!r}; download it again")
         yield info, content

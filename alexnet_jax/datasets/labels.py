@@ -14,16 +14,6 @@ from alexnet_jax.runtime.errors import InputError, some
 log = logging.getLogger("alexnet_jax")
 
 
-def check_labels(config, source: Source) -> None:
-    """Raise InputError if the data set has more classes than the network."""
-    classes = len(source.label_names)
-    if classes > config.model.num_classes:
-        raise InputError(
-            f"model.num_classes: {config.model.num_classes}, but {config.data.name} has {classes} classes;"
-            f" give {classes}"
-        )
-
-
 def imagenet_classes() -> list[str]:
     """ImageNet's 1000 classes of ILSVRC-2012, as "n01440764 tench", in the order of their WordNet ids."""
     text = pathlib.Path(__file__).with_name("imagenet_classes.txt").read_text()

@@ -9,7 +9,7 @@ import os
 import pathlib
 from collections.abc import Iterator
 
-from alexnet_jax.runtime.errors import InputError, printable, reason
+from alexnet_jax.runtime.errors import input_errors, printable
 from alexnet_jax.runtime.files import read_file
 
 _ANNOTATIONS = 64 << 20  # bytes; Tiny ImageNet's 10,000 lines are 0.3 MB
@@ -27,13 +27,9 @@ def tiny_imagenet(folder: pathlib.Path) -> dict[str, str] | None:
     nested = any((label / "images").is_dir() for label in itertools.islice(_folders(folder / "train"), 1))
     if not nested or not path.is_file():
         return None
-    try:
+    with input_errors(f"{printable(path)}: is not Tiny ImageNet's list of classes", "get it again"):
         lines = read_file(path, _ANNOTATIONS).decode().splitlines()
         return {name: label for name, label, *_ in (line.split("\t") for line in lines if line)}
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{printable(path)}: is not Tiny ImageNet's list of classes ({reason(error)}); get it again"
-        ) from None
 
 
 def right_folder(folder: pathlib.Path) -> pathlib.Path | None:

@@ -23,7 +23,7 @@ from alexnet_jax.datasets import (
     images,
 )
 from alexnet_jax.runtime import quiet_tensorflow
-from alexnet_jax.runtime.errors import InputError, first_line, nearest
+from alexnet_jax.runtime.errors import InputError, first_line, input_errors, nearest
 from alexnet_jax.runtime.files import file_lock
 
 # TFDS keeps 1 GiB of examples in memory before it shuffles them on disk; a quarter of that serves as well.
@@ -85,12 +85,9 @@ def _prepare(builder, name: str, manual_dir: str) -> None:
         builder.check_archives(os.path.expanduser(manual_dir))
     quiet_tensorflow.load()
     with contextlib.ExitStack() as stack:
-        try:
+        with input_errors(f"data.dir: {final.parent} cannot be written", "give another"):
             final.parent.mkdir(parents=True, exist_ok=True)
             alone = stack.enter_context(file_lock(final.parent / f".{final.name}.lock"))
-        except OSError as error:
-            reason = error.strerror or error
-            raise InputError(f"data.dir: {final.parent} cannot be written ({reason}); give another") from None
         if alone:  # otherwise another process may be writing one of these
             for leftover in final.parent.glob(f"incomplete.*_{final.name}"):
                 log.info(f"deleting {leftover}, which an interrupted preparation left")
@@ -221,14 +218,9 @@ class TfdsSource:
         feature = tf_example_pb2.Example.FromString(example).features.feature
         return feature["image"].bytes_list.value[0], feature["label"].int64_list.value[0]
 
-    @contextlib.contextmanager
     def _telling_damage(self):
-        try:
-            yield
-        except (RuntimeError, ValueError, LookupError, DecodeError) as error:  # of the reader, and decoding
-            raise InputError(
-                f"{self.folder}: {self.split} is damaged ({first_line(error)}); {_ANEW}"
-            ) from None
+        kinds = RuntimeError, ValueError, LookupError, DecodeError  # of the reader, and decoding
+        return input_errors(f"{self.folder}: {self.split} is damaged", _ANEW, kinds)
 
 
 def _check_shard(path: str, examples: int) -> None:

@@ -1,4 +1,4 @@
-"""A split of any data set as one kind of object, a `Source`, and `open_source`, which opens one."""
+"""A split of any data set as one kind of object, a `Source`; `open_source` opens one, `open_splits` more."""
 
 import pathlib
 import sys
@@ -7,7 +7,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from alexnet_jax.runtime.errors import UnreadableFiles
+from alexnet_jax.runtime.errors import InputError, UnreadableFiles
 
 SHOWN = 10  # bad files, of which each is a line
 
@@ -67,6 +67,24 @@ def open_source(config, split_field: str) -> Source:
     from alexnet_jax.datasets.raw import RawSource
 
     return RawSource(source)
+
+
+def open_splits(config, *split_fields: str) -> list[Source]:
+    """Open splits as `open_source` does, and check their labels and their content. Raises InputError."""
+    sources = [open_source(config, field) for field in split_fields]
+    check_labels(config, sources[0])
+    check_content(*sources)
+    return sources
+
+
+def check_labels(config, source: Source) -> None:
+    """Raise InputError if the data set has more classes than the network."""
+    classes = len(source.label_names)
+    if classes > config.model.num_classes:
+        raise InputError(
+            f"model.num_classes: {config.model.num_classes}, but {config.data.name} has {classes} classes;"
+            f" give {classes}"
+        )
 
 
 def check_content(*sources: Source) -> None:

@@ -4,7 +4,7 @@ A kernel of this project is [columns, height, width, inputs, outputs of one colu
 have height * width * inputs as one axis. In PyTorch and Caffe it is [outputs, inputs, height, width], outputs
 and inputs of column 0 first, which is a convolution with columns as groups if columns do not meet.
 
-`table` is network.layer_table of the configuration.
+`table` is table.layer_table of the configuration.
 """
 
 import numpy as np
@@ -45,11 +45,9 @@ def to_torch(table, params: dict) -> dict[str, np.ndarray]:
     tensors, names, shapes = {}, module_names(table), torch_shapes(table)
     for row in table:
         kernel, bias = (np.asarray(params[row.name][part]) for part in ("kernel", "bias"))
-        columns, outputs = row.kernel[0], row.kernel[-1]
-        kernel = kernel.reshape(columns, *_sides(row), -1, outputs)
-        axes = (4, 0, 3, 1, 2) if _is_split_over_inputs(row) else (0, 4, 3, 1, 2)
+        shape, order = _axes(row)
         weight = f"{names[row.name]}.weight"
-        tensors[weight] = kernel.transpose(axes).reshape(shapes[weight])
+        tensors[weight] = kernel.reshape(shape).transpose(order).reshape(shapes[weight])
         tensors[f"{names[row.name]}.bias"] = bias.reshape(-1)
     return tensors
 
@@ -59,11 +57,8 @@ def from_torch(table, tensors: dict[str, np.ndarray]) -> dict:
     params, names = {}, module_names(table)
     for row in table:
         weight, bias = (tensors[f"{names[row.name]}.{part}"] for part in ("weight", "bias"))
-        columns, outputs = row.kernel[0], row.kernel[-1]
-        if _is_split_over_inputs(row):
-            kernel = weight.reshape(outputs, columns, -1, *_sides(row)).transpose(1, 3, 4, 2, 0)
-        else:
-            kernel = weight.reshape(columns, outputs, -1, *_sides(row)).transpose(0, 3, 4, 2, 1)
+        shape, order = _axes(row)
+        kernel = weight.reshape([shape[axis] for axis in order]).transpose(np.argsort(order))
         kernel = np.ascontiguousarray(kernel).reshape(row.kernel)
         params[row.name] = {"kernel": kernel, "bias": bias.reshape(row.bias)}
     return params
@@ -74,7 +69,13 @@ def _is_split_over_inputs(row) -> bool:
     return len(row.bias) == 1
 
 
-def _sides(row) -> tuple[int, ...]:
-    """Return the height and width of a layer's kernel, or of the maps that it is flattened from."""
-    window = row.kernel[1:-2]
-    return window or (row.input[:2] if len(row.input) == 3 else (1, 1))
+def _axes(row) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return a kernel's shape as [columns, height, width, maps, outputs], and the order of these in PyTorch.
+
+    The height and width of a fully connected layer are those of the maps that it sees flattened.
+    """
+    columns, *window, inputs, outputs = row.kernel
+    height, width = window or (row.input[:2] if len(row.input) == 3 else (1, 1))
+    maps = inputs if window else inputs // (height * width)
+    order = (4, 0, 3, 1, 2) if _is_split_over_inputs(row) else (0, 4, 3, 1, 2)
+    return (columns, height, width, maps, outputs), order

@@ -3,6 +3,7 @@
 InputError, Unavailable, Diverged   raised by us; their message is the line
 one_line                            the line and the exit code of these and of errors of the system
 system_error, os_errors             the error of the system behind an exception of a library
+input_errors                        InputError for what reading or writing a file raises
 """
 
 import contextlib
@@ -100,13 +101,13 @@ def remedy(error: OSError, then: str = "the same command works then") -> str:
 
 
 def system_error(error: BaseException) -> OSError | None:
-    """Return the error of the system that an exception, of Orbax or TensorFlow perhaps, came from."""
+    """Return the error of the system that an exception, of Orbax perhaps, came from."""
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, OSError) and seen.errno:
             return seen
         for code in (*_NO_ROOM, *_FORBIDDEN, *TRANSIENT):
-            if os.strerror(code) in str(seen):  # tensorstore and TensorFlow pass on nothing but the text
+            if os.strerror(code) in str(seen):  # tensorstore passes on nothing but the text
                 return OSError(code, os.strerror(code))
         seen = seen.__cause__ or seen.__context__
     return None
@@ -117,11 +118,24 @@ def os_errors(path: str) -> Iterator[None]:
     """Raise OSError, which names `path`, where a library fails within the block because the system does."""
     try:
         yield
-    except Exception as error:  # Orbax, tensorstore, clu and TensorFlow have no common one
+    except Exception as error:  # Orbax and tensorstore have no common one
         cause = system_error(error)
         if cause is None:
             raise
         raise OSError(cause.errno, cause.strerror, path) from None
+
+
+@contextlib.contextmanager
+def input_errors(
+    what: str, advice: str, kinds: tuple[type[Exception], ...] = (OSError, ValueError)
+) -> Iterator[None]:
+    """Raise InputError, "WHAT (REASON); ADVICE", for errors of these kinds in the block."""
+    try:
+        yield
+    except InputError:
+        raise
+    except kinds as error:
+        raise InputError(f"{what} ({reason(error)}); {advice}") from None
 
 
 def first_line(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""TensorFlow, which preparing a data set and clu's writer need and nothing else does."""
+"""TensorFlow, which preparing a data set needs and nothing else does."""
 
 import os
 

@@ -234,8 +234,7 @@ class Checkpoints:
         path, restored, unavailable = os.path.join(self._folder, str(step)), None, None
 
         def restore():
-            with _orbax_is_quiet():
-                return dict(self._manager.restore(step, args=ocp.args.Composite(**arguments)))
+            return dict(self._manager.restore(step, args=ocp.args.Composite(**arguments)))
 
         try:
             restored = files.retry(path, restore, waits=_waits())

@@ -1,4 +1,4 @@
-"""A run's metrics: metrics.jsonl, the clock of its loop and TensorBoard's event files; the only user of clu.
+"""A run's metrics: metrics.jsonl, what is written of them elsewhere, and the clock of its loop.
 
 metrics.jsonl has one JSON object per validation. A speed that was not measured is null: a resumed run may
 make one step of an epoch, or none. It drops the rows after its checkpoint, whose validations are made
@@ -13,9 +13,10 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from alexnet_jax.runtime import processes, quiet_tensorflow
-from alexnet_jax.runtime.errors import InputError, os_errors, reason
+from alexnet_jax.runtime import processes
+from alexnet_jax.runtime.errors import InputError, reason
 from alexnet_jax.runtime.files import StrPath, is_number, parse_json, read_file, retry, write_text
+from alexnet_jax.workdirs.events import EventFile
 
 log = logging.getLogger("alexnet_jax")
 
@@ -90,9 +91,9 @@ def _parse(line: bytes) -> dict | None:
 
 
 class Writer:
-    """Tell of a run in metrics.jsonl, in event files and in the log; process 0 alone writes.
+    """Tell of a run in metrics.jsonl, in an event file and in the log; process 0 alone writes files.
 
-    Leaving the `with` block waits for the event files. All raise OSError, which names the file or the folder.
+    All methods raise OSError, which names the file.
     """
 
     def __init__(self, workdir: StrPath, step: int, fields: dict):
@@ -100,28 +101,15 @@ class Writer:
         self._workdir, self._fields, self._events = workdir, fields, None
         if processes.index() == 0:
             drop_rows_after(workdir, step)
-            self._events = _event_files(workdir)
-            with self._os_errors():
-                self._events.write_hparams(fields)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, error, traceback):
-        if self._events:
-            try:
-                with self._os_errors():
-                    self._events.close()
-            except OSError:
-                if error is None:  # else it has been told
-                    raise
+            self._events = EventFile(workdir)
+            self._events.write_hparams(fields)
 
     def write_row(self, row: dict) -> None:
         """Write the row of a validation."""
         if self._events:
             append_row(self._workdir, row)
-        values = {name: value for name, value in row.items() if name != "step" and value is not None}
-        self._write_event(row["step"], values)
+            values = {name: value for name, value in row.items() if name != "step" and value is not None}
+            self._events.write_scalars(row["step"], values)
         log.info(
             f"{self._epoch(row['epoch'])}: validation top-1 error"
             f" {row['val_top1_error']:.4f}, top-5 error {row['val_top5_error']:.4f},"
@@ -138,27 +126,13 @@ class Writer:
             f"{self._epoch(min(epochs + 1, self._fields['num_epochs']))}  step {step}/{last_step}"
             f"  loss {loss:.4f}  {rate:,.0f} images/s  {datetime.timedelta(seconds=seconds)} left"
         )
-        self._write_event(step, {"images_per_second": rate})
+        if self._events:
+            self._events.write_scalars(step, {SPEED: rate})
 
     def _epoch(self, epoch: int) -> str:
         """Return "epoch 3/8", or "epoch 9": the last step may complete more than num_epochs."""
         last = self._fields["num_epochs"]
         return f"epoch {epoch}/{last}" if epoch <= last else f"epoch {epoch}"
-
-    def _write_event(self, step: int, scalars: dict[str, float]) -> None:
-        if self._events:
-            with self._os_errors():
-                self._events.write_scalars(step, scalars)
-
-    def _os_errors(self):
-        return os_errors(os.path.join(self._workdir, "events.out.tfevents.*"))
-
-
-def _event_files(workdir: StrPath):
-    quiet_tensorflow.load()  # before clu does, which takes seconds: rows are read without it
-    from clu import metric_writers
-
-    return metric_writers.AsyncWriter(metric_writers.SummaryWriter(workdir))
 
 
 def parameter_table(params) -> str:

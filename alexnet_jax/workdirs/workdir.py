@@ -9,6 +9,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import ml_collections
 import numpy as np
@@ -16,7 +17,7 @@ import numpy as np
 from alexnet_jax.datasets import statistics
 from alexnet_jax.datasets.source import Source
 from alexnet_jax.runtime import processes
-from alexnet_jax.runtime.errors import InputError, Unavailable, may_pass, reason, remedy
+from alexnet_jax.runtime.errors import InputError, Unavailable, input_errors, may_pass, reason, remedy
 from alexnet_jax.runtime.files import StrPath, folder_lock, is_number, read_json, write_text
 from alexnet_jax.workdirs import identity
 
@@ -43,17 +44,16 @@ def config_of(content: dict) -> ml_collections.ConfigDict:
 def read_config(workdir: StrPath) -> ml_collections.ConfigDict | None:
     """Read config.json, or return None if there is none. Raises InputError if it cannot be read."""
     path = os.path.join(workdir, "config.json")
-    try:
+    kinds = OSError, ValueError, LookupError, AttributeError, TypeError, RecursionError
+    with (
+        input_errors(f"{path}: is not a configuration", "give another --workdir", kinds),
+        contextlib.suppress(FileNotFoundError, NotADirectoryError),
+    ):
         content = read_json(path, LARGEST_JSON)
         if not isinstance(content, dict):
             raise ValueError("no object of JSON")
         return config_of(content)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (OSError, ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
-        raise InputError(
-            f"{path}: is not a configuration ({reason(error)}); give another --workdir"
-        ) from None
+    return None
 
 
 def write_config(config, workdir: StrPath) -> None:
@@ -78,6 +78,38 @@ def read_result(workdir: StrPath) -> dict:
 def write_result(result: dict, workdir: StrPath) -> None:
     """Write eval.json, whole or not at all."""
     write_text(os.path.join(workdir, "eval.json"), json.dumps(result, indent=2) + "\n")
+
+
+def evaluated_data(config, source: Source) -> dict[str, Any]:
+    """Return the data and the views of an evaluation, as eval.json names them."""
+    data = {"data": config.data.name, "split": config.data.test_split, **identity.of_result(source)}
+    return {**data, "views": config.eval.views}
+
+
+def evaluation(config, workdir: StrPath, source: Source, step: int | None) -> dict[str, Any]:
+    """Return what decides the error rates in eval.json: the data, the views and the weights."""
+    return {**evaluated_data(config, source), "run": identity.of_workdir(workdir), "step": step}
+
+
+def is_evaluated(config, workdir: StrPath, source: Source, step: int | None) -> bool:
+    """Return whether eval.json is of checkpoint `step` on the test split `source`; say so, or what is not."""
+    result, wanted = read_result(workdir), evaluation(config, workdir, source, step)
+    other = [name for name in wanted if result.get(name) != wanted[name]]
+    if result and other:
+        how = "is of another" if other[0] in result else "does not name its"
+        log.info(f"{workdir}/eval.json: {how} {' and '.join(other)}; evaluating again")
+    elif result:
+        where = f"step {step} on {result['split']}"
+        log.info(f"the run in {workdir} is finished: {in_words(result)}; {where}")
+    return bool(result) and not other
+
+
+def in_words(result: dict) -> str:
+    """Return the error rates and the loss of eval.json as one line."""
+    return (
+        f"top-1 error {result['top1_error']:.4f}, top-5 error {result['top5_error']:.4f}, loss"
+        f" {result['loss']:.4f} ({result['examples']:,} examples)"
+    )
 
 
 def read_statistics(workdir: StrPath, config) -> dict[str, np.ndarray]:
@@ -134,10 +166,11 @@ def _take(stack, config, workdir: StrPath, source: Source, of_run: identity.Iden
         stack.enter_context(folder_lock(workdir, "another process trains", "one program trains"))
         handler = _Log(os.path.join(workdir, "train.log"))
         stack.enter_context(contextlib.closing(handler))
-        if read_config(workdir) is None or statistics.load(path) is None:
+        new = read_config(workdir) is None
+        if new or statistics.load(path) is None:
             label_names = np.array(source.label_names)
             statistics.save(path, {**statistics.of_source(source), "label_names": label_names})
-        if read_config(workdir) is None:
+        if new:
             identity.write(workdir, of_run)
             write_config(config, workdir)
     except OSError as error:

@@ -23,9 +23,9 @@ import statistics
 import time
 
 from alexnet_jax import config as configuration
-from alexnet_jax.network import layer_table
 from alexnet_jax.runtime import progress
 from alexnet_jax.runtime.errors import InputError
+from alexnet_jax.table import layer_table
 from configs import paper
 from experiments.benchmarks.program import Program
 from experiments.benchmarks.step_programs import PRODUCT, onnxruntime, ours, product, timed, torch

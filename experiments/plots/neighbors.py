@@ -12,10 +12,10 @@ from alexnet_jax import config as configuration
 from alexnet_jax.datasets.batches import evaluation_batches
 from alexnet_jax.datasets.labels import with_labels_of
 from alexnet_jax.datasets.source import Source, open_source
-from alexnet_jax.network import layer_table
 from alexnet_jax.runtime.errors import InputError
 from alexnet_jax.runtime.mesh import batch_sharding
 from alexnet_jax.step import make_activations
+from alexnet_jax.table import layer_table
 
 
 def draw(workdir: str, overrides: dict, indices: list[int]) -> Figure:

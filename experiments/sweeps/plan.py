@@ -298,14 +298,14 @@ def _task(config) -> tuple:
 
 def _changed(config, overrides: dict, name: str):
     """Return a copy of `config` with the overrides of the variant `name`. Raises InputError."""
-    from alexnet_jax import network
     from alexnet_jax.runtime.mesh import mesh_shape
+    from alexnet_jax.table import layer_table
 
     config = config.copy_and_resolve_references()
     try:
         configuration.override(config, overrides, "its configuration")
         configuration.check(config)
-        network.layer_table(config)
+        layer_table(config)
         mesh_shape(config, None, ("batch_size", "eval.batch_size"))
     except InputError as error:
         raise InputError(f"variant {name!r}: {error}") from None
