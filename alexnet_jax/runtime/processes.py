@@ -272,8 +272,8 @@ def _watch(peer: socket.socket) -> None:
 
 def _live() -> NoReturn:
     while True:
-        _tell(_ALIVE)
         time.sleep(_PULSE_SECONDS)
+        _tell(_ALIVE)
 
 
 def _tell(word: bytes) -> None:
