@@ -133,6 +133,15 @@ def test_a_checkpoint_that_cannot_be_read_now_stays_where_it_is(data, trained, m
     assert sorted(os.listdir(trained / "checkpoints")) == before
 
 
+def test_a_file_that_orbax_does_without_is_not_told_of(trained, caplog):
+    path = trained / "checkpoints" / "12" / "_CHECKPOINT_METADATA"
+    path.unlink()
+    path.symlink_to("/proc/self/mem")
+    with Checkpoints(str(trained), keep=3) as checkpoints:
+        assert checkpoints.error(12) is not None
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
 def test_a_read_is_tried_again_and_other_errors_are_not(monkeypatch):
     waits, outcomes = [], [OSError(116, "Stale file handle"), ValueError("EIO: Input/output error"), 5]
     monkeypatch.setattr(files.time, "sleep", waits.append)

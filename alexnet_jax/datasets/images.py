@@ -1,16 +1,16 @@
 """A picture's file as an array, and the paper's preparation of it (section 2)."""
 
+import contextlib
 import io
 import math
 import os
 import re
 import tempfile
 import warnings
-from typing import Any
 
 import numpy as np
 import simplejpeg
-from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 from alexnet_jax.runtime import files
 from alexnet_jax.runtime.errors import first_line
@@ -33,16 +33,6 @@ _FORMATS = (
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK")
 _REFUSED = {"I": "32-bit integers", "F": "floating-point numbers", "LAB": "Lab colour"}
 _CONVERT = "convert it to 8 bits of grey or RGB"
-# By the EXIF tag Orientation, how to set a picture upright (EXIF 2.32, section 4.6.4.A).
-_TURNS: dict[Any, Image.Transpose] = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 # In EXIF of either byte order, the tag with one value other than 1; in XMP, the tag.
 _TURNED = re.compile(
     rb"\x01\x12\0.\0\0\0\x01(?!\0\x01)|\x12\x01.\0\x01\0\0\0(?!\x01\0)|tiff:Orientation", re.DOTALL
@@ -137,18 +127,11 @@ def _decode_with_pillow(content: bytes, oriented: bool) -> np.ndarray:
         if picture.width * picture.height > MAX_PIXELS:  # others may have changed the filters of warnings
             raise ValueError(_too_large(picture.width * picture.height))
         picture.load()
-        turn = _TURNS.get(_orientation(picture)) if oriented else None
+        if oriented:
+            with contextlib.suppress(Exception):  # of damaged EXIF; Pillow raises many kinds
+                ImageOps.exif_transpose(picture, in_place=True)
         picture = _grey_or_rgb(picture)
-        picture = picture if turn is None else picture.transpose(turn)
         return np.asarray(picture).reshape(picture.height, picture.width, -1)
-
-
-def _orientation(picture: Image.Image) -> Any:
-    """Return the EXIF tag's value; 1, which is upright, if there is none or EXIF is damaged."""
-    try:
-        return picture.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # Pillow raises many kinds
-        return 1
 
 
 def _grey_or_rgb(picture: Image.Image) -> Image.Image:

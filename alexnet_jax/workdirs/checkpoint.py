@@ -81,7 +81,8 @@ class Checkpoints:
                 cleanup_tmp_directories=True,  # what a killed run was writing
             )
         self._quiet = contextlib.ExitStack()
-        self._manager = files.retry(self._folder, self._open, options, waits=_waits())
+        with _orbax_is_quiet():
+            self._manager = files.retry(self._folder, self._open, options, waits=_waits())
 
     def _open(self, options) -> ocp.CheckpointManager:
         return ocp.CheckpointManager(self._folder, item_names=("params", "rest"), options=options)
