@@ -128,7 +128,7 @@ def attempt(folder, disk, what: str, moment: float, draw: random.Random) -> list
     """Start once and disturb it; return what is wrong."""
     workdir = disk / "run"
     first, times = (draw.randrange(120), draw.choice((1, 1, 2, 9))) if what == "read error" else (0, 0)
-    process = start(folder, workdir, first, times)
+    process, too_late = start(folder, workdir, first, times), None
     try:
         if what in ("SIGKILL", "SIGTERM", "full disk", "truncated file"):
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -137,6 +137,7 @@ def attempt(folder, disk, what: str, moment: float, draw: random.Random) -> list
             fill(disk, process, draw)
         elif what == "SIGTERM":
             process.terminate()
+            too_late = re.search(DONE, (folder / "out").read_text(), re.MULTILINE)
         elif what in ("SIGKILL", "truncated file"):
             process.kill()
         code = process.wait(SECONDS)
@@ -159,7 +160,7 @@ def attempt(folder, disk, what: str, moment: float, draw: random.Random) -> list
         "full disk": code == 1 and told and bool(re.search("No space left|File too large", err)),
         "read error": code == 1 and told and "READ ERROR" in out and "Traceback" not in out,
     }
-    if (code == 0 and not lines) or allowed.get(what):
+    if (code == 0 and not lines and (what != "SIGTERM" or too_late)) or allowed.get(what):
         return []
     return [f"exit code {code} and on stderr:\n{err}"]
 
