@@ -5,6 +5,7 @@ import logging
 import os
 import pathlib
 import shutil
+import signal
 import subprocess
 import sys
 from typing import Any
@@ -17,7 +18,7 @@ from helpers.arrays import assert_same_trees
 
 from alexnet_jax import optimizer
 from alexnet_jax.runtime import processes
-from alexnet_jax.runtime.errors import InputError
+from alexnet_jax.runtime.errors import InputError, Stopped
 from alexnet_jax.runtime.mesh import make_mesh
 from alexnet_jax.step import abstract_state, init_state
 from alexnet_jax.workdirs.checkpoint import METRIC, Checkpoints, has_checkpoints
@@ -143,6 +144,33 @@ def large_files(folder):
     found = [path for path in pathlib.Path(folder).rglob("*") if path.is_file()]
     used = [p for p in found if "ocdbt.process_0" not in str(p) or p.stat().st_size > 10_000]
     return [p for p in used if p.name == "manifest.ocdbt" or p.parent.name == "d" or p.name == "_METADATA"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_a_checkpoint_is_read_does_not_count_as_damage(tmp_path, state, monkeypatch, number):
+    """Orbax has an `except:`, which makes a ValueError of what a handler raises."""
+
+    def stop(number, frame):
+        raise Stopped(number)
+
+    def restore(*args, **named):
+        try:
+            os.kill(os.getpid(), number)
+            return whole(*args, **named)
+        except:  # noqa: E722
+            raise ValueError("not concrete") from None
+
+    write(tmp_path, state[0], {1: 0.1, 2: 0.2})
+    former = signal.signal(number, stop)
+    try:
+        with Checkpoints(tmp_path, 2) as checkpoints, pytest.raises(Stopped):
+            whole = checkpoints._manager.restore
+            monkeypatch.setattr(checkpoints._manager, "restore", restore)
+            checkpoints.restore_latest(state[1])
+        assert signal.getsignal(number) is stop
+    finally:
+        signal.signal(number, former)
+    assert sorted(os.listdir(tmp_path / "checkpoints")) == ["1", "2"]
 
 
 def test_a_checkpoint_that_was_cut_short_is_skipped_with_a_warning(tmp_path, state, caplog):

@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 
 import jax
 import pytest
@@ -160,6 +161,7 @@ def loggers(monkeypatch):
         (logger, logger.level, logger.propagate, list(logger.handlers))
         for logger in map(logging.getLogger, names)
     ]
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
     yield
     for number, handler in handlers_of_signals.items():
         signal.signal(number, handler)
@@ -241,6 +243,25 @@ def test_a_signal_is_one_line_and_its_exit_code(number, monkeypatch, capsys, log
     line = f"error: stopped by {number.name}; what was saved is whole, and the same command goes on from it\n"
     assert capsys.readouterr() == ("", line)
     assert {signal.getsignal(n) for n in SIGNALS} == {signal.SIG_DFL}  # a second one ends it at once
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_in_a_destructor_is_not_lost(number, monkeypatch, capsys, loggers):
+    class Dropping:
+        def __del__(self):
+            os.kill(os.getpid(), number)
+
+    def main(arguments):
+        dropping = Dropping()
+        del dropping
+        time.sleep(5)
+        pytest.fail("the program goes on")
+
+    monkeypatch.setattr(sys, "argv", ["program"])
+    with pytest.raises(SystemExit) as ended:
+        command_line.run(main)
+    assert ended.value.code == 128 + number
+    assert capsys.readouterr().err.startswith(f"error: stopped by {number.name}; ")
 
 
 def test_a_signal_that_is_ignored_stays_so(monkeypatch, loggers):

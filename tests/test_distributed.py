@@ -279,7 +279,8 @@ def test_a_lost_or_stopped_process_ends_the_others_and_the_run_goes_on(data_dir,
         stopped = time.monotonic()
         code = processes[1].wait(90)
         processes[0].kill()
-    assert code != 0 and time.monotonic() - stopped < 80
+    assert code == 1 and time.monotonic() - stopped < 80
+    assert error_line(texts(tmp_path, 2, "err")[1]).startswith("error: another process has ended,")
     with started(tmp_path, 2, *flags) as processes:
         wait_for(lambda: max(steps(workdir), default=0) >= 30)
         processes[1].terminate()

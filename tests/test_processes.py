@@ -80,6 +80,19 @@ def test_the_end_of_process_0_is_reported_while_this_process_computes(end):
     assert line.startswith("error: another process has ended, ") and line.endswith("its last checkpoint")
 
 
+def test_a_process_that_shows_no_sign_of_life_is_reported():
+    """One that is stopped, or cut off from the network, keeps its connection."""
+    signs = "for _ in range(4):\n    time.sleep(1)\n    process_0.sendall(b'-')\n"
+    returned, out, err = run(f"processes.HEARTBEAT_SECONDS = 3\n{WATCHED}{signs}print('on')\ntime.sleep(60)")
+    assert returned == 1 and out == "on\n"
+    (line,) = err.splitlines()
+    assert line.startswith("error: another process has ended, ") and line.endswith("its last checkpoint")
+
+
+def test_a_process_shows_signs_of_life():
+    assert run(f"processes._PULSE_SECONDS = 0.1\n{WATCHING}print(process_1.recv(1))") == (0, "b'-'\n", "")
+
+
 def test_the_end_of_another_process_is_reported_by_process_0_and_only_theirs():
     passer_by = "socket.create_connection(('127.0.0.1', int(Client.place[0]))).close()\ntime.sleep(0.5)\n"
     returned, out, err = run(f"{WATCHING}{passer_by}print('on')\nprocess_1.close()\ntime.sleep(60)")

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from alexnet_jax.runtime import processes
-from alexnet_jax.runtime.stop import StopRequest, StopRequested
+from alexnet_jax.runtime.stop import StopRequest, StopRequested, hold_signals
 
 NUMBERS = signal.SIGTERM, signal.SIGINT
 
@@ -34,6 +34,16 @@ def test_the_first_signal_asks_and_the_second_is_the_former_handlers(received, n
         assert stopped.value.signal == number and received == []
         os.kill(os.getpid(), number)
         assert received == [number]
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_a_signal_is_held_back_and_the_next_is_not(received, number):
+    with hold_signals():
+        os.kill(os.getpid(), number)
+        assert received == []
+        os.kill(os.getpid(), number)
+        assert received == [number]
+    assert received == [number, number]
 
 
 def test_handlers_are_put_back(received):

@@ -26,6 +26,7 @@ import runpy
 import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -43,6 +44,8 @@ from alexnet_jax.runtime.errors import (
 )
 
 log = logging.getLogger("alexnet_jax")
+
+_AGAIN_SECONDS = 0.1  # after which a signal that was dropped is sent again
 
 
 class Parser(argparse.ArgumentParser):
@@ -237,6 +240,7 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
     signals = [n for n in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(n) != signal.SIG_IGN]
     for number in signals:
         signal.signal(number, _stop)
+    sys.unraisablehook = _stop_again
     try:
         code = main(sys.argv[1:])
         sys.stdout.flush()
@@ -261,6 +265,19 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
 def _stop(number, frame) -> NoReturn:
     del frame
     raise Stopped(number)
+
+
+def _stop_again(dropped) -> None:
+    """Send the signal again a little later if Stopped was raised where Python drops exceptions.
+
+    Those are destructors and the callbacks of the garbage collector, of which JAX has one.
+    """
+    if not isinstance(dropped.exc_value, Stopped):
+        sys.__unraisablehook__(dropped)
+        return
+    timer = threading.Timer(_AGAIN_SECONDS, os.kill, (os.getpid(), dropped.exc_value.signal))
+    timer.daemon = True
+    timer.start()
 
 
 def _end_output() -> None:

@@ -43,7 +43,8 @@ _LOST = (
     "error: another process has ended, cannot be reached or was started with other flags; start all of them"
     " again, and the run goes on from its last checkpoint"
 )
-_REGULAR, _FAILED = b".", b"!"  # what a process says to those that watch it before it ends
+_PULSE_SECONDS = 5  # between the signs of life of a process
+_ALIVE, _REGULAR, _FAILED = b"-", b".", b"!"  # what a process says to those that watch it
 # What launchers tell a process: how many there are, which one this is, and which one on this machine.
 _LAUNCHERS = (
     ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK"),
@@ -123,7 +124,7 @@ def join(coordinator: str | None, processes: int | None, process: int | None, se
             local_device_ids=None if "JAX_LOCAL_DEVICE_IDS" in os.environ else devices,
             cluster_detection_method="deactivate",
             initialization_timeout=seconds + 60,
-            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+            heartbeat_timeout_seconds=2 * HEARTBEAT_SECONDS,  # JAX's, which aborts: `_watch` comes first
             shutdown_timeout_seconds=SHUTDOWN_SECONDS,
         )
     except RuntimeError as error:
@@ -210,12 +211,11 @@ def _never_joined(coordinator: str, processes: int, seconds: int) -> None:
 
 
 def _watch_each_other(host: str) -> None:
-    """Exit with one line once another process is gone, even within a long computation.
+    """Exit with one line once another process is gone or silent, even within a long computation.
 
     XLA aborts the process with a page then, which takes longer to write than the line. Each process has a
-    connection to process 0, on `host`, on which a byte comes before a regular end and nothing, or another
-    byte, before any other end. A host that is silent for HEARTBEAT_SECONDS, but keeps its connections, is
-    left to XLA.
+    connection to process 0, on `host`. Signs of life come on it, then one byte before a regular end, and
+    nothing or another byte before any other end.
     """
     client, key = _private_jax()[0].client, "alexnet_jax/watch"
     if index() == 0:
@@ -243,16 +243,37 @@ def _watch_each_other(host: str) -> None:
             peer.sendall(token.encode())
             _peers.append(peer)
             threading.Thread(target=_watch, args=(peer,), daemon=True).start()
+    threading.Thread(target=_live, daemon=True).start()
     atexit.register(_tell, _REGULAR)
 
 
 def _watch(peer: socket.socket) -> None:
-    """Wait until the process at the other end has ended; exit with one line if it did not end regularly."""
-    peer.settimeout(None)
+    """Wait for the regular end of the process at the other end; exit with one line if that fails.
+
+    It fails too if the process is silent for HEARTBEAT_SECONDS, stopped or on a host that is cut off. Seconds
+    in which this process is awake count: after a pause of all processes none shall end.
+    """
+    peer.settimeout(1)
+    silent = 0
     with contextlib.suppress(OSError):
-        if peer.recv(1) == _REGULAR:
-            return
+        while silent < HEARTBEAT_SECONDS:
+            try:
+                word = peer.recv(1)
+            except TimeoutError:
+                silent += 1
+                continue
+            if word == _REGULAR:
+                return
+            if word != _ALIVE:
+                break
+            silent = 0
     _exit(_LOST)
+
+
+def _live() -> NoReturn:
+    while True:
+        time.sleep(_PULSE_SECONDS)
+        _tell(_ALIVE)
 
 
 def _tell(word: bytes) -> None:
@@ -464,7 +485,8 @@ def _exit(message: str, code: int = 1, word: bytes = _FAILED) -> NoReturn:
     limit = time.monotonic() + _LINGER_SECONDS
     for peer in _peers if count() > 1 and index() == 0 else ():
         with contextlib.suppress(OSError):
-            peer.settimeout(max(limit - time.monotonic(), 0.01))
-            while peer.recv(1):
-                pass
+            while time.monotonic() < limit:  # signs of life may go on
+                peer.settimeout(max(limit - time.monotonic(), 0.01))
+                if not peer.recv(1):
+                    break
     os._exit(code)

@@ -1,10 +1,12 @@
 """Ending a run from outside: SIGTERM, SIGINT, and a cluster's notice of preemption."""
 
+import contextlib
 import faulthandler
 import logging
 import os
 import signal
 import threading
+from collections.abc import Iterator
 
 from alexnet_jax.runtime import processes
 
@@ -18,6 +20,35 @@ class StopRequested(Exception):
         """Take the signal's number."""
         super().__init__(f"stopped by {signal.Signals(number).name}")
         self.signal = number
+
+
+@contextlib.contextmanager
+def hold_signals() -> Iterator[None]:
+    """Hold SIGTERM or SIGINT back until the block ends; a second one is not held back.
+
+    A library that catches all exceptions would take what the handler raises for a failure of its own.
+    """
+    held, former = list[int](), {}
+
+    def hold(number, frame):
+        del frame
+        held.append(number)
+        put_back()
+
+    def put_back():
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+    if threading.current_thread() is threading.main_thread():  # others cannot have handlers
+        former = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+        for number in former:
+            signal.signal(number, hold)
+    try:
+        yield
+    finally:
+        put_back()
+        for number in held:
+            signal.raise_signal(number)
 
 
 class StopRequest:

@@ -28,6 +28,7 @@ import orbax.checkpoint as ocp
 from alexnet_jax.runtime import files, processes
 from alexnet_jax.runtime.errors import InputError, Unavailable, os_errors, reason, remedy
 from alexnet_jax.runtime.files import StrPath, write_text
+from alexnet_jax.runtime.stop import hold_signals
 
 log = logging.getLogger("alexnet_jax")
 
@@ -81,7 +82,7 @@ class Checkpoints:
                 cleanup_tmp_directories=True,  # what a killed run was writing
             )
         self._quiet = contextlib.ExitStack()
-        with _orbax_is_quiet():
+        with _orbax_is_quiet(), hold_signals():
             self._manager = files.retry(self._folder, self._open, options, waits=_waits())
 
     def _open(self, options) -> ocp.CheckpointManager:
@@ -238,7 +239,8 @@ class Checkpoints:
             return dict(self._manager.restore(step, args=ocp.args.Composite(**arguments)))
 
         try:
-            restored = files.retry(path, restore, waits=_waits())
+            with hold_signals():
+                restored = files.retry(path, restore, waits=_waits())
         except Unavailable as error:
             unavailable = error
         except Exception as error:  # Orbax, tensorstore and the file system have no common one
