@@ -34,6 +34,7 @@ TINY = (
     "--config.data.val_split=train[59800:]",
     "--config.data.test_split=test[:99]",
     "--config.batch_size=64",
+    "--config.model.width=0.25",
     "--config.eval.batch_size=100",
     "--config.eval.views=1",
     "--config.optimizer.plateau.patience=20",

@@ -30,6 +30,7 @@ SMALL = (
     "--config.eval.batch_size=100",
     "--config.batch_size=64",
     "--config.num_epochs=2",
+    "--config.model.width=0.25",
     "--config.checkpoint.every_steps=5",
 )
 LAST_STEP = 64

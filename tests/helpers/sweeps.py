@@ -21,6 +21,6 @@ def sweep_command(folder: pathlib.Path, data_dir: str) -> list[str]:
         f"--config.data.dir={data_dir}", "--config.data.train_split=train[:640]",
         "--config.data.val_split=train[-100:]", "--config.data.test_split=test[:100]",
         "--config.num_epochs=2", "--config.batch_size=32", "--config.checkpoint.every_steps=5",
-        "--config.model.width=0.5", "--config.eval.views=1", "--config.eval.batch_size=100",
+        "--config.model.width=0.25", "--config.eval.views=1", "--config.eval.batch_size=100",
         *(f"--config.model.layers.{layer}.enabled=False" for layer in ("conv3", "conv4", "fc6")),
     ]  # fmt: skip
