@@ -15,7 +15,8 @@ from helpers import data_sets
 from alexnet_jax.datasets import prepared
 from alexnet_jax.datasets.prepared import prepared_builder
 from alexnet_jax.datasets.source import open_source
-from alexnet_jax.runtime.errors import InputError
+from alexnet_jax.runtime import files
+from alexnet_jax.runtime.errors import InputError, Unavailable
 
 
 def test_splits_are_disjoint_slices_of_what_they_name(data_dir):
@@ -68,6 +69,17 @@ def test_a_truncated_data_file_is_named(data_dir, tmp_path):
     open_source(config, "train_split")
     with pytest.raises(InputError, match=shard.name):
         open_source(config, "test_split")
+
+
+def test_a_description_that_cannot_be_read_for_now_is_not_a_wrong_data_set(data_dir, tmp_path, monkeypatch):
+    """Reading /proc/self/mem fails with EIO, as a network file system may for a while."""
+    monkeypatch.setattr(files, "WAITS", (0,))
+    shutil.copytree(data_dir, tmp_path / "data")
+    (description,) = (tmp_path / "data").rglob("dataset_info.json")
+    description.unlink()
+    description.symlink_to("/proc/self/mem")
+    with pytest.raises(Unavailable, match=r"data: cannot be read now \(Input/output error\); try again"):
+        open_source(data_sets.fashion_mnist(tmp_path / "data"), "train_split")
 
 
 def test_a_split_without_labels_is_told(data_dir, monkeypatch):

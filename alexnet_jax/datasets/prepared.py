@@ -23,8 +23,8 @@ from alexnet_jax.datasets import (
     images,
 )
 from alexnet_jax.runtime import quiet_tensorflow
-from alexnet_jax.runtime.errors import InputError, first_line, input_errors, nearest
-from alexnet_jax.runtime.files import file_lock
+from alexnet_jax.runtime.errors import InputError, Unavailable, first_line, input_errors, nearest
+from alexnet_jax.runtime.files import file_lock, retry
 
 # TFDS keeps 1 GiB of examples in memory before it shuffles them on disk; a quarter of that serves as well.
 _SHUFFLE_BUFFER = 256 << 20
@@ -50,9 +50,12 @@ def prepared_builder(config) -> tfds.core.DatasetBuilder:
 
 
 def _builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
+    where = data_dir or "TFDS's folder"
     try:
-        builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
+        builder = retry(where, lambda: tfds.builder(name, data_dir=data_dir, file_format="array_record"))
         features = builder.info.features
+    except Unavailable:
+        raise
     except tfds.core.registered.DatasetNotFoundError:
         known = tfds.list_builders(with_community_datasets=False)
         raise InputError(
@@ -64,7 +67,6 @@ def _builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
         if wanted and there and wanted not in there:
             known = ", ".join(f"{base}/{config}" for config in there[:10])
             raise InputError(f"data.name: {name!r} does not exist; there are {known}") from None
-        where = data_dir or "TFDS's folder"
         raise InputError(f"data.name: {name!r} cannot be opened in {where}: {first_line(error)}") from None
     named = isinstance(features, dict | tfds.features.FeaturesDict) and {"image", "label"} <= set(features)
     if not named or not isinstance(features["label"], tfds.features.ClassLabel):
