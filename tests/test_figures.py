@@ -190,7 +190,7 @@ def test_nearest_images_are_those_of_all_distances(swept):
     train = open_source(network.config, "train_split")
     pictures, _ = train.read(range(len(train)))
     features = neighbors.make_features(network)(pictures)
-    assert features.shape == (640, 256)  # half of fc7's 512
+    assert features.shape == (640, 128)  # a quarter of fc7's 512
     queries = [7, 400]
     distances = ((features[queries][:, None] - features[None]) ** 2).sum(axis=2)
     want = np.argsort(distances, axis=1)[:, :6]

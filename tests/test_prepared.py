@@ -82,6 +82,25 @@ def test_a_description_that_cannot_be_read_for_now_is_not_a_wrong_data_set(data_
         open_source(data_sets.fashion_mnist(tmp_path / "data"), "train_split")
 
 
+def test_a_folder_that_cannot_be_listed_for_now_is_not_an_empty_one(data_dir, monkeypatch):
+    """TFDS would prepare the data set anew."""
+    config, listed = data_sets.fashion_mnist(data_dir), os.listdir
+    failures = [OSError(116, "Stale file handle")]
+
+    def listdir(path):
+        if str(path).endswith("1.0.0") and failures:
+            raise failures.pop()
+        return listed(path)
+
+    monkeypatch.setattr(files, "WAITS", (0,))
+    monkeypatch.setattr(prepared.os, "listdir", listdir)
+    monkeypatch.setattr(prepared, "_prepare", lambda *_: pytest.fail("prepares"))
+    assert prepared_builder(config).info.name == "fashion_mnist_shipped" and not failures
+    failures += [OSError(116, "Stale file handle")] * 2
+    with pytest.raises(Unavailable, match=r"1\.0\.0: cannot be read now \(Stale file handle\); try again"):
+        prepared_builder(config)
+
+
 def test_a_split_without_labels_is_told(data_dir, monkeypatch):
     builder = prepared_builder(data_sets.fashion_mnist(data_dir))
     record = builder.info.features.serialize_example({"image": np.zeros((28, 28, 1), np.uint8), "label": -1})

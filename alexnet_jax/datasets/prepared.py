@@ -39,14 +39,20 @@ def prepared_builder(config) -> tfds.core.DatasetBuilder:
     if data_dir and os.path.exists(data_dir) and not os.path.isdir(data_dir):
         raise InputError(f"data.dir: {data_dir!r} is not a folder; give one")
     builder = _builder(name, data_dir)
-    if not builder.is_prepared():
+    if not _is_prepared(builder):
         if config.data.store == "raw":
             builder.raw_bytes = config.data.image_size**2 * config.data.channels
         _prepare(builder, name, config.data.manual_dir)
         builder = _builder(name, data_dir)  # what lies there may be another process's work
-        if not builder.is_prepared():
+        if not _is_prepared(builder):
             raise InputError(f"{builder.data_path}: damaged, or no data set; {_ANEW}")
     return builder
+
+
+def _is_prepared(builder) -> bool:
+    """Unlike TFDS, do not take a folder that cannot be read for now for an empty one. Raises Unavailable."""
+    folder = os.fspath(builder.data_path)
+    return os.path.isdir(folder) and "dataset_info.json" in retry(folder, os.listdir, folder)
 
 
 def _builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
