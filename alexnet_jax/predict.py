@@ -10,50 +10,20 @@ import itertools
 import os
 import sys
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from alexnet_jax import config as configuration
 from alexnet_jax.runtime import command_line
-from alexnet_jax.runtime.errors import InputError, printable, reason
-from alexnet_jax.runtime.files import StrPath
+from alexnet_jax.runtime.errors import InputError, UnreadableFiles, printable
+
+if TYPE_CHECKING:
+    from alexnet_jax.trained import Trained
 
 BATCH = 32
 FIGURE = 100  # pictures in one
 CORRECT, OTHER = "#D55E00", "#0072B2"  # vermilion and blue, which are told apart without colour vision
-
-
-class Network:
-    """A checkpoint of a workdir, eval.step, on one place of the mesh's axis `data`."""
-
-    def __init__(self, config, workdir: StrPath):
-        """Open the checkpoint. Raises InputError if it cannot be opened."""
-        # Imported here, as below, so that a mistake in the flags is reported at once.
-        from alexnet_jax import evaluate
-        from alexnet_jax.datasets.labels import imagenet_classes
-        from alexnet_jax.runtime.mesh import make_mesh
-        from alexnet_jax.step import make_view_outputs
-        from alexnet_jax.workdirs.workdir import read_statistics
-
-        config.mesh.data = 1  # any number of pictures
-        self.config, self.mesh = config, make_mesh(config)
-        stored = read_statistics(workdir, config)
-        self.step, self.params = evaluate.stored_params(config, workdir, self.mesh)
-        self.statistics = evaluate.on_devices(stored, self.mesh)
-        self.label_names = [str(name) for name in stored.get("label_names", ())]
-        unnamed = range(len(self.label_names), config.model.num_classes)
-        words = {line.split(" ", 1)[0]: line for line in imagenet_classes()}
-        # Folders may have the WordNet id alone.
-        named = [printable(words.get(name, name)) for name in self.label_names]
-        self.names = [*named, *(f"class {label}" for label in unnamed)]
-        self._outputs = make_view_outputs(config, self.mesh, config.eval.views)
-
-    def probabilities(self, pictures: np.ndarray) -> np.ndarray:
-        """Float [n, classes] for uint8 [n, image_size, image_size, channels]."""
-        from alexnet_jax.step import mean_output
-
-        log_probs = self._outputs(self.params, pictures, self.statistics)
-        return np.exp(np.asarray(mean_output(log_probs)))
 
 
 def top_five(probabilities: np.ndarray) -> np.ndarray:
@@ -84,16 +54,15 @@ def short(name: str, length: int = 22) -> str:
 
 
 def read(paths: list[str], config) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield (path, preprocessed image) for each readable picture; report the others on stderr."""
-    from alexnet_jax.datasets import images
+    """Yield (path, prepared image) for each readable picture; report the others on stderr."""
+    from alexnet_jax import trained
 
     for path in paths:
         try:
-            picture = images.decode(images.read_file(path), oriented=True)
-            yield path, images.fit(picture, config.data.image_size, config.data.channels)
-        except (OSError, ValueError) as error:
-            line = f"error: {printable(path)}: cannot be read as a picture ({reason(error)})"
-            print(line, file=sys.stderr)
+            yield path, trained.prepared_picture(path, config.data.image_size, config.data.channels)
+        except UnreadableFiles as error:
+            ((where, why),) = error.reasons.items()
+            print(f"error: {where}: cannot be read as a picture ({why})", file=sys.stderr)
 
 
 def figure_of(pictures: list, names: list[str]):
@@ -119,13 +88,13 @@ def figure_of(pictures: list, names: list[str]):
     return figure
 
 
-def predictions(network: Network, paths: list[str]) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """Print the labels of each readable picture; yield (path, preprocessed image, probabilities)."""
+def predictions(network: "Trained", paths: list[str]) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """Print the labels of each readable picture; yield (path, prepared image, probabilities)."""
     for start in range(0, len(paths), BATCH):
         pictures = list(read(paths[start : start + BATCH], network.config))
         if not pictures:
             continue
-        probabilities = network.probabilities(np.stack([picture for _, picture in pictures]))
+        probabilities = network.predict(np.stack([picture for _, picture in pictures]))
         for (path, picture), row in zip(pictures, probabilities, strict=True):
             print(printable(path))
             for label in top_five(row):
@@ -149,7 +118,9 @@ def main(arguments: list[str]) -> int:
         if os.path.splitext(given.figure)[1].lower() not in (".png", ".pdf", ".svg", ".jpg", ".jpeg"):
             raise InputError(f"--figure={given.figure}: give a name that ends in .png, .pdf, .svg or .jpg")
     workdir = os.path.expanduser(given.workdir)
-    network = Network(configuration.of_run(workdir, given.overrides), workdir)
+    from alexnet_jax.trained import Trained  # here, so that a mistake in the flags is reported at once
+
+    network = Trained(configuration.of_run(workdir, given.overrides), workdir)
     pictures, found, figures = predictions(network, given.images), 0, 0
     while shown := list(itertools.islice(pictures, FIGURE)):  # no more are kept in memory
         found, figures = found + len(shown), figures + 1

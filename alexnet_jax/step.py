@@ -250,8 +250,8 @@ def make_top_k_sums(mesh: Mesh):
     return sums
 
 
-def make_activations(config, mesh: Mesh):
-    """Compile (params, views) -> logits and the activations of every layer by name, of all columns.
+def make_activations(config, mesh: Mesh, names: tuple[str, ...] = ()):
+    """Compile (params, views) -> logits and activations by name, of all columns; all or those of `names`.
 
     views: float [batch, crop, crop, channels], normalized. `conv2/pool` is [batch, 13, 13, 256] of the
     paper's network, column 0's maps first. Evaluation mode: dropout scales.
@@ -269,6 +269,7 @@ def make_activations(config, mesh: Mesh):
         run = jax.shard_map(on_device, mesh=mesh, in_specs=in_specs, out_specs=out_specs)
         logits, own = run(params, views)
         joined = {name: jnp.moveaxis(x, 0, -2).reshape(*x.shape[1:-1], -1) for name, x in own.items()}
-        return logits, {**joined, "fc8": logits}
+        joined[CLASSIFIER] = logits
+        return logits, {name: joined[name] for name in names or joined}
 
     return activations

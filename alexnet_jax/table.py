@@ -42,32 +42,34 @@ def layer_table(config) -> list[Row]:
 
     Raises InputError for a layer that does not fit its input or that `model.columns` does not divide.
     """
-    image, activations, params = _shapes(ml_collections.FrozenConfigDict(config))
-
-    def joined(name: str) -> tuple[int, ...]:
-        maps = activations[name]
-        return (*maps[0].shape[1:-1], maps[0].shape[-1] * len(maps))
-
+    image, joined, params = _shapes(ml_collections.FrozenConfigDict(config))
     rows: list[Row] = []
     classifier = Hidden(CLASSIFIER, config.model.layers[CLASSIFIER], ())
     for name, spec, then in [*hidden_layers(config.model), classifier]:
         kernel, bias = (params[name][part].shape for part in ("kernel", "bias"))
         before = rows[-1].after if rows else image
         after = f"{name}/{then[-1]}" if then else name
-        rows.append(Row(name, spec, then, kernel, bias, before, joined(name), joined(after)))
+        rows.append(Row(name, spec, then, kernel, bias, before, joined[name], joined[after]))
     return rows
+
+
+def activation_shapes(config) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every activation of one image by name, of all columns together."""
+    return _shapes(ml_collections.FrozenConfigDict(config))[1]
 
 
 @functools.lru_cache(maxsize=4)  # a start asks twice, and tracing takes 0.2 s
 def _shapes(config: ml_collections.FrozenConfigDict):
-    """Return the shape of an image, and the activations and the parameters without their values."""
+    """Return the shapes of an image and its activations, and the parameters without their values."""
     data, network = config.data, Network(config, config.model.columns)
     shape = data.crop_size, data.crop_size, data.channels
     image = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
     (logits, activations), variables = jax.eval_shape(
         lambda image: network.init_with_output(jax.random.key(0), image), image
     )
-    return shape, activations | {CLASSIFIER: [logits]}, variables["params"]
+    own = activations | {CLASSIFIER: [logits]}
+    joined = {name: (*maps[0].shape[1:-1], maps[0].shape[-1] * len(maps)) for name, maps in own.items()}
+    return shape, joined, variables["params"]
 
 
 def describe(config) -> str:

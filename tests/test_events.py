@@ -8,7 +8,7 @@ from alexnet_jax.workdirs.events import EventFile
 
 def read(folder):
     """Return the events of each event file of a folder."""
-    quiet_tensorflow.load()
+    quiet_tensorflow.load("tests")
     import tensorflow as tf
 
     def parse(record):
@@ -32,7 +32,7 @@ def test_scalars_are_read_as_they_were_written(tmp_path):
 
 
 def test_hyperparameters_are_those_that_tensorboards_own_writer_makes(tmp_path):
-    quiet_tensorflow.load()
+    quiet_tensorflow.load("tests")
     from tensorboard.plugins.hparams import api, plugin_data_pb2
 
     fields = {"name": "alexnet", "batch_size": 128, "rate": 0.01, "on": True}

@@ -7,7 +7,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from alexnet_jax import config as configuration
-from alexnet_jax import predict
+from alexnet_jax import predict, trained
 from alexnet_jax.datasets import images
 from alexnet_jax.datasets.source import open_source
 from alexnet_jax.runtime.errors import InputError
@@ -186,10 +186,10 @@ def test_figure3_puts_one_column_above_the_other_and_tells_their_colour(monkeypa
 
 def test_nearest_images_are_those_of_all_distances(swept):
     workdir = str(swept[0] / "tanh" / "seed-0")
-    network = predict.Network(configuration.of_run(workdir), workdir)
+    network = trained.Trained(configuration.of_run(workdir), workdir)
     train = open_source(network.config, "train_split")
     pictures, _ = train.read(range(len(train)))
-    features = neighbors.make_features(network)(pictures)
+    features = neighbors.features(network, pictures)
     assert features.shape == (640, 128)  # a quarter of fc7's 512
     queries = [7, 400]
     distances = ((features[queries][:, None] - features[None]) ** 2).sum(axis=2)

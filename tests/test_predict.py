@@ -11,7 +11,7 @@ import pytest
 from helpers import small_archives
 
 from alexnet_jax import config as configuration
-from alexnet_jax import predict
+from alexnet_jax import predict, trained
 from alexnet_jax.datasets import images
 from alexnet_jax.datasets.source import open_source
 from alexnet_jax.runtime import files
@@ -87,7 +87,7 @@ def test_classes_named_by_a_wordnet_id_alone_are_given_their_words(workdir, tmp_
     np.savez(run / "statistics.npz", **{**arrays, "label_names": np.array(ids.split())})
     (run / "identity.json").unlink()  # has the fingerprint of the former file
     (tmp_path / "a.JPEG").write_bytes(small_archives.odd_pictures()["cmyk"])
-    labels = predict.Network(configuration.of_run(str(run)), str(run)).names
+    labels = trained.Trained(configuration.of_run(str(run)), str(run)).names
     assert labels[0] == "n01440764 tench" and labels[8:] == ["n99999999", "n03888257 parachute"]
     assert predict.main([f"--workdir={run}", str(tmp_path / "a.JPEG")]) == 0
     shown = [line.split(maxsplit=1)[1] for line in capsys.readouterr().out.splitlines()[1:]]
@@ -98,15 +98,15 @@ def test_predictions_are_those_that_evaluation_counts(workdir):
     """In batches of another size, with one view and with ten."""
     config = configuration.of_run(workdir)
     pictures, labels = open_source(config, "test_split").read(range(100))
-    network = predict.Network(config, workdir)
-    parts = [network.probabilities(pictures[start : start + 40]) for start in (0, 40, 80)]
+    network = trained.Trained(config, workdir)
+    parts = [network.predict(pictures[start : start + 40]) for start in (0, 40, 80)]
     probabilities = np.concatenate(parts)
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-5)
     assert (probabilities.argmax(axis=1) != labels).mean() == pytest.approx(
         read_result(workdir)["top1_error"]
     )
-    ten = predict.Network(configuration.of_run(workdir, {"eval.views": 10}), workdir)
-    assert abs(ten.probabilities(pictures[:3]) - probabilities[:3]).max() > 1e-6
+    ten = trained.Trained(configuration.of_run(workdir, {"eval.views": 10}), workdir)
+    assert abs(ten.predict(pictures[:3]) - probabilities[:3]).max() > 1e-6
 
 
 @pytest.mark.parametrize(
@@ -145,14 +145,14 @@ def test_figures_of_many_pictures_have_a_number(tmp_path, monkeypatch):
     config = paper.get_config()
     config.data.image_size = 8
 
-    class Undecided(predict.Network):
+    class Undecided(trained.Trained):
         def __init__(self, *_):
             self.config, self.names = config, [f"class {number}" for number in range(5)]
 
-        def probabilities(self, pictures):
+        def predict(self, pictures):
             return np.full((len(pictures), 5), 0.2)
 
-    monkeypatch.setattr(predict, "Network", Undecided)
+    monkeypatch.setattr(trained, "Trained", Undecided)
     monkeypatch.setattr(predict.configuration, "of_run", lambda *_: config)
     pictures = [tmp_path / f"{number}.jpg" for number in range(14)]
     for number, file in enumerate(pictures):

@@ -20,7 +20,7 @@ from helpers import folders
 from helpers.sweeps import sweep_command
 
 from alexnet_jax import config as configuration
-from alexnet_jax import predict, table, train
+from alexnet_jax import table, train, trained
 from alexnet_jax.datasets.source import open_source
 from alexnet_jax.runtime.errors import InputError
 from alexnet_jax.workdirs.metrics import FIELDS
@@ -565,7 +565,7 @@ def test_an_ensemble_is_the_mean_of_the_softmax_outputs(swept, data_dir):
     folder, _ = swept
     result = json.loads((folder / "both" / "seed-0" / "eval.json").read_text())
     networks = [
-        predict.Network(configuration.of_run(workdir), workdir)
+        trained.Trained(configuration.of_run(workdir), workdir)
         for workdir in (str(folder / name / "seed-0") for name in ("ReLU", "tanh"))
     ]
     images, labels = open_source(networks[0].config, "test_split").read(range(100))

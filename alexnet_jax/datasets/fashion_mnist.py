@@ -5,12 +5,14 @@ Vollgraf, 2017). `fashion_mnist`, without `_shipped`, is TFDS's own builder, whi
 """
 
 import gzip
+import io
 import math
 import pathlib
 import zlib
 
 import numpy as np
 import tensorflow_datasets as tfds
+from PIL import Image
 
 from alexnet_jax.runtime.errors import InputError, input_errors
 
@@ -54,7 +56,14 @@ class FashionMnistShipped(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(self, images, labels):
         for index, (image, label) in enumerate(zip(images, labels, strict=True)):
-            yield index, {"image": image, "label": int(label)}
+            yield index, {"image": _png(image[..., 0]), "label": int(label)}
+
+
+def _png(image: np.ndarray) -> bytes:
+    """Return the file of grey [height, width]. TFDS would import TensorFlow to make it."""
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "png")
+    return file.getvalue()
 
 
 def read_idx(path: pathlib.Path, shape: tuple[int, ...]) -> np.ndarray:

@@ -19,7 +19,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import scipy.io
 
 from alexnet_jax.runtime.errors import InputError, input_errors
 from alexnet_jax.runtime.files import BoundedReader, read_file, stand_in
@@ -235,6 +234,8 @@ def read_devkit(path, year: str) -> Devkit:
             raise InputError(f"{path}: has no {name}; give the development kit of ILSVRC-{year}")
     try:
         # SciPy may crash on a damaged file; of damage by accident the kit's gzip has told above.
+        import scipy.io  # takes 0.1 s, which every start would
+
         meta = scipy.io.loadmat(io.BytesIO(contents["meta.mat"]), squeeze_me=True)
         synsets = np.atleast_1d(meta["synsets"])
         leaves = sorted(

@@ -17,7 +17,7 @@ from google.protobuf.message import DecodeError
 from tensorflow_datasets.proto import tf_example_pb2
 
 from alexnet_jax.datasets import (
-    fashion_mnist,  # noqa: F401  (TFDS registers the builders that it sees)
+    fashion_mnist,
     fingerprints,
     ilsvrc,
     images,
@@ -29,6 +29,8 @@ from alexnet_jax.runtime.files import file_lock, retry
 # TFDS keeps 1 GiB of examples in memory before it shuffles them on disk; a quarter of that serves as well.
 _SHUFFLE_BUFFER = 256 << 20
 _RECORDS = 256  # read at a time for a fingerprint
+# TFDS knows these because they are imported here. They give it files, where others give it arrays to encode.
+_WITHOUT_TENSORFLOW = fashion_mnist.FashionMnistShipped, ilsvrc.Ilsvrc
 _ANEW = "delete the folder, and it is prepared anew"
 log = logging.getLogger("alexnet_jax")
 
@@ -91,7 +93,8 @@ def _prepare(builder, name: str, manual_dir: str) -> None:
     final = pathlib.Path(builder.data_path)
     if isinstance(builder, ilsvrc.Ilsvrc):  # before TFDS and TensorFlow print lines of their own
         builder.check_archives(os.path.expanduser(manual_dir))
-    quiet_tensorflow.load()
+    if not isinstance(builder, _WITHOUT_TENSORFLOW):
+        quiet_tensorflow.load(f"data.name: {name!r}")
     with contextlib.ExitStack() as stack:
         with input_errors(f"data.dir: {final.parent} cannot be written", "give another"):
             final.parent.mkdir(parents=True, exist_ok=True)

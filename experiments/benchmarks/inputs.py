@@ -181,7 +181,7 @@ def _ours(config, steps: int):
 def _tf_data(files, batch: int, channels: int, workers: int):
     from alexnet_jax.runtime import quiet_tensorflow
 
-    quiet_tensorflow.load()
+    quiet_tensorflow.load("input")
     import tensorflow as tf
 
     def read(path, label):

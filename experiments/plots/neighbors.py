@@ -1,27 +1,22 @@
 """Figure 4: predictions, and training images with the nearest features."""
 
-from collections.abc import Callable
-
-import jax
-import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
-from alexnet_jax import augment, predict
 from alexnet_jax import config as configuration
-from alexnet_jax.datasets.batches import evaluation_batches
+from alexnet_jax import predict
 from alexnet_jax.datasets.labels import with_labels_of
 from alexnet_jax.datasets.source import Source, open_source
+from alexnet_jax.runtime import progress
 from alexnet_jax.runtime.errors import InputError
-from alexnet_jax.runtime.mesh import batch_sharding
-from alexnet_jax.step import make_activations
 from alexnet_jax.table import layer_table
+from alexnet_jax.trained import BATCH, Trained
 
 
 def draw(workdir: str, overrides: dict, indices: list[int]) -> Figure:
     """Draw a row per test image: itself, its five most probable labels, its six nearest training images."""
     config = configuration.of_run(workdir, overrides)
-    network = predict.Network(config, workdir)
+    network = Trained(config, workdir)
     test, train = (
         with_labels_of(network.label_names, open_source(config, split))
         for split in ("test_split", "train_split")
@@ -30,7 +25,7 @@ def draw(workdir: str, overrides: dict, indices: list[int]) -> Figure:
     if wrong:
         raise InputError(f"--images={wrong[0]}: {config.data.test_split} has images 0 to {len(test) - 1}")
     images, labels = test.read(indices)
-    probabilities = network.probabilities(images)
+    probabilities = network.predict(images)
     near = nearest(network, images, train)
     pictures, near_labels = train.read(near.ravel())
 
@@ -52,32 +47,26 @@ def draw(workdir: str, overrides: dict, indices: list[int]) -> Figure:
     return figure
 
 
-def nearest(network: predict.Network, images: np.ndarray, train: Source, count: int = 6) -> np.ndarray:
+def nearest(network: Trained, images: np.ndarray, train: Source, count: int = 6) -> np.ndarray:
     """Return [n, count] indices of the images of `train` whose features are nearest to each image's.
 
     Features are the last hidden layer's activations for the central view; the distance is Euclidean.
     """
-    features, config = make_features(network), network.config
-    wanted, sharding = features(images), batch_sharding(network.mesh)
-    batches = evaluation_batches(train, config.eval.batch_size, sharding, config.data.threads)
+    wanted = features(network, images)
+    batches = progress.over(train, train.read, f"features of {train.split}", BATCH)
     distances = [
-        np.linalg.norm(wanted[:, None] - features(pictures)[np.asarray(real)], axis=2)
-        for pictures, _, real in batches
+        np.linalg.norm(wanted[:, None] - features(network, pictures), axis=2) for pictures, _ in batches
     ]
     return np.argsort(np.hstack(distances), axis=1, kind="stable")[:, :count]
 
 
-def make_features(network: predict.Network) -> Callable[[np.ndarray | jax.Array], np.ndarray]:
-    """Return a function of images to [n, features], the last hidden layer's for the central view."""
-    config = network.config
-    layer = layer_table(config)[-2]
-    name = f"{layer.name}/activation" if "activation" in layer.then else layer.name
-    activations = make_activations(config, network.mesh)
-    place = jnp.array(augment.test_views(config, 1)[0], jnp.int32)
-    view = jax.jit(lambda images: augment.test_view(images, place, network.statistics, config))
+def features_layer(network: Trained) -> str:
+    """Return the name of the last hidden layer's activations, fc7's of the paper's network."""
+    layer = layer_table(network.config)[-2]
+    return f"{layer.name}/activation" if "activation" in layer.then else layer.name
 
-    def features(images) -> np.ndarray:
-        found = np.asarray(activations(network.params, view(images))[1][name])
-        return found.reshape(len(found), -1)
 
-    return features
+def features(network: Trained, images: np.ndarray) -> np.ndarray:
+    """Return [n, features] of images, the last hidden layer's for the central view."""
+    name = features_layer(network)
+    return network.activations(images, [name])[name].reshape(len(images), -1)

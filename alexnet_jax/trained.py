@@ -1,0 +1,190 @@
+"""A trained network, for use from Python: net = alexnet_jax.load("runs/paper")
+
+    net.predict(images)                            probabilities, as evaluation has them
+    net.activations(images, ["conv5/pool"])        of any layers by their names, for the central view
+    net.apply(net.params, net.views(images))       logits and all activations, to jit and to differentiate
+
+Names are those of `net.layers`: `conv1` is the layer's linear output, `conv1/activation`, `conv1/pool` what
+follows it, as `--mode=describe` shows, and `fc8` the logits.
+"""
+
+import functools
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from alexnet_jax import augment, evaluate, network, table
+from alexnet_jax import config as configuration
+from alexnet_jax.datasets import images as pictures
+from alexnet_jax.datasets.labels import imagenet_classes
+from alexnet_jax.runtime.errors import InputError, UnreadableFiles, nearest, printable, reason
+from alexnet_jax.runtime.files import StrPath
+from alexnet_jax.runtime.mesh import make_mesh
+from alexnet_jax.step import make_activations, make_view_outputs, mean_output
+from alexnet_jax.workdirs.workdir import read_statistics
+
+BATCH = 32  # images at a time
+
+# uint8 [n, height, width, 1 or 3], or a sequence of pictures: paths, or uint8 [height, width(, 1 or 3)]
+Images = np.ndarray | jax.Array | StrPath | Sequence[Any]
+
+
+def load(workdir: StrPath, overrides: dict[str, Any] | None = None) -> "Trained":
+    """Load the best checkpoint of a workdir, trained or imported, onto the first device.
+
+    `overrides` are fields of its configuration, such as {"eval.step": 5157} for another checkpoint,
+    {"eval.views": 1}, or {"mesh.column": 2} for a device for each column. Raises InputError, which says what
+    to do, if there is no run, or a field does not fit.
+    """
+    workdir = os.path.expanduser(workdir)
+    return Trained(configuration.of_run(workdir, {"mesh.column": 1, **(overrides or {})}), workdir)
+
+
+class Trained:
+    """A checkpoint of a workdir, eval.step, on one place of the mesh's axis `data`.
+
+    config        the configuration of the run
+    step          updates that were made
+    params        {layer: {"kernel": [columns, …], "bias": …}}, as in the checkpoint
+    statistics    the mean image and the others of its training split
+    label_names   of the classes, as the data set has them; empty if it has none
+    names         one for each class, with the words of ImageNet's
+    layers        what `activations` knows: {name: shape of one image's}, in order
+    """
+
+    def __init__(self, config, workdir: StrPath):
+        """Open the checkpoint of the run of `config`. Raises InputError if it cannot be opened."""
+        config.mesh.data = 1  # any number of images
+        self.config, self.mesh = config, make_mesh(config)
+        stored = read_statistics(workdir, config)
+        self.step, self.params = evaluate.stored_params(config, workdir, self.mesh)
+        self.statistics = evaluate.on_devices(stored, self.mesh)
+        self.label_names = [str(name) for name in stored.get("label_names", ())]
+        unnamed = range(len(self.label_names), config.model.num_classes)
+        words = {line.split(" ", 1)[0]: line for line in imagenet_classes()}
+        # Folders may have the WordNet id alone.
+        named = [printable(words.get(name, name)) for name in self.label_names]
+        self.names = [*named, *(f"class {label}" for label in unnamed)]
+        self.layers = dict(table.activation_shapes(config))
+        self._outputs = make_view_outputs(config, self.mesh, config.eval.views)
+        self._activations: dict[tuple[str, ...], Any] = {}
+
+    def predict(self, images: Images) -> np.ndarray:
+        """Return the probabilities, float32 [n, classes], the mean over `config.eval.views` views.
+
+        A picture of another size or colour is prepared as the paper does. Raises InputError for what is no
+        picture.
+        """
+        return self._in_batches(
+            images, lambda batch: jnp.exp(mean_output(self._outputs(self.params, batch, self.statistics)))
+        )
+
+    def activations(
+        self, images: Images, names: Sequence[str], column: int | None = None
+    ) -> dict[str, np.ndarray]:
+        """Return activations for the central view by name: float [n, height, width, maps] or [n, units].
+
+        Both columns' maps are joined, column 0's first; `column` gives those of one, except of fc8, which is
+        the sum of both. Dropout scales, as in evaluation. Raises InputError for a name that is not there.
+        """
+        wanted = self.check_layers(names)
+        if column is not None and not 0 <= column < self.config.model.columns:
+            raise InputError(f"column: {column}, but there are {self.config.model.columns}, from 0")
+        found = self._in_batches(images, functools.partial(self._of_layers, wanted))
+        return {name: self._column(name, x, column) for name, x in found.items()}
+
+    def check_layers(self, names: Sequence[str]) -> tuple[str, ...]:
+        """Return the names. Raises InputError for one that is not in `layers`."""
+        wanted = (names,) if isinstance(names, str) else tuple(names)
+        for name in wanted:
+            if name not in self.layers:
+                known = f"there are {', '.join(self.layers)}"
+                raise InputError(
+                    f"layers: {name!r} is not in this network{nearest(name, self.layers)}; {known}"
+                )
+        return wanted
+
+    def views(self, images: Images) -> jax.Array:
+        """Return what `apply` takes: the central views, normalized, float32 [n, crop, crop, channels]."""
+        return self._view(self.prepared(images), self.statistics)
+
+    def apply(self, params, views) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Return the logits [n, classes] and all activations by name, as `activations` has them.
+
+        A pure function of arrays, for the user's own jit, grad and vmap; `params` are like `self.params`.
+        """
+        columns = network.Network(ml_collections.FrozenConfigDict(self.config), self.config.model.columns)
+        logits, own = columns.apply({"params": params}, views)
+        joined = {name: jnp.concatenate(maps, axis=-1) for name, maps in own.items()}
+        return logits, {**joined, network.CLASSIFIER: logits}
+
+    def prepared(self, images: Images) -> np.ndarray:
+        """Return pictures as the network takes them: uint8 [n, image_size, image_size, channels].
+
+        The shorter side is scaled to image_size, and the centre kept (section 2). Raises InputError.
+        """
+        size, channels = self.config.data.image_size, self.config.data.channels
+        items = [images] if isinstance(images, str | os.PathLike) else images
+        if hasattr(items, "shape"):
+            items = np.asarray(items)
+            if items.ndim != 4:
+                shape = f"[n, {size}, {size}, {channels}]"
+                raise InputError(f"images: expected uint8 {shape} or a list of pictures, got {items.shape}")
+        if (
+            isinstance(items, np.ndarray)
+            and items.dtype == np.uint8
+            and items.shape[1:] == (size, size, channels)
+        ):
+            return items
+        return np.stack([prepared_picture(item, size, channels) for item in items])
+
+    def _in_batches(self, images: Images, function):
+        """Return function(batch) of every BATCH images, put together; trees of arrays alike."""
+        items = [images] if isinstance(images, str | os.PathLike) else images
+        if not len(items):
+            raise InputError("images: there are none; give at least one")
+        parts = [
+            jax.tree.map(np.asarray, function(self.prepared(items[start : start + BATCH])))
+            for start in range(0, len(items), BATCH)
+        ]
+        return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
+
+    def _of_layers(self, names: tuple[str, ...], batch: np.ndarray) -> dict[str, jax.Array]:
+        if names not in self._activations:
+            self._activations[names] = make_activations(self.config, self.mesh, names)
+        return self._activations[names](self.params, self._view(batch, self.statistics))[1]
+
+    @functools.cached_property
+    def _view(self):
+        centre = jnp.array(augment.test_views(self.config, 1)[0], jnp.int32)
+        return jax.jit(lambda images, statistics: augment.test_view(images, centre, statistics, self.config))
+
+    def _column(self, name: str, activations: np.ndarray, column: int | None) -> np.ndarray:
+        if column is None or name == network.CLASSIFIER:
+            return activations
+        return np.split(activations, self.config.model.columns, axis=-1)[column]
+
+
+def prepared_picture(item, size: int, channels: int) -> np.ndarray:
+    """Return one picture, a path or an array, as `Trained.prepared` does."""
+    if isinstance(item, str | os.PathLike):
+        try:
+            return pictures.fit(pictures.decode(pictures.read_file(item), oriented=True), size, channels)
+        except (OSError, ValueError) as error:
+            raise UnreadableFiles({printable(item): reason(error)}) from None
+    array = np.asarray(item)
+    array = array[..., None] if array.ndim == 2 else array
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] not in (1, 3) or not array.size:
+        raise InputError(
+            f"images: expected paths, or uint8 arrays [height, width, 1 or 3], got {array.dtype}"
+            f" {list(array.shape)}"
+        )
+    try:
+        return pictures.fit(array, size, channels)
+    except ValueError as error:
+        raise InputError(f"images: {error}") from None
