@@ -4,7 +4,7 @@ From Python:
 
     net = alexnet_jax.load(workdir)       a trained network: predictions, activations (trained.py)
     config = alexnet_jax.config.load("configs/quickstart.py", {"num_epochs": 1})
-    alexnet_jax.train.train(config, workdir)    what `python -m alexnet_jax.main` does (train.py)
+    alexnet_jax.train(config, workdir)    what `python -m alexnet_jax.main` does (train.py)
 """
 
 import importlib

@@ -19,6 +19,9 @@ for checkpoints.
 
 import dataclasses
 import logging
+import os
+import sys
+import types
 from typing import Any, NoReturn
 
 import jax
@@ -33,6 +36,7 @@ from alexnet_jax.datasets.labels import with_labels_of
 from alexnet_jax.datasets.source import Source, open_splits
 from alexnet_jax.runtime import command_line, processes
 from alexnet_jax.runtime.errors import Diverged, InputError
+from alexnet_jax.runtime.files import StrPath
 from alexnet_jax.runtime.mesh import batch_sharding, block_on_cpu, make_mesh, replicated
 from alexnet_jax.runtime.stop import StopRequest, StopRequested
 from alexnet_jax.step import (
@@ -291,3 +295,15 @@ def _log_rate(config, before: float, state: TrainState) -> None:
         scheduled = config.optimizer.drop_epochs
         why = "as optimizer.drop_epochs says" if scheduled else "the validation error stopped improving"
         log.info(f"{why}: learning rate {rate:g}")
+
+
+class _Module(types.ModuleType):
+    """This module is what the package's name `train` is; called, it trains."""
+
+    def __call__(self, config, workdir: StrPath) -> None:
+        """Check the configuration, and train as `train` does. Raises InputError."""
+        configuration.check(config)
+        train(config, os.path.expanduser(os.fspath(workdir)))
+
+
+sys.modules[__name__].__class__ = _Module

@@ -112,3 +112,18 @@ def test_mistakes_are_one_line(net, split, tmp_path):
         assert words in str(error.value) and len(str(error.value).splitlines()) == 1
     with pytest.raises(AttributeError, match="has no attribute 'lod'"):
         _ = alexnet_jax.lod
+
+
+def test_a_run_is_trained_and_loaded_without_a_command(data_dir, tmp_path):
+    fields = {
+        "data.dir": str(data_dir), "data.train_split": "train[:64]", "data.val_split": "train[59900:]",
+        "data.test_split": "test[:99]", "num_epochs": 1, "batch_size": 32, "eval.views": 1,
+        "model.width": 0.25,
+    }  # fmt: skip
+    config = alexnet_jax.config.load("configs/quickstart.py", fields)
+    alexnet_jax.train(config, tmp_path / "run")
+    assert alexnet_jax.load(tmp_path / "run").step == 2
+    config.batch_size = -1
+    with pytest.raises(InputError, match="batch_size"):
+        alexnet_jax.train(config, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
