@@ -129,7 +129,7 @@ class Trained:
         The shorter side is scaled to image_size, and the centre kept (section 2). Raises InputError.
         """
         size, channels = self.config.data.image_size, self.config.data.channels
-        items = [images] if isinstance(images, str | os.PathLike) else images
+        items = _listed(images)
         if hasattr(items, "shape"):
             items = np.asarray(items)
             if items.ndim != 4:
@@ -145,7 +145,7 @@ class Trained:
 
     def _in_batches(self, images: Images, function):
         """Return function(batch) of every BATCH images, put together; trees of arrays alike."""
-        items = [images] if isinstance(images, str | os.PathLike) else images
+        items = _listed(images)
         if not len(items):
             raise InputError("images: there are none; give at least one")
         parts = [
@@ -168,6 +168,11 @@ class Trained:
         if column is None or name == network.CLASSIFIER:
             return activations
         return np.split(activations, self.config.model.columns, axis=-1)[column]
+
+
+def _listed(images: Images):
+    """Return images as a sequence: a path alone is one picture."""
+    return [images] if isinstance(images, str | os.PathLike) else images
 
 
 def prepared_picture(item, size: int, channels: int) -> np.ndarray:

@@ -76,7 +76,7 @@ def test_pictures_are_taken_as_paths_and_as_arrays_of_any_size(net, tmp_path):
 
 
 def test_apply_goes_into_a_jitted_function_and_its_gradients(net, split):
-    """The gradient of a unit with respect to the pixels, against a finite difference in float64's place."""
+    """The gradient of a unit with respect to the pixels, against a finite difference."""
     views = net.views(split[0][:2])
 
     @jax.jit
