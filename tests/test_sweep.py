@@ -19,8 +19,8 @@ import pytest
 from helpers import folders
 from helpers.sweeps import sweep_command
 
-from alexnet_jax import config as configuration
-from alexnet_jax import table, train, trained
+import alexnet_jax
+from alexnet_jax import table, train
 from alexnet_jax.datasets.source import open_source
 from alexnet_jax.runtime.errors import InputError
 from alexnet_jax.workdirs.metrics import FIELDS
@@ -564,12 +564,9 @@ def test_a_sweep_does_not_take_old_figures_for_those_of_other_data(small_sweep, 
 def test_an_ensemble_is_the_mean_of_the_softmax_outputs(swept, data_dir):
     folder, _ = swept
     result = json.loads((folder / "both" / "seed-0" / "eval.json").read_text())
-    networks = [
-        trained.Trained(configuration.of_run(workdir), workdir)
-        for workdir in (str(folder / name / "seed-0") for name in ("ReLU", "tanh"))
-    ]
+    networks = [alexnet_jax.load(folder / name / "seed-0") for name in ("ReLU", "tanh")]
     images, labels = open_source(networks[0].config, "test_split").read(range(100))
-    mean = np.mean([network.probabilities(images) for network in networks], axis=0)
+    mean = np.mean([network.predict(images) for network in networks], axis=0)
     assert result["examples"] == 100 and result["views"] == 1 and len(result["steps"]) == 2
     assert result["top1_error"] == pytest.approx((mean.argmax(axis=1) != labels).mean())
     assert result["loss"] == pytest.approx(-np.log(mean[range(100), labels]).mean(), rel=1e-5)

@@ -16,6 +16,7 @@ A command is written so:
 """
 
 import argparse
+import atexit
 import contextlib
 import io
 import logging
@@ -235,6 +236,8 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
     disk and others of the system with 1; SIGTERM and SIGINT with 128 and their number. If stdout's reader has
     gone, the program ends with 141, as `cat`.
     """
+    code_of_signal: list[int] = []
+    atexit.register(_end_at_once, code_of_signal)  # the first that is registered is called last
     start_log()
     # A signal that is ignored, as SIGINT in the background of a script, stays so.
     signals = [n for n in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(n) != signal.SIG_IGN]
@@ -253,13 +256,25 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
     except Stopped as error:
         for number in signals:  # the next one ends the program at once, whatever it still closes
             signal.signal(number, signal.SIG_DFL)
-        fail(f"{error}; what was saved is whole, and the same command goes on from it", 128 + error.signal)
+        code_of_signal.append(128 + error.signal)
+        fail(f"{error}; what was saved is whole, and the same command goes on from it", code_of_signal[0])
     except Exception as error:
         line = one_line(error)
         if line is None:
             raise
         fail(*line)
     sys.exit(code)
+
+
+def _end_at_once(code_of_signal: list[int]) -> None:
+    """End the process if a signal has ended the program; otherwise return.
+
+    A signal leaves XLA in the middle of a compilation. Its threads crash, with another exit code, when the
+    interpreter takes down what they use.
+    """
+    if code_of_signal:
+        _end_output()
+        os._exit(code_of_signal[0])
 
 
 def _stop(number, frame) -> NoReturn:
