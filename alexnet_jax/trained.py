@@ -26,6 +26,7 @@ from alexnet_jax.runtime.errors import InputError, UnreadableFiles, nearest, pri
 from alexnet_jax.runtime.files import StrPath
 from alexnet_jax.runtime.mesh import make_mesh
 from alexnet_jax.step import make_activations, make_view_outputs, mean_output
+from alexnet_jax.workdirs import identity
 from alexnet_jax.workdirs.workdir import read_statistics
 
 BATCH = 32  # images at a time
@@ -50,6 +51,7 @@ class Trained:
 
     config        the configuration of the run
     step          updates that were made
+    run           what stands for the run in identity.json, None in a workdir of an earlier version
     params        {layer: {"kernel": [columns, …], "bias": …}}, as in the checkpoint
     statistics    the mean image and the others of its training split
     label_names   of the classes, as the data set has them; empty if it has none
@@ -62,6 +64,7 @@ class Trained:
         config.mesh.data = 1  # any number of images
         self.config, self.mesh = config, make_mesh(config)
         stored = read_statistics(workdir, config)
+        self.run = identity.of_workdir(workdir)
         self.step, self.params = evaluate.stored_params(config, workdir, self.mesh)
         self.statistics = evaluate.on_devices(stored, self.mesh)
         self.label_names = [str(name) for name in stored.get("label_names", ())]
@@ -92,14 +95,14 @@ class Trained:
         Both columns' maps are joined, column 0's first; `column` gives those of one, except of fc8, which is
         the sum of both. Dropout scales, as in evaluation. Raises InputError for a name that is not there.
         """
-        wanted = self.check_layers(names)
-        if column is not None and not 0 <= column < self.config.model.columns:
-            raise InputError(f"column: {column}, but there are {self.config.model.columns}, from 0")
+        wanted = self.check_layers(names, column)
         found = self._in_batches(images, functools.partial(self._of_layers, wanted))
         return {name: self._column(name, x, column) for name, x in found.items()}
 
-    def check_layers(self, names: Sequence[str]) -> tuple[str, ...]:
-        """Return the names. Raises InputError for one that is not in `layers`."""
+    def check_layers(self, names: Sequence[str], column: int | None = None) -> tuple[str, ...]:
+        """Return the names. Raises InputError for one that is not in `layers`, and for a column likewise."""
+        if column is not None and not 0 <= column < self.config.model.columns:
+            raise InputError(f"column: {column}, but there are {self.config.model.columns}, from 0")
         wanted = (names,) if isinstance(names, str) else tuple(names)
         for name in wanted:
             if name not in self.layers:

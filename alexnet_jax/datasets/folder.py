@@ -70,6 +70,11 @@ class FolderSource:
         images.check(content, oriented=True)
         return fingerprints.of_bytes(content)
 
+    @functools.cached_property
+    def paths(self) -> list[str]:
+        """The paths of the examples within the folder."""
+        return [name for name, _, _ in self._files]
+
     def __len__(self) -> int:
         return len(self._files)
 

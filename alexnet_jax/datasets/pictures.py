@@ -1,0 +1,99 @@
+"""Pictures that are no data set, of a folder, a list or a command line, as a `Source`."""
+
+import itertools
+import os
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from alexnet_jax.datasets import fingerprints, images
+from alexnet_jax.runtime import progress
+from alexnet_jax.runtime.errors import InputError, UnreadableFiles, input_errors, printable, reason
+from alexnet_jax.runtime.files import read_file
+
+_CHUNK = 64  # files
+_LARGEST_LIST = 1 << 30  # bytes
+
+
+class Pictures:
+    """Pictures by their paths, in the order given, set upright by their EXIF.
+
+    paths     of the pictures
+    split     what they are called
+    label_names, labels    within the folder `root`, those of the folders that have them, -1 without one
+    """
+
+    def __init__(self, paths: Sequence[str], size: int, channels: int, split: str, root: str | None = None):
+        """Take the paths; `fingerprint` and `read` open them. Raises InputError if there are none."""
+        self.paths, self.split, self.folder = list(paths), split, pathlib.Path(root or ".")
+        self._size, self._channels = size, channels
+        if not self.paths:
+            raise InputError(f"{printable(split)}: has no pictures; give another")
+        folders = [os.path.relpath(os.path.dirname(path), root) if root else "." for path in self.paths]
+        self.label_names = tuple(sorted(set(folders) - {"."}))
+        labels = {name: label for label, name in enumerate(self.label_names)}
+        self.labels = np.array([labels.get(folder, -1) for folder in folders], np.int32)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def fingerprint(self) -> str:
+        """Decode every file, and return the fingerprint of their contents and labels in this order.
+
+        Raises UnreadableFiles for all that are no pictures.
+        """
+        digests = list(
+            itertools.chain.from_iterable(progress.over(self, self._digests, "checking pictures", _CHUNK))
+        )
+        bad = {
+            printable(path): reason(digest)
+            for path, digest in zip(self.paths, digests, strict=True)
+            if isinstance(digest, Exception)
+        }
+        if bad:
+            raise UnreadableFiles(bad)
+        return fingerprints.combined(b"".join(digests), "\0".join(self.label_names), self.labels.tobytes())
+
+    def read(self, indices) -> tuple[np.ndarray, np.ndarray]:
+        """(images uint8 [n, size, size, channels], labels int32 [n]). Raises UnreadableFiles."""
+        batch = images.empty_batch(len(indices), self._size, self._channels)
+        for row, index in enumerate(indices):
+            path = self.paths[index]
+            try:
+                images.decode_into(batch[row], images.read_file(path), oriented=True)
+            except (OSError, ValueError) as error:
+                raise UnreadableFiles({printable(path): reason(error)}) from None
+        return batch, self.labels[list(indices)]
+
+    def _digests(self, indices) -> list[bytes | Exception]:
+        return [self._digest(self.paths[index]) for index in indices]
+
+    def _digest(self, path: str) -> bytes | Exception:
+        try:
+            content = images.read_file(path)
+            images.check(content, oriented=True)
+        except (OSError, ValueError) as error:
+            return error
+        return fingerprints.of_bytes(content)
+
+
+def paths_in(folder: str) -> list[str]:
+    """Return the files in a folder and in its folders, sorted, without hidden ones. Raises InputError."""
+
+    def failed(error: OSError):
+        raise error
+
+    paths = []
+    with input_errors(f"{printable(folder)}: cannot be read", "see to its permissions"):
+        for place, folders, files in os.walk(folder, onerror=failed, followlinks=True):
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            paths += [os.path.join(place, name) for name in sorted(files) if not name.startswith(".")]
+    return paths
+
+
+def paths_of(file: str) -> list[str]:
+    """Return the paths in a text file, one a line. Raises InputError if it cannot be read."""
+    with input_errors(f"{printable(file)}: cannot be read", "give a list of pictures, a path a line"):
+        lines = read_file(file, _LARGEST_LIST).decode("utf-8-sig", "surrogateescape").splitlines()
+    return [line for line in lines if line.strip()]
