@@ -107,8 +107,7 @@ def started(folder, number, *flags, program=("-m", "alexnet_jax.main"), launcher
     """
     folder.mkdir(parents=True, exist_ok=True)
     coordinator = f"--coordinator=127.0.0.1:{free_port()}"
-    # Less time to compile, and what is compared here is compared with itself.
-    fixed = {**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    fixed = dict(os.environ)
     fixed.pop("TF_CPP_MIN_LOG_LEVEL", None)  # JAX has set it for this process; users have none
     with contextlib.ExitStack() as stack:
         processes = []

@@ -89,6 +89,7 @@ def test_nothing_is_compiled_after_the_first_epoch(data_dir, tmp_path, monkeypat
     config.data.dir, config.data.train_split = data_dir, "train[:640]"
     config.data.val_split, config.data.test_split = "train[59500:]", "test[:250]"
     config.num_epochs, config.checkpoint.every_steps, config.batch_size = 4, 3, 64
+    config.model.width = 0.25
     config.optimizer.learning_rate, config.eval.views = 1e-9, 1  # no better, so that the rate drops
     train.train(config, str(tmp_path / "run"))
     assert len(rows(tmp_path / "run")) == 4
@@ -101,6 +102,7 @@ def test_nothing_is_compiled_after_the_first_epoch(data_dir, tmp_path, monkeypat
 def test_a_second_start_finds_what_the_first_one_compiled(data_dir, tmp_path, monkeypatch):
     # In a folder of its own, whose path is part of what JAX finds programs by.
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "kept"))
+    monkeypatch.delenv("JAX_DISABLE_MOST_OPTIMIZATIONS")  # a user's programs
     found = []
     for start in ("first", "second"):
         run(*small(data_dir, tmp_path / start), "--config.num_epochs=1")
