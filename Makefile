@@ -23,6 +23,13 @@ MINUTES ?= 60
 soak: .venv/installed
 	.venv/bin/python tests/soak.py --minutes=$(MINUTES)
 
+# `make test` with the oldest versions that pyproject.toml allows, and with the newest there are for PYTHON.
+oldest: .venv-oldest/installed
+	.venv-oldest/bin/python -m pytest --numprocesses=2 --dist=worksteal
+
+newest: .venv-newest/installed
+	.venv-newest/bin/python -m pytest --numprocesses=2 --dist=worksteal
+
 # What TPUs would do. libtpu has an environment of its own: beside it jax looks for a TPU at every start.
 scaling: .venv-scaling/installed
 	.venv-scaling/bin/python -m experiments.scaling
@@ -43,9 +50,20 @@ lint: .venv/installed
 	.venv/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[oracle]'
 	touch $@
 
+.venv-oldest/installed: pyproject.toml
+	$(PYTHON) -m venv .venv-oldest
+	sed -nE 's/^ .*"([A-Za-z_-]+)>=([0-9.]+)".*/\1==\2/p' pyproject.toml > .venv-oldest/constraints.txt
+	.venv-oldest/bin/python -m pip install --quiet --constraint .venv-oldest/constraints.txt --editable '.[test]'
+	touch $@
+
+.venv-newest/installed: pyproject.toml
+	$(PYTHON) -m venv .venv-newest
+	.venv-newest/bin/python -m pip install --quiet --upgrade --editable '.[test]'
+	touch $@
+
 .venv-scaling/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-scaling
 	.venv-scaling/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[scaling]'
 	touch $@
 
-.PHONY: quickstart check test oracle soak scaling lint
+.PHONY: quickstart check test oracle oldest newest soak scaling lint

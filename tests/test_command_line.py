@@ -162,6 +162,7 @@ def loggers(monkeypatch):
         for logger in map(logging.getLogger, names)
     ]
     monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+    monkeypatch.setattr(command_line.atexit, "register", lambda *_: None)  # it would end this process
     yield
     for number, handler in handlers_of_signals.items():
         signal.signal(number, handler)
@@ -243,6 +244,26 @@ def test_a_signal_is_one_line_and_its_exit_code(number, monkeypatch, capsys, log
     line = f"error: stopped by {number.name}; what was saved is whole, and the same command goes on from it\n"
     assert capsys.readouterr() == ("", line)
     assert {signal.getsignal(n) for n in SIGNALS} == {signal.SIG_DFL}  # a second one ends it at once
+
+
+@pytest.mark.program
+@pytest.mark.parametrize("number", SIGNALS)
+def test_what_crashes_at_the_interpreters_end_does_not_change_a_signals_exit_code(number):
+    """As XLA's threads do, which a signal leaves in a compilation. Handlers of exits are called all the same."""
+    program = (
+        "import atexit, os, signal\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # in the background it is ignored
+        "from alexnet_jax.runtime import command_line\n"
+        "class Late:\n    __del__ = lambda self, abort=os.abort: abort()\n"
+        "late = Late()\n"
+        "def main(arguments):\n"
+        "    atexit.register(print, 'closed')\n"
+        f"    os.kill(os.getpid(), {int(number)})\n"
+        "command_line.run(main)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 128 + number, done.stderr
+    assert done.stdout == "closed\n" and done.stderr.startswith(f"error: stopped by {number.name}; ")
 
 
 @pytest.mark.parametrize("number", SIGNALS)
