@@ -249,7 +249,7 @@ def test_a_signal_is_one_line_and_its_exit_code(number, monkeypatch, capsys, log
 @pytest.mark.program
 @pytest.mark.parametrize("number", SIGNALS)
 def test_what_crashes_at_the_interpreters_end_does_not_change_a_signals_exit_code(number):
-    """As XLA's threads do, which a signal leaves in a compilation. Handlers of exits are called all the same."""
+    """As XLA's threads do, which a signal leaves in a compilation. What atexit has is called all the same."""
     program = (
         "import atexit, os, signal\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # in the background it is ignored
