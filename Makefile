@@ -24,10 +24,15 @@ soak: .venv/installed
 	.venv/bin/python tests/soak.py --minutes=$(MINUTES)
 
 # `make test` with the oldest versions that pyproject.toml allows, and with the newest there are for PYTHON.
-oldest: .venv-oldest/installed
+oldest:
+	$(PYTHON) -m venv --clear .venv-oldest
+	sed -nE 's/^ .*"([A-Za-z_-]+)>=([0-9.]+)".*/\1==\2/p' pyproject.toml > .venv-oldest/constraints.txt
+	.venv-oldest/bin/python -m pip install --quiet --constraint .venv-oldest/constraints.txt --editable '.[test]'
 	.venv-oldest/bin/python -m pytest --numprocesses=2 --dist=worksteal
 
-newest: .venv-newest/installed
+newest:
+	$(PYTHON) -m venv --clear .venv-newest
+	.venv-newest/bin/python -m pip install --quiet --editable '.[test]'
 	.venv-newest/bin/python -m pytest --numprocesses=2 --dist=worksteal
 
 # What TPUs would do. libtpu has an environment of its own: beside it jax looks for a TPU at every start.
@@ -48,17 +53,6 @@ lint: .venv/installed
 
 .venv/oracle-installed: .venv/installed
 	.venv/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[oracle]'
-	touch $@
-
-.venv-oldest/installed: pyproject.toml
-	$(PYTHON) -m venv .venv-oldest
-	sed -nE 's/^ .*"([A-Za-z_-]+)>=([0-9.]+)".*/\1==\2/p' pyproject.toml > .venv-oldest/constraints.txt
-	.venv-oldest/bin/python -m pip install --quiet --constraint .venv-oldest/constraints.txt --editable '.[test]'
-	touch $@
-
-.venv-newest/installed: pyproject.toml
-	$(PYTHON) -m venv .venv-newest
-	.venv-newest/bin/python -m pip install --quiet --upgrade --editable '.[test]'
 	touch $@
 
 .venv-scaling/installed: pyproject.toml constraints.txt

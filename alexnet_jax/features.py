@@ -25,6 +25,7 @@ import json
 import logging
 import math
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -42,9 +43,13 @@ if TYPE_CHECKING:
 
 BATCH = 32  # images
 SPLITS = "train_split", "val_split", "test_split"
+LABELS = "labels"
 _RECORD, _UNFINISHED = "features.json", "features.json.part"
 _LARGEST = 16 << 20  # bytes of them
-_FIELDS = {"run", "step", "images", "classes", "fingerprint", "column", "layers"}
+_FIELDS = {
+    "run": str | None, "step": int, "weights": str, "images": int, "classes": list, "fingerprint": str,
+    "column": int | None, "layers": dict,
+}  # fmt: skip
 
 log = logging.getLogger("alexnet_jax")
 
@@ -63,10 +68,10 @@ class Rows:
 
     def written(self) -> int:
         """Return how many rows are there."""
-        if os.path.exists(self.path):
-            return self.total
-        with contextlib.suppress(FileNotFoundError):
-            return max(os.path.getsize(self.part) - len(self._header), 0) // self._row_bytes
+        for path in (self.path, self.part):
+            if os.path.exists(path):
+                rows = max(os.path.getsize(path) - len(self._header), 0) // self._row_bytes
+                return min(rows, self.total)
         return 0
 
     @contextlib.contextmanager
@@ -98,35 +103,38 @@ def extract(
     sample = network.activations(source.read([0])[0], names, column)
     shapes = {name: rows.shape[1:] for name, rows in sample.items()}
     os.makedirs(folder, exist_ok=True)
-    with folder_lock(folder, "another program writes", "only one program writes"):
-        if _begin(folder, _record(network, source, shapes, column)):
-            log.info(f"{printable(folder)}: has these features already")
-            return
+    with folder_lock("--out", folder, "another program writes", "only one program writes"):
+        _begin(folder, _record(network, source, shapes, column))
         arrays = {
             name: Rows(file_of(folder, name), np.float32, (len(source), *shape))
             for name, shape in shapes.items()
         }
-        arrays["labels"] = Rows(file_of(folder, "labels"), np.int32, (len(source),))
-        first = min(array.written() for array in arrays.values()) // BATCH * BATCH
-        with contextlib.ExitStack() as stack:
-            append = {name: stack.enter_context(array.after(first)) for name, array in arrays.items()}
-            for images, labels in _batches(source, first):
-                append["labels"](labels)
-                for name, rows in network.activations(images, list(shapes), column).items():
-                    append[name](rows)
+        arrays[LABELS] = Rows(file_of(folder, LABELS), np.int32, (len(source),))
+        first = min(array.written() for array in arrays.values())
+        if first == len(source) and all(os.path.exists(array.path) for array in arrays.values()):
+            log.info(f"{printable(folder)}: has these features already")
+        else:
+            _append(network, source, arrays, first // BATCH * BATCH, column)
         _write_index(folder, source)
         os.replace(os.path.join(folder, _UNFINISHED), os.path.join(folder, _RECORD))
     log.info(f"{len(source):,} rows of {', '.join(shapes)} are in {printable(folder)}")
 
 
-def _batches(source: Source, first: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield images and labels from the `first` on, read ahead; log how far."""
+def _append(
+    network: "Trained", source: Source, arrays: dict[str, Rows], first: int, column: int | None
+) -> None:
+    """Write the rows from the `first` on; log how far."""
     batches = [range(start, min(start + BATCH, len(source))) for start in range(first, len(source), BATCH)]
     report = progress.Progress(f"features of {printable(source.split)}", len(source) - first)
     read = progress.in_order(source.read, batches, progress.cores())
-    for indices, found in zip(batches, read, strict=True):
-        yield found
-        report(indices.stop - first)
+    layers = [name for name in arrays if name != LABELS]
+    with contextlib.ExitStack() as stack:
+        append = {name: stack.enter_context(array.after(first)) for name, array in arrays.items()}
+        for indices, (images, labels) in zip(batches, read, strict=True):
+            append[LABELS](labels)
+            for name, rows in network.activations(images, layers, column).items():
+                append[name](rows)
+            report(indices.stop - first)
 
 
 def _record(network: "Trained", source: Source, shapes: dict, column: int | None) -> dict[str, Any]:
@@ -134,6 +142,7 @@ def _record(network: "Trained", source: Source, shapes: dict, column: int | None
     return {
         "run": network.run,
         "step": network.step,
+        "weights": network.fingerprint,
         "images": len(source),
         "classes": list(map(str, source.label_names)),
         "fingerprint": source.fingerprint(),
@@ -150,28 +159,43 @@ def read_record(folder: str) -> dict[str, Any]:
 def _read(path: str) -> dict[str, Any]:
     with input_errors(f"{printable(path)}: cannot be read", "give another folder"):
         record = read_json(path, _LARGEST)
-        if not isinstance(record, dict) or record.keys() != _FIELDS:
+        if not isinstance(record, dict) or record.keys() != _FIELDS.keys():
+            raise ValueError("is not of features")
+        if not all(isinstance(record[name], kind) for name, kind in _FIELDS.items()):
             raise ValueError("is not of features")
     return record
 
 
-def _begin(folder: str, record: dict[str, Any]) -> bool:
-    """Return whether a folder has these features already, whole. Raises InputError if it has others."""
-    for name in (_RECORD, _UNFINISHED):
-        path = os.path.join(folder, name)
-        if os.path.exists(path):
-            there = _read(path)
-            other = [key for key in record if there[key] != record[key]]
-            if other:
-                raise InputError(
-                    f"--out={printable(folder)}: has features of another {' and '.join(other)}; give another"
-                )
-            return name == _RECORD
-    taken = [name for name in sorted(os.listdir(folder)) if not name.startswith(".")]
+def read_rows(folder: str, name: str) -> np.ndarray:
+    """Return a layer's activations [images, …], or the "labels" [images]. Raises InputError."""
+    record, path = read_record(folder), file_of(folder, name)
+    shape = record["images"], *record["layers"].get(name, ())
+    kind = np.int32 if name == LABELS else np.float32
+    with input_errors(
+        f"{printable(path)}: cannot be read", "write the features anew", (OSError, ValueError, EOFError)
+    ):
+        rows = np.load(path)
+        if rows.shape != shape or rows.dtype != kind:
+            raise ValueError(f"is {rows.dtype} {list(rows.shape)}, not {np.dtype(kind)} {list(shape)}")
+    return rows
+
+
+def _begin(folder: str, record: dict[str, Any]) -> None:
+    """Note of what a folder's features are to be. Raises InputError if it has others, or other files."""
+    paths = [os.path.join(folder, name) for name in (_RECORD, _UNFINISHED)]
+    for path in filter(os.path.exists, paths):
+        there = _read(path)
+        other = [key for key in record if there[key] != record[key]]
+        if other:
+            raise InputError(
+                f"--out={printable(folder)}: has features of another {' and '.join(other)}; give another"
+            )
+        os.replace(path, paths[1])
+        return
+    taken = [name for name in sorted(os.listdir(folder)) if not re.fullmatch(r"\..*|.*\.part", name)]
     if taken:
         raise InputError(f"--out={printable(folder)}: has {taken[0]!r} in it; give a folder of its own")
-    write_text(os.path.join(folder, _UNFINISHED), json.dumps(record, indent=1) + "\n")
-    return False
+    write_text(paths[1], json.dumps(record, indent=1) + "\n")
 
 
 def file_of(folder: str, name: str) -> str:
@@ -181,7 +205,7 @@ def file_of(folder: str, name: str) -> str:
 
 def _write_index(folder: str, source: Source) -> None:
     """Write index.csv from labels.npy and the paths, or the places in the split where there are none."""
-    labels = np.load(file_of(folder, "labels")).tolist()
+    labels = np.load(file_of(folder, LABELS)).tolist()
     paths = getattr(source, "paths", None) or [f"{source.split} {row}" for row in range(len(source))]
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
@@ -215,15 +239,16 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--column", metavar="I", type=command_line.whole(0), help="one column's maps, from 0")
     parser.add_argument("source", nargs="+", metavar="SOURCE", help="a split, a folder, a list or pictures")
     given = parser.parse(arguments)
-    command_line.check_can_be_made("--out", given.out)
+    out = os.path.expanduser(given.out)
+    if not out:
+        raise InputError("--out: give a folder")
+    command_line.check_can_be_made("--out", out)
     workdir = os.path.expanduser(given.workdir)
     config = configuration.of_run(workdir, given.overrides)
     source = open_images(given.source, config)
     from alexnet_jax.trained import Trained  # here, so that a mistake is reported at once
 
-    extract(
-        Trained(config, workdir), source, given.layers.split(","), os.path.expanduser(given.out), given.column
-    )
+    extract(Trained(config, workdir), source, given.layers.split(","), out, given.column)
 
 
 if __name__ == "__main__":

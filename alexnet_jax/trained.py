@@ -20,6 +20,7 @@ import numpy as np
 
 from alexnet_jax import augment, evaluate, network, table
 from alexnet_jax import config as configuration
+from alexnet_jax.datasets import fingerprints
 from alexnet_jax.datasets import images as pictures
 from alexnet_jax.datasets.labels import imagenet_classes
 from alexnet_jax.runtime.errors import InputError, UnreadableFiles, nearest, printable, reason
@@ -161,6 +162,18 @@ class Trained:
         if names not in self._activations:
             self._activations[names] = make_activations(self.config, self.mesh, names)
         return self._activations[names](self.params, self._view(batch, self.statistics))[1]
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """What changes with any parameter, and with the statistics that images are normalized by."""
+        named = jax.tree_util.tree_leaves_with_path(jax.device_get({"p": self.params, "s": self.statistics}))
+        return fingerprints.combined(
+            *(
+                part
+                for path, array in named
+                for part in (f"{jax.tree_util.keystr(path)} {array.shape} {array.dtype}", array.tobytes())
+            )
+        )
 
     @functools.cached_property
     def _view(self):

@@ -86,7 +86,7 @@ def load(folders: list[str], layer: str) -> tuple[list[Examples], list[str]]:
     """
     records = [features.read_record(folder) for folder in folders]
     for folder, record in zip(folders, records, strict=True):
-        for key in ("run", "step", "column", "classes"):
+        for key in ("run", "step", "weights", "column", "classes"):
             if record[key] != records[0][key]:
                 raise InputError(
                     f"{folder}: is of another {key} than {folders[0]}; give features of one network"
@@ -95,11 +95,11 @@ def load(folders: list[str], layer: str) -> tuple[list[Examples], list[str]]:
             raise InputError(
                 f"--layer={layer}: {folder} has {some(list(record['layers']))}; give one of them"
             )
-    arrays = [np.load(features.file_of(folder, layer)) for folder in folders]
+    arrays = [features.read_rows(folder, layer) for folder in folders]
     rows = [array.reshape(len(array), -1) for array in arrays]
     mean, deviation = rows[0].mean(axis=0), rows[0].std(axis=0)
     scale = np.where(deviation > 0, deviation, 1)  # a unit that is always 0
-    labels = [np.load(features.file_of(folder, "labels")) for folder in folders]
+    labels = [features.read_rows(folder, features.LABELS) for folder in folders]
     for folder, own in zip(folders, labels, strict=True):
         if own.min() < 0:
             raise InputError(f"{folder}: has images without a class; make features of a split or of folders")

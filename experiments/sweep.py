@@ -161,7 +161,7 @@ def take(workdir: str) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         try:
             os.makedirs(workdir, exist_ok=True)
-            stack.enter_context(folder_lock(workdir, "another sweep runs", "one sweep runs"))
+            stack.enter_context(folder_lock("--workdir", workdir, "another sweep runs", "one sweep runs"))
         except OSError as error:
             raise InputError(f"--workdir={workdir}: cannot be written ({error}); give another") from None
         yield

@@ -10,6 +10,7 @@ from PIL import Image
 
 import alexnet_jax
 from alexnet_jax import features
+from alexnet_jax.datasets import pictures
 from alexnet_jax.runtime.errors import InputError, Stopped, UnreadableFiles
 
 LAYERS = ["fc7", "conv5/pool"]
@@ -123,14 +124,24 @@ def test_one_columns_maps(net, photographs, tmp_path):
 def test_features_of_something_else_are_not_mixed(net, photographs, tmp_path, caplog):
     source, out = features.open_images([str(photographs)], net.config), str(tmp_path / "f")
     features.extract(net, source, ["fc7"], out)
+    whole = (tmp_path / "f" / "fc7.npy").read_bytes()
     with caplog.at_level("INFO", "alexnet_jax"):
         features.extract(net, source, ["fc7"], out)
     assert "has these features already" in caplog.text
+    for left in (b"", whole[:-5]):  # as a person or a disk may leave it
+        (tmp_path / "f" / "fc7.npy").write_bytes(left)
+        features.extract(net, source, ["fc7"], out)
+        assert (tmp_path / "f" / "fc7.npy").read_bytes() == whole
     with pytest.raises(InputError, match="has features of another layers; give another"):
         features.extract(net, source, LAYERS, out)
     Image.new("RGB", (30, 30)).save(photographs / "cat" / "1.png")
+    source = features.open_images([str(photographs)], net.config)
     with pytest.raises(InputError, match="has features of another fingerprint"):
         features.extract(net, source, ["fc7"], out)
+    former, net.__dict__["fingerprint"] = net.fingerprint, "of other weights"  # cached
+    with pytest.raises(InputError, match="has features of another weights and fingerprint"):
+        features.extract(net, source, ["fc7"], out)
+    net.__dict__["fingerprint"] = former
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "fc7.npy").touch()
     with pytest.raises(InputError, match="mine: has 'fc7.npy' in it; give a folder of its own"):
@@ -151,7 +162,37 @@ def test_mistakes_are_named_before_anything_is_written(net, photographs, tmp_pat
         features.open_images([f"{tmp_path}/x.txt"], net.config)
     with pytest.raises(InputError, match="a.png: unexpected beside test_split"):
         features.open_images(["test_split", "a.png"], net.config)
+    (photographs / "cat" / "Thumbs.db").unlink()
+    (photographs / "cat" / "again").symlink_to(photographs)
+    with pytest.raises(InputError, match=f"cat/again: is {photographs} again, by a link; remove the link"):
+        features.open_images([str(photographs)], net.config)
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="empty: has no pictures"):
         features.open_images([f"{tmp_path}/empty"], net.config)
     assert not pathlib.Path(out).exists()
+
+
+def test_a_picture_that_goes_missing_is_named_and_not_the_output(net, photographs, tmp_path, monkeypatch):
+    source = features.open_images([str(photographs)], net.config)
+    source.fingerprint()
+    (photographs / "dog" / "2.png").unlink()
+    with pytest.raises(UnreadableFiles, match="dog/2.png: cannot be read as a picture"):
+        features.extract(net, source, ["fc7"], str(tmp_path / "f"))
+
+
+def test_every_picture_is_checked_once_and_none_is_kept(photographs, monkeypatch, net):
+    (photographs / "cat" / "video.mp4").write_bytes(bytes(1 << 20))
+    source, digest, found = (
+        features.open_images([str(photographs)], net.config),
+        pictures.Pictures._digest,
+        [],
+    )
+    monkeypatch.setattr(
+        pictures.Pictures, "_digest", lambda self, path: found.append(digest(self, path)) or found[-1]
+    )
+    with pytest.raises(UnreadableFiles):
+        source.fingerprint()
+    assert len(found) == 9 and {type(each) for each in found} == {bytes, str}
+    (photographs / "cat" / "video.mp4").unlink()
+    source = features.open_images([str(photographs)], net.config)
+    assert source.fingerprint() == source.fingerprint() and len(found) == 9 + 8

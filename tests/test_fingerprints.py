@@ -1,5 +1,6 @@
 """alexnet_jax/datasets/fingerprints.py: a text that changes when the content of a file does."""
 
+import errno
 import os
 import shutil
 import time
@@ -122,6 +123,24 @@ def test_digests_are_kept_in_the_users_cache_if_the_folder_cannot_be_written(
     first = fingerprint(folder)
     assert len(list((tmp_path / "cache").rglob("*.npz"))) == 1
     assert fingerprint(folder) == first and len(read) == 16
+
+
+def test_digests_in_the_users_cache_are_found_beside_an_old_file(folder, read, tmp_path, monkeypatch):
+    """As of a folder that was copied, with its file of digests, to where nothing can be written."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    first = fingerprint(folder)
+    for path in folder.rglob("*.bmp"):
+        os.utime(path, (1e9, 1e9))
+    write = fingerprints.atomic_write
+
+    def read_only(path):
+        if str(path).startswith(str(folder)):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        return write(path)
+
+    monkeypatch.setattr(fingerprints, "atomic_write", read_only)
+    read.clear()
+    assert fingerprint(folder) == fingerprint(folder) == first and len(read) == 16
 
 
 @pytest.mark.parametrize("damage", [b"", b"PK", b"x" * 1000])

@@ -27,7 +27,14 @@ def write(folder, rows, labels, **fields):
     folder.mkdir()
     np.save(folder / "fc7.npy", rows)
     np.save(folder / "labels.npy", labels)
-    record = {"run": "a", "step": 7, "images": len(rows), "classes": CLASSES, "fingerprint": "f"}
+    record = {
+        "run": "a",
+        "step": 7,
+        "weights": "w",
+        "images": len(rows),
+        "classes": CLASSES,
+        "fingerprint": "f",
+    }
     record |= {"column": None, "layers": {"fc7": [rows.shape[1]]}, **fields}
     (folder / "features.json").write_text(json.dumps(record))
     return str(folder)
@@ -70,7 +77,13 @@ def test_the_penalty_is_chosen_on_val_and_test_is_stated_once(tmp_path, capsys):
 def test_features_of_several_networks_are_refused(tmp_path):
     rows, labels = examples(1, 20)
     train = write(tmp_path / "train", rows, labels)
-    for field, value in {"step": 8, "run": "b", "classes": ["dog", "cat", "eel"], "column": 1}.items():
+    for field, value in {
+        "step": 8,
+        "run": "b",
+        "classes": ["dog", "cat", "eel"],
+        "column": 1,
+        "weights": "v",
+    }.items():
         other = write(tmp_path / field, rows, labels, **{field: value})
         with pytest.raises(InputError, match=f"{field}: is of another {field} than .*train"):
             linear_classifier.load([train, train, other], "fc7")
@@ -79,6 +92,13 @@ def test_features_of_several_networks_are_refused(tmp_path):
     unlabelled = write(tmp_path / "unlabelled", rows, labels * 0 - 1)
     with pytest.raises(InputError, match="unlabelled: has images without a class"):
         linear_classifier.load([train, train, unlabelled], "fc7")
+    np.save(tmp_path / "train" / "labels.npy", labels[:10])
+    with pytest.raises(InputError, match=r"labels.npy: cannot be read \(is int32 \[10\], not int32 \[20\]\)"):
+        linear_classifier.load([train] * 3, "fc7")
+    for content in (b"", (tmp_path / "train" / "fc7.npy").read_bytes()[:-9]):
+        (tmp_path / "train" / "fc7.npy").write_bytes(content)
+        with pytest.raises(InputError, match=r"fc7.npy: cannot be read \("):
+            linear_classifier.load([train] * 3, "fc7")
     (tmp_path / "train" / "features.json").write_text("{}")
     with pytest.raises(InputError, match=r"features.json: cannot be read \(is not of features\)"):
         linear_classifier.load([train] * 3, "fc7")

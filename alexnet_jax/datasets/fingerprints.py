@@ -99,15 +99,16 @@ def digests(
 
 
 def _load(folder: pathlib.Path) -> dict[str, tuple[Stamp, bytes]]:
-    for path in _places(folder):
+    entries: dict[str, tuple[Stamp, bytes]] = {}
+    for path in _places(folder):  # a folder that cannot be written may have an old file
         with contextlib.suppress(Exception):  # zipfile and NumPy raise nearly every kind for a damaged file
             with np.load(path, allow_pickle=False) as file:
                 names = file["names"].tobytes().decode("utf-8", "surrogateescape").split("\0")
                 stamps = [tuple(row) for row in file["stamps"].tolist()]
                 digests = file["digests"].tobytes()
             rows = [digests[start : start + BYTES] for start in range(0, len(digests), BYTES)]
-            return dict(zip(names, zip(stamps, rows, strict=True), strict=True))
-    return {}
+            entries |= zip(names, zip(stamps, rows, strict=True), strict=True)
+    return entries
 
 
 def _save(folder: pathlib.Path, entries: dict[str, tuple[Stamp, bytes]]) -> None:

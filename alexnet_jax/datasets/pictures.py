@@ -1,5 +1,6 @@
 """Pictures that are no data set, of a folder, a list or a command line, as a `Source`."""
 
+import functools
 import itertools
 import os
 import pathlib
@@ -43,13 +44,17 @@ class Pictures:
 
         Raises UnreadableFiles for all that are no pictures.
         """
+        return self._fingerprint
+
+    @functools.cached_property
+    def _fingerprint(self) -> str:
         digests = list(
             itertools.chain.from_iterable(progress.over(self, self._digests, "checking pictures", _CHUNK))
         )
         bad = {
-            printable(path): reason(digest)
+            printable(path): digest
             for path, digest in zip(self.paths, digests, strict=True)
-            if isinstance(digest, Exception)
+            if isinstance(digest, str)
         }
         if bad:
             raise UnreadableFiles(bad)
@@ -66,15 +71,16 @@ class Pictures:
                 raise UnreadableFiles({printable(path): reason(error)}) from None
         return batch, self.labels[list(indices)]
 
-    def _digests(self, indices) -> list[bytes | Exception]:
+    def _digests(self, indices) -> list[bytes | str]:
         return [self._digest(self.paths[index]) for index in indices]
 
-    def _digest(self, path: str) -> bytes | Exception:
+    def _digest(self, path: str) -> bytes | str:
+        """Return a file's digest, or why it is no picture: an exception would hold on to its content."""
         try:
             content = images.read_file(path)
             images.check(content, oriented=True)
         except (OSError, ValueError) as error:
-            return error
+            return reason(error)
         return fingerprints.of_bytes(content)
 
 
@@ -84,9 +90,16 @@ def paths_in(folder: str) -> list[str]:
     def failed(error: OSError):
         raise error
 
-    paths = []
+    paths: list[str] = []
+    seen: dict[tuple[int, int], str] = {}
     with input_errors(f"{printable(folder)}: cannot be read", "see to its permissions"):
         for place, folders, files in os.walk(folder, onerror=failed, followlinks=True):
+            status = os.stat(place)
+            former = seen.setdefault((status.st_dev, status.st_ino), place)
+            if former != place:  # a link may lead to a folder above it, and so on without an end
+                raise InputError(
+                    f"{printable(place)}: is {printable(former)} again, by a link; remove the link"
+                )
             folders[:] = sorted(name for name in folders if not name.startswith("."))
             paths += [os.path.join(place, name) for name in sorted(files) if not name.startswith(".")]
     return paths
@@ -95,5 +108,5 @@ def paths_in(folder: str) -> list[str]:
 def paths_of(file: str) -> list[str]:
     """Return the paths in a text file, one a line. Raises InputError if it cannot be read."""
     with input_errors(f"{printable(file)}: cannot be read", "give a list of pictures, a path a line"):
-        lines = read_file(file, _LARGEST_LIST).decode("utf-8-sig", "surrogateescape").splitlines()
-    return [line for line in lines if line.strip()]
+        lines = read_file(file, _LARGEST_LIST).decode("utf-8-sig", "surrogateescape").split("\n")
+    return [line.removesuffix("\r") for line in lines if line.strip()]

@@ -118,6 +118,8 @@ def os_errors(path: str) -> Iterator[None]:
     """Raise OSError, which names `path`, where a library fails within the block because the system does."""
     try:
         yield
+    except InputError:  # of a file that is read beside
+        raise
     except Exception as error:  # Orbax and tensorstore have no common one
         cause = system_error(error)
         if cause is None:

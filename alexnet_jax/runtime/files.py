@@ -194,8 +194,8 @@ def file_lock(path: StrPath) -> Iterator[bool]:
 
 
 @contextlib.contextmanager
-def folder_lock(folder: StrPath, busy: str, alone: str) -> Iterator[None]:
-    """Keep other programs out of a folder within the block, by its file .lock.
+def folder_lock(flag: str, folder: StrPath, busy: str, alone: str) -> Iterator[None]:
+    """Keep other programs out of a folder, which `flag` gave, within the block, by its file .lock.
 
     Raises InputError, which says `busy`, if another is there, and OSError if the folder cannot be written. A
     file system without locks is a warning to see that `alone` is true.
@@ -204,7 +204,7 @@ def folder_lock(folder: StrPath, busy: str, alone: str) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # let go by the system, however the process ends
         except BlockingIOError:
-            raise InputError(f"--workdir={folder}: {busy} there; wait, or give another") from None
+            raise InputError(f"{flag}={folder}: {busy} there; wait, or give another") from None
         except OSError:
             log.warning(f"{folder}: this file system has no locks; see that {alone} there")
         yield

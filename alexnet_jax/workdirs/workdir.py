@@ -169,7 +169,7 @@ def _take(stack, config, workdir: StrPath, source: Source, of_run: identity.Iden
     path = os.path.join(workdir, "statistics.npz")
     try:
         os.makedirs(workdir, exist_ok=True)
-        stack.enter_context(folder_lock(workdir, "another process trains", "one program trains"))
+        stack.enter_context(folder_lock("--workdir", workdir, "another process trains", "one program trains"))
         handler = _Log(os.path.join(workdir, "train.log"))
         stack.enter_context(contextlib.closing(handler))
         new = read_config(workdir) is None
