@@ -16,7 +16,7 @@ import jax
 import numpy as np
 import pytest
 from helpers import folders
-from helpers.runs import rows
+from helpers.runs import FEW_LAYERS, rows
 
 from alexnet_jax import optimizer
 from alexnet_jax.runtime.mesh import make_mesh
@@ -35,6 +35,7 @@ TINY = (
     "--config.data.test_split=test[:99]",
     "--config.batch_size=64",
     "--config.model.width=0.25",
+    *FEW_LAYERS,
     "--config.eval.batch_size=100",
     "--config.eval.views=1",
     "--config.optimizer.plateau.patience=20",
