@@ -1,25 +1,31 @@
-"""python -m experiments.scaling [--out=FILE] [--only=v5e:2x2,...] [--per_device=128]
+"""python -m experiments.scaling [--out=FILE] [--only=v5e:2x2,h100:8,...] [--per_device=128] [--dtype=float32]
 
-Compile the training step of configs/paper.py ahead of time for TPUs that are not there, and tabulate what
-the compiler reports per device: floating-point operations, memory, bytes exchanged over each axis of the
-mesh, and its estimate of the time. These give images per second, days and device-hours of 90 epochs of
-ILSVRC-2012, for the paper's global batch of 128 and for one that grows with the devices, with a column on
-each of two devices and with both on one. The table is written as FILE.json and FILE.md, its picture as
-FILE.png and FILE.pdf.
+Compile the training step of configs/paper.py ahead of time for TPUs or GPUs that are not there, and tabulate
+what the compiler reports per device, with a column on each of two devices and with both on one, for the
+paper's global batch of 128 and for one that grows with the devices. The table is written as FILE.json and
+FILE.md; that of TPUs has a picture, FILE.png and FILE.pdf.
 
-This needs libtpu, whose mere presence makes jax look for a TPU at every start: `make scaling` keeps it in a
-virtual environment of its own.
+TPUs need libtpu, whose mere presence makes jax look for a TPU at every start, and GPUs the CUDA plugin:
+`make scaling` and `make scaling-gpu` keep them in virtual environments of their own.
 
-The time of a step is the sum of the compiler's cycles over the operations of one device, loops included, plus
-the bytes exchanged over the links' bandwidth: an estimate of what does not overlap, not a measurement. Peak
-rates and bandwidths are those that Google publishes (Cloud TPU documentation, "TPU v4", "v5e", "v6e"), all
-links of a chip taken together, which a group of few devices does not use. The clock of v6e is assumed.
+    time            TPU: the compiler's cycles of one device's operations in a row, loops included. GPU: XLA's
+                    estimate of its kernels (H100 only), and of convolutions, which are cuDNN's and have none,
+                    their arithmetic at the peak. Both: plus the bytes exchanged over the links' bandwidth.
+                    Nothing overlaps. It is an estimate, of a GPU a bound, and no measurement.
+    floor, bytes    what a step must move (benchmarks/compiled.py: `floors`) at the memory's bandwidth
+    floor, FLOP     its products at the peak of the default precision: TF32 on GPUs, a bfloat16 pass on TPUs
+    times floor     the time without exchange over the larger floor; of a GPU bytes moved over the floor's
+
+Peak rates and bandwidths are those that Google and NVIDIA publish (Cloud TPU documentation, "TPU v4", "v5e",
+"v6e"; data sheets of H100 SXM and A100 80GB SXM), all links of a device taken together, which a group of few
+devices does not use. The clock of v6e is assumed, and so is a network of 50 GB/s a GPU between hosts of 8.
 """
 
 import dataclasses
 import json
 import math
 import os
+import pathlib
 import re
 import time
 
@@ -33,32 +39,66 @@ IMAGES, EPOCHS, BATCH = 1_281_167, 90, 128
 KINDS = ("json", "md", "png", "pdf")
 
 
-@dataclasses.dataclass(frozen=True)
-class Chip:
-    """A device as jax sees it: one of the two TensorCores of a chip of v4, a whole chip of v5e and v6e."""
+GPU_HOST = 8  # GPUs of a host
+GPU_NETWORK = 50e9  # bytes per second and GPU between hosts, one way; assumed
 
-    clock: float  # Hz, the published peak over the products of one cycle
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+    """A device as jax sees it: one of the two TensorCores of a chip of v4, otherwise a whole chip."""
+
+    flops: float  # per second, in the default precision of float32
+    flops_bfloat16: float
+    memory: float  # bytes per second
     links: float  # bytes per second, its share of the chip's links, one way
+    clock: float = 0  # Hz, of a TPU: the published peak over the products of one cycle
     devices: int = 1  # of one chip
 
+    @property
+    def platform(self) -> str:
+        """Return JAX's name of the kind of device."""
+        return "tpu" if self.clock else "cuda"
 
-CHIPS = {
-    "v4": Chip(clock=1.05e9, links=300e9 / 2, devices=2),
-    "v5e": Chip(clock=1.5e9, links=200e9),
-    "v6e": Chip(clock=1.75e9, links=400e9),
+
+DEVICES = {
+    "v4": Device(275e12 / 2, 275e12 / 2, 1228e9 / 2, 300e9 / 2, clock=1.05e9, devices=2),
+    "v5e": Device(197e12, 197e12, 819e9, 200e9, clock=1.5e9),
+    "v6e": Device(918e12, 918e12, 1640e9, 400e9, clock=1.75e9),
+    "h100": Device(494.7e12, 989.4e12, 3352e9, 450e9),
+    "a100": Device(156e12, 312e12, 2039e9, 300e9),
 }
 TOPOLOGIES = ("v5e:2x2", "v5e:4x4", "v5e:8x8", "v5e:16x16", "v4:2x2x1", "v6e:2x2")
 
 
-def compiled_step(topology: str, columns: int, batch: int):
-    """Return (number of devices, the global batch, the training step of configs/paper.py compiled for them).
+def _devices(topology: str) -> np.ndarray:
+    """Return the devices of a topology, in the order of a mesh. Raises InputError."""
+    from jax.experimental import topologies
+
+    kind, _, shape = topology.partition(":")
+    options: dict = dict(platform="tpu", topology_name=topology)
+    if DEVICES[kind].platform == "cuda":
+        target = pathlib.Path(__file__).parent / "benchmarks" / "gpus" / f"{kind}.txtpb"
+        number = int(shape)
+        of_host = min(number, GPU_HOST)
+        layout = f"1x{number // of_host}x{of_host}"  # slices, hosts, devices of a host
+        options = dict(platform="cuda", target_config=target.read_text(), topology=layout)
+    try:
+        return np.array(topologies.get_topology_desc(**options).devices)
+    except Exception as error:  # libtpu and the plugin have none of their own
+        what = "libtpu" if DEVICES[kind].platform == "tpu" else "the CUDA plugin"
+        raise InputError(
+            f"--only={topology}: cannot be compiled for ({first_line(error)[:100]}); is {what} installed?"
+        ) from None
+
+
+def compiled_step(topology: str, columns: int, batch: int, dtype: str):
+    """Return (its configuration, the number of devices, the training step of configs/paper.py for them).
 
     `batch` is the global one, or minus that of each device.
     """
     import jax
     import jax.numpy as jnp
     import ml_collections
-    from jax.experimental import topologies
     from jax.sharding import AxisType, Mesh
 
     from alexnet_jax import optimizer
@@ -66,13 +106,9 @@ def compiled_step(topology: str, columns: int, batch: int):
     from alexnet_jax.step import abstract_state, make_train_step
     from configs import paper
 
-    try:
-        devices = np.array(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
-    except Exception as error:  # libtpu has none of its own
-        raise InputError(
-            f"--only={topology}: cannot be compiled for ({first_line(error)[:100]}); is libtpu installed?"
-        ) from None
+    devices = _devices(topology)
     config = paper.get_config()
+    config.model.dtype = dtype
     config.batch_size = batch if batch > 0 else -batch * len(devices)
     config = ml_collections.FrozenConfigDict(config)
     names = ("data", "column")[:columns]
@@ -91,99 +127,62 @@ def compiled_step(topology: str, columns: int, batch: int):
     labels = placed(split, jnp.int32, config.batch_size)
     state = abstract_state(config, mesh, tx)
     step = make_train_step(config, mesh, tx)
-    return len(devices), config.batch_size, step.lower(state, images, labels, statistics).compile()
+    return config, len(devices), step.lower(state, images, labels, statistics).compile()
 
 
-def cycles(program: str) -> int:
-    """Return the compiler's estimate for one device: operations in a row, loops as often as they run."""
-    bodies = dict(re.findall(r"^(?:ENTRY )?(%[\w.\-]+) \(.*?\{\n(.*?)^\}", program, re.MULTILINE | re.DOTALL))
-    entry = re.search(r"^ENTRY (%[\w.\-]+)", program, re.MULTILINE)[1]  # type: ignore[index]
-
-    def of(name: str) -> int:
-        total = 0
-        for line in bodies[name].splitlines():
-            found = re.search(r'"estimated_cycles":"(\d+)"', line)
-            total += int(found[1]) if found else 0
-            loop = re.search(r" while\(.*body=(%[\w.\-]+)", line)
-            if loop:
-                trips = re.search(r'"known_trip_count":\{"n":"(\d+)"', line)
-                total += (int(trips[1]) if trips else 1) * of(loop[1])
-        return total
-
-    return of(entry)
-
-
-BYTES = {"f32": 4, "bf16": 2, "s32": 4, "u32": 4, "u8": 1, "pred": 1}
-
-
-def exchanged(program: str, columns: int) -> dict[str, float]:
-    """Return the bytes that one device sends over each axis.
-
-    An all-reduce sends twice its size, the others once, less the part that a device keeps: one n-th of n
-    devices.
-    """
-    devices = int(re.search(r"num_partitions=(\d+)", program)[1])  # type: ignore[index]
-    sent = {"column": 0.0, "data": 0.0}
-    pattern = r"= (.*?) (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(?:-start)?\("
-    for line in program.splitlines():
-        found = re.search(pattern, line)
-        if not found:
-            continue
-        sizes = [
-            BYTES.get(kind, 4) * math.prod(_numbers(shape))
-            for kind, shape in re.findall(r"(\w+)\[([\d,]*)\]", found[1])
-        ]
-        # The start of an all-gather or a permutation also lists its operand.
-        size = max(sizes) if re.search(r"(all-gather|permute)-start\(", line) else sum(sizes)
-        groups = _groups(line, devices)
-        group = len(groups[0])
-        if found[2] == "reduce-scatter":
-            size *= group
-        share = 1 if found[2] == "collective-permute" else (group - 1) / group
-        within_pairs = columns > 1 and all(n // columns == own[0] // columns for own in groups for n in own)
-        sent["column" if within_pairs else "data"] += (2 if found[2] == "all-reduce" else 1) * size * share
-    return sent
-
-
-def _groups(line: str, devices: int) -> list[list[int]]:
-    """Return the groups of devices that exchange with each other; for a permutation, (source, target)s."""
-    listed = re.search(r"(?:replica_groups|source_target_pairs)=\{((?:\{[\d,]+\},?)*)\}", line)
-    if listed:
-        groups = re.findall(r"[\d,]+(?=\})", listed[1])
-        return [_numbers(group) for group in groups] or [list(range(devices))]
-    counted = re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", line)
-    shape, grid, order = (_numbers(text or "") for text in counted.groups())  # type: ignore[union-attr]
-    return np.arange(devices).reshape(grid).transpose(order or None).reshape(shape).tolist()
-
-
-def _numbers(text: str) -> list[int]:
-    return [int(n) for n in text.split(",") if n]
-
-
-def row(topology: str, columns: int, batch: int) -> dict:
+def row(topology: str, columns: int, batch: int, dtype: str = "float32") -> dict:
     """Return the line of the table for one of `cases`."""
-    devices, batch, step = compiled_step(topology, columns, batch)
-    program, memory = step.as_text(), step.memory_analysis()
-    chip, sent = CHIPS[topology.partition(":")[0]], exchanged(program, columns)
-    compute = cycles(program) / chip.clock
-    exchange = sum(sent.values()) / chip.links
+    from experiments.benchmarks import compiled  # and with it jax, which reads the environment once
+
+    config, devices, step = compiled_step(topology, columns, batch, dtype)
+    program, memory, batch = step.as_text(), step.memory_analysis(), config.batch_size
+    device, sent = DEVICES[topology.partition(":")[0]], compiled.exchanged(program, columns)
+    peak = device.flops_bfloat16 if dtype == "bfloat16" else device.flops
+    moved, flop = compiled.floors(config, batch, devices // columns, columns)
+    of_gpu = {}
+    if device.platform == "tpu":
+        compute = compiled.cycles(program) / device.clock
+        times_floor = compute / max(moved / device.memory, flop / peak)
+    else:
+        found = compiled.traffic(program)
+        compute = found.estimated + _convolutions(config, batch * columns / devices) / columns / peak
+        times_floor = found.moved / moved
+        of_gpu = {
+            "launches": found.launches, "moved_gb": found.moved / 1e9,
+            "kernels_ms": 1e3 * found.estimated, "convolutions": found.convolutions,
+        }  # fmt: skip
+    links = device.links if device.platform == "tpu" or devices <= GPU_HOST else GPU_NETWORK
+    exchange = sent["column"] / device.links + sent["data"] / links
     images_per_second = batch / (compute + exchange)
     hours = IMAGES * EPOCHS / images_per_second / 3600
     return {
         "topology": topology,
         "devices": devices,
         "mesh": [devices // columns, columns],
+        "dtype": dtype,
         "global_batch": batch,
-        "gflop": step.cost_analysis()["flops"] / 1e9,
+        "gflop": flop / 1e9,
         "memory_mb": (memory.argument_size_in_bytes + memory.temp_size_in_bytes) / 1e6,
+        **of_gpu,
         "column_mb": sent["column"] / 1e6,
         "data_mb": sent["data"] / 1e6,
         "compute_ms": 1e3 * compute,
         "exchange_ms": 1e3 * exchange,
+        "floor_bytes_ms": 1e3 * moved / device.memory,
+        "floor_flop_ms": 1e3 * flop / peak,
+        "times_floor": times_floor,
         "images_per_second": images_per_second,
         "days": hours / 24,
         "device_hours": hours * devices,
     }
+
+
+def _convolutions(config, images: float) -> float:
+    """Return the floating-point operations of the convolutions in a step on so many images."""
+    from alexnet_jax.table import layer_table
+
+    work = [row.multiply_adds for row in layer_table(config) if len(row.output) == 3]
+    return 2 * (3 * sum(work) - work[0]) * images
 
 
 def cases(topologies, per_device: int) -> list[tuple[str, int, int]]:
@@ -193,32 +192,45 @@ def cases(topologies, per_device: int) -> list[tuple[str, int, int]]:
         for topology in topologies
         for batch in (BATCH, -per_device)
         for columns in (1, 2)
-        if batch < 0 or _devices(topology) // columns <= BATCH
+        if batch < 0 or _number(topology) // columns <= BATCH
+        if _number(topology) >= columns
+        if (batch, per_device * _number(topology)) != (-per_device, BATCH)  # the same line again
     ]
 
 
-def _devices(topology: str) -> int:
-    chip, _, chips = topology.partition(":")
-    return CHIPS[chip].devices * math.prod(int(n) for n in chips.split("x"))
+def _number(topology: str) -> int:
+    kind, _, chips = topology.partition(":")
+    return DEVICES[kind].devices * math.prod(int(n) for n in chips.split("x"))
 
 
 def markdown(rows: list[dict]) -> str:
     """Return the table."""
+    gpu = "launches" in rows[0]
     head = (
-        "devices", "mesh", "global batch", "GFLOP", "memory, MB", "over `column`, MB", "over `data`, MB",
-        "compute, ms", "exchange, ms", "images/s", "90 epochs, days", "device-hours",
+        "devices", "mesh", "global batch", "GFLOP", "memory, MB",
+        *(("launches", "GB moved", "kernels without convolutions, ms") if gpu else ()),
+        "over `column`, MB", "over `data`, MB", "compute, ms", "exchange, ms", "floor, bytes, ms",
+        "floor, FLOP, ms", "times floor", "images/s", "90 epochs, days", "device-hours",
     )  # fmt: skip
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for r in rows:
+        own = (f"{r['launches']}", f"{r['moved_gb']:.2f}", f"{r['kernels_ms']:.2f}") if gpu else ()
         cells = (
-            f"{r['topology']} ({r['devices']})", "{} x {}".format(*r["mesh"]), f"{r['global_batch']:,}",
-            f"{r['gflop']:.1f}", f"{r['memory_mb']:,.0f}", f"{r['column_mb']:.2f}", f"{r['data_mb']:.0f}",
-            f"{r['compute_ms']:.2f}", f"{r['exchange_ms']:.2f}", f"{r['images_per_second']:,.0f}",
+            f"{r['topology']} ({r['devices']})" + ", bfloat16" * (r["dtype"] == "bfloat16"),
+            "{} x {}".format(*r["mesh"]), f"{r['global_batch']:,}", f"{r['gflop']:.1f}",
+            f"{r['memory_mb']:,.0f}", *own, f"{r['column_mb']:.2f}", f"{r['data_mb']:.0f}",
+            f"{r['compute_ms']:.2f}", f"{r['exchange_ms']:.2f}", f"{r['floor_bytes_ms']:.2f}",
+            f"{r['floor_flop_ms']:.2f}", f"{r['times_floor']:.2f}", f"{r['images_per_second']:,.0f}",
             f"{r['days']:.3f}", f"{r['device_hours']:,.1f}",
         )  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
     if any(r["topology"].startswith("v6e") for r in rows):
-        lines += ["", f"v6e: a clock of {CHIPS['v6e'].clock / 1e9} GHz is assumed."]
+        lines += ["", f"v6e: a clock of {DEVICES['v6e'].clock / 1e9} GHz is assumed."]
+    if gpu:
+        lines += [
+            "",
+            "Compute: XLA's estimate of the kernels (none on A100), and convolutions at the peak: a bound.",
+        ]
     return "\n".join(lines) + "\n"
 
 
@@ -228,7 +240,10 @@ def main(arguments: list[str]) -> None:
     parser.add_argument(
         "--out", metavar="FILE", default="experiments/results/scaling/scaling", help="where to write"
     )
-    parser.add_argument("--only", metavar="V5E:2X2,...", default=",".join(TOPOLOGIES), help="which TPUs")
+    parser.add_argument("--only", metavar="V5E:2X2,...", default=",".join(TOPOLOGIES), help="which devices")
+    parser.add_argument(
+        "--dtype", type=command_line.one_of("float32", "bfloat16"), default="float32", help="model.dtype"
+    )
     parser.add_argument(
         "--per_device",
         metavar="N",
@@ -239,15 +254,23 @@ def main(arguments: list[str]) -> None:
     given = parser.parse(arguments)
     topologies = given.only.split(",")
     for topology in topologies:
-        if not re.fullmatch(rf"({'|'.join(CHIPS)}):\d+(x\d+)+", topology):
-            raise InputError(f"--only={topology}: give {', '.join(TOPOLOGIES)}, or others like them")
+        tpus, gpus = (
+            "|".join(kind for kind, device in DEVICES.items() if device.platform == platform)
+            for platform in ("tpu", "cuda")
+        )
+        if not re.fullmatch(rf"({tpus}):\d+(x\d+)+|({gpus}):([1248]|16|32|64)", topology):
+            known = f"{', '.join(TOPOLOGIES)}, h100:1, a100:8"
+            raise InputError(f"--only={topology}: give {known}, or others like them")
+    if len({DEVICES[topology.partition(":")[0]].platform for topology in topologies}) > 1:
+        raise InputError("--only: TPUs and GPUs have tables of their own; give either")
     for kind in KINDS:
         command_line.check_writable("--out", f"{given.out}.{kind}")
     os.environ["TPU_SKIP_MDS_QUERY"] = "1"
-    os.environ["JAX_PLATFORMS"] = "cpu"  # libtpu compiles; nothing runs on a TPU
+    os.environ["JAX_PLATFORMS"] = "cpu"  # the libraries compile; nothing runs on a device
+    os.environ.setdefault("XLA_FLAGS", "--xla_gpu_collect_cost_model_stats=true")
     rows, start, todo = [], time.monotonic(), cases(topologies, given.per_device)
     for number, case in enumerate(todo, 1):
-        rows.append(row(*case))
+        rows.append(row(*case, given.dtype))
         write_text(f"{given.out}.json", json.dumps(rows, indent=1) + "\n")
         write_text(f"{given.out}.md", markdown(rows))
         left = (time.monotonic() - start) / number * (len(todo) - number)
@@ -255,6 +278,8 @@ def main(arguments: list[str]) -> None:
         print(f"{number} of {len(todo)}: {r['topology']}, mesh {r['mesh']}, batch {r['global_batch']}:"
               f" {r['images_per_second']:,.0f} images/s; {left:.0f} s left", flush=True)  # fmt: skip
 
+    if "launches" in rows[0]:
+        return
     from experiments.plots import common, scaling
 
     common.save(scaling.draw(rows, BATCH), [f"{given.out}.{kind}" for kind in KINDS[2:]])

@@ -2,7 +2,9 @@
 
 import pytest
 
+from configs import paper
 from experiments import scaling
+from experiments.benchmarks import compiled
 from experiments.plots.scaling import draw
 
 HEAD = "HloModule jit_step, num_partitions=8\n"
@@ -27,14 +29,14 @@ MB = 1024 * 1024
     ],
 )
 def test_bytes_exchanged(line, axis, megabytes):
-    sent = scaling.exchanged(f"{HEAD}  %a = {line}, channel_id=1\n", columns=2)
+    sent = compiled.exchanged(f"{HEAD}  %a = {line}, channel_id=1\n", columns=2)
     assert sent.pop(axis) == megabytes * MB
     assert list(sent.values()) == [0]
 
 
 def test_without_an_axis_column_all_goes_over_data():
     line = "  %a = f32[1048576]{0} all-reduce(%x), replica_groups={{0,1},{2,3},{4,5},{6,7}}\n"
-    assert scaling.exchanged(HEAD + line, columns=1) == {"column": 0, "data": 4 * MB}
+    assert compiled.exchanged(HEAD + line, columns=1) == {"column": 0, "data": 4 * MB}
 
 
 def test_cycles_of_a_loop_count_as_often_as_it_runs():
@@ -48,7 +50,54 @@ ENTRY %main (x: f32[]) -> f32[] {
   %c = f32[] while(%b), condition=%cond, body=%body, backend_config={"known_trip_count":{"n":"3"}}
 }
 """
-    assert scaling.cycles(program) == 2 + 3 * 5
+    assert compiled.cycles(program) == 2 + 3 * 5
+
+
+def test_traffic_of_a_gpus_program():
+    program = """
+%fused (x: f32[]) -> f32[] {
+  ROOT %z = f32[1000]{0} add(%x, %x)
+}
+
+ENTRY %main (p: f32[1000]) -> f32[1000] {
+  %p = f32[1000]{0} parameter(0)
+  %q = bf16[500]{0} parameter(1)
+  %b = f32[10,100]{1,0} bitcast(%p)
+  %f = (f32[1000]{0}, u8[8]{0}) fusion(%b, %q), calls=%fused, backend_config={"exec_time_us":2.5}
+  %g = f32[1000]{0} get-tuple-element(%f), index=0
+  %c = (f32[20]{0}, u8[100]{0}) custom-call(%g, %p), custom_call_target="__cudnn$convForward"
+  %s = f32[2000]{0} all-gather-start(%g), replica_groups={{0,1}}
+  %d = f32[2000]{0} all-gather-done(%s)
+}
+"""
+    moved = (4000 + 8 + 4000 + 1000) + (80 + 100 + 4000 + 4000) + (8000 + 4000)
+    assert compiled.traffic(program) == (3, moved, pytest.approx(2.5e-6), 1)
+
+
+def test_floors_of_the_papers_step_are_those_counted_by_hand():
+    """In megabytes of 128 images' maps in float32."""
+
+    def maps(side, features):
+        return 128 * 4 * side**2 * features / 1e6
+
+    images, conv1, pool1, conv2, pool2 = (
+        maps(224, 3),
+        maps(55, 96),
+        maps(27, 96),
+        maps(27, 256),
+        maps(13, 256),
+    )
+    conv3, conv5, pool5, fc = maps(13, 384), maps(13, 256), maps(6, 256), maps(1, 4096)
+    inputs = 2 * images + 3 * (pool1 + pool2 + 2 * conv3 + pool5 + 2 * fc)
+    outputs = 3 * (conv1 + conv2 + 2 * conv3 + conv5 + 2 * fc + maps(1, 1000))
+    after = 3 * (conv1 + conv2 + conv5) + 2 * (pool1 + pool2 + pool5)
+    update = 8 * 4 * 60.965224
+    moved, flop = compiled.floors(paper.get_config(), 128, 1, 1)
+    assert moved / 1e6 == pytest.approx(update + inputs + outputs + after, rel=1e-6)
+    assert flop == pytest.approx(529e9, rel=2e-2)
+    half, _ = compiled.floors(paper.get_config(), 128, 2, 1)
+    assert half / 1e6 == pytest.approx(update + (inputs + outputs + after) / 2, rel=1e-6)
+    assert compiled.floors(paper.get_config(), 128, 1, 2)[1] == flop / 2
 
 
 def test_the_paper_s_batch_is_left_out_where_there_are_more_devices_than_images():
