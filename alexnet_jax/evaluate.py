@@ -60,9 +60,10 @@ def evaluate(config, workdir: StrPath) -> None:
     (source,) = processes.process_0_first(open_splits, config, "test_split")
     processes.check_same({f"data.test_split {key}": text for key, text in identity.of_result(source).items()})
     step, params = stored_params(config, workdir, mesh)
-    images = f"{len(source):,} images of {config.data.test_split}, views of each: {config.eval.views}"
+    views = config.eval.views
+    images = f"{len(source):,} images of {config.data.test_split}, with {views} view{'s' * (views > 1)} each"
     log.info(f"evaluating step {step} on {images}")
-    eval_step = make_eval_step(config, mesh, config.eval.views)
+    eval_step = make_eval_step(config, mesh, views)
     labelled = with_labels_of(stored.get("label_names", ()), source)
     with processes.watchdog(config.mesh.watchdog_minutes):
         rates = error_rates(eval_step, params, labelled, config, mesh, on_devices(stored, mesh))
