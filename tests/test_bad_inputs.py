@@ -125,7 +125,7 @@ TABLE = [
     ("alexnet_jax.weights", "import FILE --from=torchvision --workdir=run", 2, "run: is not empty"),
     ("alexnet_jax.weights", "export out.safetensors --workdir=EMPTY", 2, "EMPTY: has no config.json"),
     ("alexnet_jax.weights", "export out.safetensors --workdir=size", 2, "statistics.npz: is of 28x28x1"),
-    ("alexnet_jax.weights", "export out.pth --workdir=run", 2, "out.pth: is no name of a .safetensors"),
+    ("alexnet_jax.weights", "export out.pth --workdir=run", 2, "out.pth: is not the name of a .safetensors"),
     ("alexnet_jax.weights", "export no/out.safetensors --workdir=run", 2, "cannot be written"),
     ("experiments.sweep", f"{Q} {ABLATIONS} --workdir=run", 2, "belongs to a run"),
     ("experiments.sweep", f"{Q} {ABLATIONS} --workdir=FILE", 2, "cannot be written"),

@@ -195,7 +195,7 @@ def test_exports_of_former_versions_are_read_as_before(tmp_path):
     for name, array in arrays.items():
         np.testing.assert_array_equal(stored[name], array)
     # Weights of this network in Caffe's would run, and mean something else.
-    with pytest.raises(InputError, match="is of the network 'quickstart'"):
+    with pytest.raises(InputError, match="belongs to the network 'quickstart'"):
         weights.import_weights("caffe", file, str(tmp_path / "caffe"))
     with pytest.raises(InputError, match="--from: missing"):
         weights.import_weights(None, file, str(tmp_path / "caffe"))
@@ -241,7 +241,7 @@ def test_flags_that_contradict_an_export_are_told_and_others_are_taken(tmp_path)
         (["--config.seed=4"], "seed is 3 there, 4 here"),
         (["--config.model.columns=1"], "model.columns is 2 there, 1 here"),
         (quick, "model.lrn.enabled is False there, True here; seed is 3 there, 0 here; leave"),
-        (["--config=configs/caffe.py"], "carries another configuration: .*batch_size is 64 there, 256 here"),
+        (["--config=configs/caffe.py"], "has another configuration: .*batch_size is 64 there, 256 here"),
         (["--config.num_epochs=0"], "num_epochs: expected"),
         (["--config.sed=1"], "sed: there is no such field"),
         (["--mean", str(tmp_path / "other.npz")], "covariance has the mean .* in .*own.safetensors, "),
@@ -321,7 +321,7 @@ def test_hostile_metadata_is_told_and_leaves_nothing(tmp_path):
         (changed("model.layers", 1), "damaged"),
         (changed("model.layers.conv1.then", ["run"]), "its configuration cannot be used"),
         (changed("model.num_classes", 11), "fc8.weight is 10x128, and 11x128"),
-        (changed("data.image_size", 1 << 40), "its statistics are not of its network's images"),
+        (changed("data.image_size", 1 << 40), "its statistics do not fit its network's images"),
         (changed("new_field", 1), "new_field: there is no such field"),
     ):
         with pytest.raises(InputError, match=words) as raised:
@@ -507,7 +507,7 @@ def test_names_of_data_parallel_are_read(how, kind, tmp_path):
     assert_same_bits(exported(tmp_path / "run", tmp_path / "out.safetensors"), tensors)
     both = tensors | {"module.features.0.bias": tensors["features.0.bias"]}
     torch_zip(tmp_path / "both", both)
-    with pytest.raises(InputError, match="has 'module.features.0.bias', which torchvision has not"):
+    with pytest.raises(InputError, match="has 'module.features.0.bias', which torchvision lacks"):
         weights.import_weights("torchvision", str(tmp_path / "both"), str(tmp_path / "none"), config)
 
 
@@ -643,12 +643,12 @@ def attacks(folder, proof):
     yield "other.pth", "has no features.0.weight"
     more = tensors | {"features.11.weight": tensors["features.0.weight"]}
     torch_zip(folder / "more.pth", more)
-    yield "more.pth", "has 'features.11.weight', which torchvision has not"
+    yield "more.pth", "has 'features.11.weight', which torchvision lacks"
     torch_zip(folder / "shape.pth", tensors | {"features.3.weight": tensors["features.0.weight"]})
     yield "shape.pth", "features.3.weight is 4x3x11x11, and 12x4x5x5"
     nan = tensors | {"features.0.bias": np.full(4, np.nan, np.float32)}
     torch_zip(folder / "nan.pth", nan)
-    yield "nan.pth", "features.0.bias holds values that are not finite"
+    yield "nan.pth", "features.0.bias has values that are not finite"
     (folder / "a.safetensors").write_bytes(struct.pack("<Q", 1 << 60) + b'{"a":1}')
     yield "a.safetensors", "damaged"
     header = json.dumps({"a": {"dtype": "F32", "shape": [1 << 40], "data_offsets": [0, 1 << 42]}}).encode()
@@ -845,7 +845,7 @@ def test_the_command_line(tmp_path):
         (("import", "--from=caffe", "--workdir=w"), "FILE: missing"),
         (("move", "file", "--workdir=w"), "COMMAND: expected one of import, export, got 'move'"),
         (("--workdir=w",), "COMMAND, FILE: missing"),
-        (("export", "x.pth", "--workdir=w"), "no name of a .safetensors file"),
+        (("export", "x.pth", "--workdir=w"), "not the name of a .safetensors file"),
         (("export", "x.safetensors", "--workdir=w"), "has no config.json"),
         (("export", "x.safetensors", "--workdir=w", "--mean=x"), "--mean: is not for export"),
         (("export", "x.safetensors", "--workdir=w", "--config.seed=1"), "--config.seed: is not for export"),
@@ -864,7 +864,7 @@ def test_flags_that_a_file_without_a_configuration_needs_are_named(tmp_path):
     small_files(tmp_path)
     for flags, words in (
         ((), "--from: missing; give one of torchvision, caffe"),
-        (("--from=caffe", "--config.seed=1"), "--config.seed: comes with --config="),
+        (("--from=caffe", "--config.seed=1"), "--config.seed: needs --config="),
     ):
         with pytest.raises(InputError, match=words):
             weights.main(["import", str(tmp_path / "safetensors"), f"--workdir={tmp_path / 'w'}", *flags])
