@@ -320,7 +320,7 @@ def test_hostile_metadata_is_told_and_leaves_nothing(tmp_path):
         (json.dumps(good | {"config": {}}), "missing from the configuration"),
         (changed("model.layers", 1), "damaged"),
         (changed("model.layers.conv1.then", ["run"]), "its configuration cannot be used"),
-        (changed("model.num_classes", 11), "fc8.weight is 10x128, and 11x128"),
+        (changed("model.num_classes", 11), "fc8.weight is 10x128, but 11x128"),
         (changed("data.image_size", 1 << 40), "its statistics do not fit its network's images"),
         (changed("new_field", 1), "new_field: there is no such field"),
     ):
@@ -645,7 +645,7 @@ def attacks(folder, proof):
     torch_zip(folder / "more.pth", more)
     yield "more.pth", "has 'features.11.weight', which torchvision lacks"
     torch_zip(folder / "shape.pth", tensors | {"features.3.weight": tensors["features.0.weight"]})
-    yield "shape.pth", "features.3.weight is 4x3x11x11, and 12x4x5x5"
+    yield "shape.pth", "features.3.weight is 4x3x11x11, but 12x4x5x5"
     nan = tensors | {"features.0.bias": np.full(4, np.nan, np.float32)}
     torch_zip(folder / "nan.pth", nan)
     yield "nan.pth", "features.0.bias has values that are not finite"
