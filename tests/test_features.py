@@ -164,7 +164,9 @@ def test_mistakes_are_named_before_anything_is_written(net, photographs, tmp_pat
         features.open_images(["test_split", "a.png"], net.config)
     (photographs / "cat" / "Thumbs.db").unlink()
     (photographs / "cat" / "again").symlink_to(photographs)
-    with pytest.raises(InputError, match=f"cat/again: is {photographs} again, by a link; remove the link"):
+    with pytest.raises(
+        InputError, match=f"cat/again: is {photographs} again, through a link; remove the link"
+    ):
         features.open_images([str(photographs)], net.config)
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="empty: has no pictures"):
