@@ -68,8 +68,8 @@ def change(folder, what):
 @pytest.mark.parametrize(
     "what, message",
     [
-        ("class added", "3 classes there, 4 here, which have 'ape' besides"),
-        ("class renamed", "3 classes there, 3 here, which lack 'bee' and have 'zoo' besides"),
+        ("class added", "3 classes there, 4 here, which also have 'ape'"),
+        ("class renamed", "3 classes there, 3 here, which lack 'bee' and also have 'zoo'"),
         ("class gone, as an unmounted disk", "bee"),
         ("picture added", "24 examples there, 25 here"),
         ("picture removed", "24 examples there, 23 here"),

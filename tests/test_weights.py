@@ -530,7 +530,7 @@ def test_the_state_dict_of_a_checkpoint_is_read(key, tmp_path):
     weights.import_weights("torchvision", str(tmp_path / "in.pth"), str(tmp_path / "run"), config)
     assert_same_bits(exported(tmp_path / "run", tmp_path / "out.safetensors"), tensors)
     torch_zip(tmp_path / "other.pth", theirs, checkpoint_pickle("weights", theirs))
-    with pytest.raises(InputError, match="'epoch' is no tensor"):
+    with pytest.raises(InputError, match="'epoch' is not a tensor"):
         weights.import_weights("torchvision", str(tmp_path / "other.pth"), str(tmp_path / "none"), config)
 
 
@@ -597,9 +597,9 @@ def attacks(folder, proof):
     torch_zip(folder / "attack.pth", {}, pickled)
     yield "attack.pth", "'posix.system'.*nothing was run"
     (folder / "raw.pth").write_bytes(pickled)
-    yield "raw.pth", "is not of torch.save"
+    yield "raw.pth", "is not from torch.save"
     (folder / "before 1.6.pth").write_bytes(b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19." + pickled)
-    yield "before 1.6.pth", "is not of torch.save since 1.6; save it again"
+    yield "before 1.6.pth", "is not from torch.save since 1.6; save it again"
     for name in (b"builtins eval", b"os system", b"torch load", b"copyreg _reconstructor"):
         pickled = b"\x80\x02c" + name.replace(b" ", b"\n") + b"\n" + text("1") + b"\x85R."
         torch_zip(folder / name.decode(), {}, pickled)
@@ -635,7 +635,7 @@ def attacks(folder, proof):
     torch_zip(folder / "half.pth", tensors, state_pickle(tensors, "Half"))
     yield "half.pth", "is of type float16"
     torch_zip(folder / "checkpoint.pth", {}, b"\x80\x02}" + text("epoch") + b"K\x01s.")
-    yield "checkpoint.pth", "'epoch' is no tensor"
+    yield "checkpoint.pth", "'epoch' is not a tensor"
     strides = state_pickle(tensors).replace(number(363) + number(121), number(1 << 30) + number(1))
     torch_zip(folder / "strides.pth", tensors, strides)
     yield "strides.pth", "larger than its storage"
@@ -676,11 +676,17 @@ def test_hostile_files_and_other_networks_are_told_and_leave_nothing(tmp_path):
     [
         (field(100, b"\x0a\x7f"), "damaged"),
         (field(2, b"\x0a\x7f"), "damaged"),
-        (field(100, field(1, b"conv1") + field(7, field(7, field(1, varint(1 << 62))))), "another size"),
-        (field(100, field(1, b"conv1") + field(7, field(7, field(1, b"\x01" * 9000)))), "another size"),
+        (
+            field(100, field(1, b"conv1") + field(7, field(7, field(1, varint(1 << 62))))),
+            "does not fit its shape",
+        ),
+        (
+            field(100, field(1, b"conv1") + field(7, field(7, field(1, b"\x01" * 9000)))),
+            "does not fit its shape",
+        ),
         (field(100, field(1, b"conv1") + field(7, field(8, b"12345678"))), "float64"),
         (field(100, field(1, b"conv1") + field(2, 1 << 62)), "has no weights"),
-        (2 * field(100, field(1, b"a") + field(7, blob(np.ones(3), False))), "two layers with the name 'a'"),
+        (2 * field(100, field(1, b"a") + field(7, blob(np.ones(3), False))), "two layers named 'a'"),
         (field(1, b"AlexNet"), "has no weights"),
         (b"\xff" * 30, "damaged"),
         (field(9, 1) * 200_000, "has no weights"),
@@ -728,8 +734,8 @@ OTHERS = [
     (blob(np.ones((3, 4, 4)), old=True), "binaryproto.*give it as --mean|is not of"),
     (tar_of(b""), "is a tar archive; unpack it"),
     (gzip.compress(b"weights", mtime=0), "is compressed; unpack it"),
-    (npz(), "is a ZIP archive, but not of torch.save; give"),
-    (b"PK\x05\x06" + bytes(18), "is a ZIP archive, but not of torch.save; give"),
+    (npz(), "is a ZIP archive, but not from torch.save; give"),
+    (b"PK\x05\x06" + bytes(18), "is a ZIP archive, but not from torch.save; give"),
 ]
 
 
@@ -753,7 +759,7 @@ def test_a_mean_that_is_another_file_is_told(tmp_path):
     for name, words in (("mean", "Git LFS"), ("mean.npz", "has no statistics"), ("nan", "not finite")):
         with pytest.raises(InputError, match=words):
             published_statistics("caffe", data, str(tmp_path / name))
-    with pytest.raises(InputError, match="a .binaryproto has the mean alone, and data.channels is 1"):
+    with pytest.raises(InputError, match="a .binaryproto has only the mean, and data.channels is 1"):
         (tmp_path / "grey").write_bytes(blob(np.ones((1, 28, 28)), old=True))
         published_statistics("caffe", quickstart.get_config().data, str(tmp_path / "grey"))
 
