@@ -1,10 +1,10 @@
-"""AlexNet (Krizhevsky, Sutskever and Hinton, 2012) in JAX and Flax: one column is the program.
+"""AlexNet (Krizhevsky, Sutskever and Hinton, 2012) in JAX and Flax, written for one column.
 
 From Python:
 
     net = alexnet_jax.load(workdir)       a trained network: predictions, activations (trained.py)
     config = alexnet_jax.config.load("configs/quickstart.py", {"num_epochs": 1})
-    alexnet_jax.train(config, workdir)    what `python -m alexnet_jax.main` does (train.py)
+    alexnet_jax.train(config, workdir)    as `python -m alexnet_jax.main` does (train.py)
 """
 
 import importlib
@@ -13,7 +13,7 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str):
-    """Import what is asked for only then: a command that has a mistake in its flags says so at once."""
+    """Import a name when it is first used, so that a command reports a mistake in its flags at once."""
     if name == "load":
         return importlib.import_module("alexnet_jax.trained").load
     if name in ("config", "train"):

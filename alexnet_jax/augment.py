@@ -1,9 +1,9 @@
-"""Crops, flips, color noise and views: section 4.1, on the device; and section 2's subtraction of the mean.
+"""Crops, flips, colour noise and views (section 4.1) on the device, and subtraction of the mean (section 2).
 
-Pure functions; which example gets which crop is decided by its key alone, not by where it is computed.
+These are pure functions. The crop of an example depends on its key alone, not on the device that computes it.
 Pixels are on the scale 0 to 255.
 
-    train_views   a random crop, a random flip, color noise
+    train_views   a random crop, a random flip, colour noise
     test_views    the central crop; or four corners and the centre, and their reflections
 """
 
@@ -26,9 +26,9 @@ def train_views(
     crop_keys: Key[Array, " batch"] | None = None,
     colored: bool | Bool[Array, ""] = True,
 ) -> Views:
-    """Draw a view of each image for training from its key (section 4.1).
+    """Draw a training view of each image from its key (section 4.1).
 
-    Images with equal `crop_keys` share crop and flip. Without `colored` there is no noise.
+    Images with equal `crop_keys` share crop and flip. Without `colored` there is no colour noise.
     """
     view = functools.partial(_train_view, colored=colored, statistics=statistics, config=config)
     return jax.vmap(view)(images, keys, keys if crop_keys is None else crop_keys)
@@ -38,11 +38,11 @@ def _train_view(image, key, crop_key, colored, statistics, config):
     augment, last = config.augment, config.data.image_size - config.data.crop_size
     offset_key, flip_key, _ = jax.random.split(crop_key, 3)
     color_key = jax.random.split(key, 3)[2]
-    # All offsets: 33 on each axis for 224 in 256.
+    # All offsets: 33 on each axis for crops of 224 from 256.
     top, left = last // 2, last // 2
     if augment.crop:
-        # Without the barrier XLA draws the offset anew for every pixel of the crop: on an H100 the kernel of the
-        # crop has 1,859 instructions, with it 336.
+        # Without the barrier XLA draws the offset again for each pixel: on an H100 the crop's kernel has 1,859
+        # instructions, with the barrier 336.
         top, left = lax.optimization_barrier(jax.random.randint(offset_key, (2,), 0, last + 1))
     flip = jax.random.bernoulli(flip_key) if augment.flip else False
     view = _crop_normalize_flip(image, top, left, flip, statistics, config)
@@ -78,8 +78,8 @@ def _by_channel(config) -> bool:
 def color_noise(key: Key[Array, ""], std: float, statistics: dict[str, Array]) -> Float[Array, " channel"]:
     """Draw [p1 p2 p3] [a1 s1, a2 s2, a3 s3]^T with a_i ~ N(0, std), once per image (section 4.1).
 
-    p_i are the eigenvectors of the training set's color covariance. s_i are its standard deviations along
-    them, as in the released code (convdata_jpeg.py:65), where the paper prints the eigenvalues s_i^2.
+    p_i are the eigenvectors of the training set's colour covariance. s_i are its standard deviations along
+    them, as in the released code (convdata_jpeg.py:65); the paper prints the eigenvalues s_i^2 instead.
     """
     deviations = statistics["standard_deviations"]
     alpha = std * jax.random.normal(key, deviations.shape)
@@ -97,6 +97,6 @@ def test_views(config, views: int) -> list[tuple[int, int, bool]]:
 
 
 def test_view(images: Images, view: Int[Array, "3"], statistics: dict[str, Array], config) -> Views:
-    """Return one of `test_views`, given as an array (top, left, flip), of each image."""
+    """Return the same view of each image; `view` is one of `test_views` as an array (top, left, flip)."""
     top, left, flip = view[0], view[1], view[2] == 1
     return jax.vmap(lambda image: _crop_normalize_flip(image, top, left, flip, statistics, config))(images)

@@ -1,14 +1,15 @@
-"""Define what a configuration may hold, and which configuration a workdir belongs to.
+"""Define the fields of a configuration, and check that a workdir belongs to it.
 
-    load              the configuration of --config=FILE[:ARG], with overrides
-    of_run            the one in config.json of a workdir, with overrides
-    override, typed   {FIELD: value}, put into a configuration; the same with texts read as values
-    check             every field: known, of its type, in its range
-    check_stored      likewise one that was stored, perhaps by an older version
-    check_same_run    a workdir belongs to one configuration
+    load              return the configuration of --config=FILE[:ARG], with overrides
+    of_run            return the configuration in config.json of a workdir, with overrides
+    override          put {FIELD: value} into a configuration
+    typed             convert the texts of overrides to values
+    check             check that every field is known, has its type and is in its range
+    check_stored      check a stored configuration, perhaps of an older version
+    check_same_run    check that a workdir belongs to a configuration
 
-configs/paper.py lists the fields and, by its values, their types; here are only ranges and choices. All raise
-InputError.
+configs/paper.py lists the fields, and its values give their types; this module has only ranges and choices.
+All of these raise InputError.
 """
 
 import ast
@@ -30,7 +31,7 @@ from alexnet_jax.workdirs.workdir import read_config
 
 OPS = ("activation", "lrn", "spatial_norm", "pool", "average_pool", "dropout")
 
-Overrides = Mapping[str, Any]  # field -> its value, or the text of it from a command line
+Overrides = Mapping[str, Any]  # field -> its value, or the value's text from a command line
 _NONE: Overrides = {}
 
 
@@ -38,7 +39,7 @@ def _one_of(*choices) -> tuple:
     return f"one of {', '.join(map(str, choices))}", lambda v: v in choices
 
 
-# What works, the test of a value that has its type already, and the fields.
+# The expected value in words, the test of a value of the right type, and the fields.
 _TABLE = (
     ("a whole number of at least 1", lambda v: v >= 1,
      "num_epochs batch_size model.num_classes model.pool.size model.pool.stride model.layers.*.kernel"
@@ -85,17 +86,17 @@ _TABLE = (
 _RULES = {field: (text, test) for text, test, fields in _TABLE for field in fields.split()}
 _ANY = {bool: "True or False", int: "a whole number", float: "a number", str: "a text", tuple: "a tuple"}
 
-# What decides a run's parameters: a workdir belongs to these values.
+# The fields that decide a run's parameters: a workdir belongs to their values.
 _RUN_FIELDS = re.compile(
     r"seed|batch_size|init_layers|model\..*|augment\..*|optimizer\..*"
     r"|data\.(name|channels|image_size|crop_size|normalization|reshuffle|\w+_split)"
 )
-_ADDED = ("mesh.watchdog_minutes",)  # to configurations that others have kept; none decides parameters
+_ADDED = ("mesh.watchdog_minutes",)  # fields that older stored configurations lack; none decides parameters
 _DATA_FIELDS = re.compile(r"data\.(name|\w+_split)")
 
 
 def flatten(config, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield (dotted name, value) of every field."""
+    """Yield (dotted name, value) for every field."""
     for key, value in config.items():
         if isinstance(value, ml_collections.ConfigDict | ml_collections.FrozenConfigDict):
             yield from flatten(value, f"{prefix}{key}.")
@@ -106,14 +107,14 @@ def flatten(config, prefix: str = "") -> Iterator[tuple[str, Any]]:
 @functools.cache
 def _paper() -> ml_collections.ConfigDict:
     """Return the configuration of configs/paper.py."""
-    # A wheel carries a copy inside the package; the clone has configs/ beside it.
+    # A wheel has a copy inside the package; a clone has configs/ beside it.
     package = pathlib.Path(__file__).parent
     path = next(path for path in (package, package.parent) if (path / "configs/paper.py").is_file())
     return runpy.run_path(str(path / "configs/paper.py"))["get_config"]()
 
 
 def _types(layers: Iterable[str]) -> dict[str, type]:
-    """Return the type of every field of a configuration with these layers; its last is fc8."""
+    """Return the type of every field of a configuration with these layers, the last being fc8."""
     fields, paper_layers = flatten(_paper()), _paper().model.layers
     types = {field: type(value) for field, value in fields if not field.startswith("model.layers.")}
     for name in (*layers, "fc8"):
@@ -134,7 +135,7 @@ def _type(field: str) -> type:
 
 
 def _rule(field: str, kind: type) -> tuple:
-    """Return what works for a field, and the test of a value of its type."""
+    """Return the expected value of a field in words, and the test of a value of its type."""
     field = re.sub(r"^model\.layers\.\w+", "model.layers.*", field)
     return _RULES.get(field, (_ANY[kind], lambda _: True))
 
@@ -169,7 +170,7 @@ def check(config) -> None:
 
 
 def check_stored(config) -> None:
-    """`check` a configuration that was stored; one of an older version gets the fields that it lacks."""
+    """Add the fields that a stored configuration of an older version lacks, and `check` it."""
     for field in _ADDED:
         part, _, name = field.rpartition(".")
         if isinstance(config.get(part), ml_collections.ConfigDict) and name not in config[part]:
@@ -181,7 +182,7 @@ def load(file: str | None, overrides: Overrides = _NONE) -> ml_collections.Confi
     """Return the configuration of --config, `file`, changed by `overrides` and checked."""
     if not file:
         for field in overrides:
-            raise InputError(f"--config.{field}: comes with --config=configs/NAME.py, which is missing")
+            raise InputError(f"--config.{field}: needs --config=configs/NAME.py, which is missing")
         raise InputError("--config: missing; give --config=configs/quickstart.py, or another of configs/")
     config = call_file("--config", file, "get_config", folder="configs")
     if not isinstance(config, ml_collections.ConfigDict):
@@ -192,7 +193,7 @@ def load(file: str | None, overrides: Overrides = _NONE) -> ml_collections.Confi
 
 
 def of_run(workdir: StrPath, overrides: Overrides = _NONE) -> ml_collections.ConfigDict:
-    """Return config.json of a workdir, changed by `overrides` in what a run may change."""
+    """Return config.json of a workdir, changed by `overrides` in the fields that may change."""
     config = read_config(workdir)
     if config is None:
         raise InputError(f"{workdir}: has no config.json; give the workdir of a run")
@@ -204,7 +205,7 @@ def of_run(workdir: StrPath, overrides: Overrides = _NONE) -> ml_collections.Con
 
 
 def override(config, overrides: Overrides, where: str) -> None:
-    """Put `overrides` into `config`, which comes from `where`. Does not `check` their ranges."""
+    """Put `overrides` into `config`, which comes from `where`, without a `check` of their ranges."""
     fields, values = dict(flatten(config)), typed(overrides)
     for field in values:
         if field not in fields:
@@ -214,7 +215,7 @@ def override(config, overrides: Overrides, where: str) -> None:
 
 
 def typed(overrides: Overrides) -> dict[str, Any]:
-    """Return `overrides` with texts read as values of the fields' types."""
+    """Return `overrides` with their texts converted to the fields' types."""
     return {field: _read(field, value) for field, value in overrides.items()}
 
 
@@ -234,12 +235,12 @@ def _read(field: str, text: Any) -> Any:
 
 
 def run_fields(config) -> dict[str, Any]:
-    """Return the fields that decide a run's parameters, besides the run that `init_from` names."""
+    """Return the fields that decide a run's parameters, without `init_from`."""
     return {field: value for field, value in flatten(config) if _RUN_FIELDS.fullmatch(field)}
 
 
 def differences(config, theirs, data: bool = True) -> str:
-    """Return the fields that decide a run's parameters and differ, with both values; "" if none does.
+    """Return the differing fields that decide a run's parameters, with both values; "" if there are none.
 
     Without `data`, the data set and its splits may differ.
     """
@@ -258,8 +259,8 @@ def differences(config, theirs, data: bool = True) -> str:
 def check_same_run(config, workdir: StrPath, data: bool = True) -> ml_collections.ConfigDict | None:
     """Return the configuration of the run that `workdir` holds, or None if it holds none.
 
-    Raises InputError, naming the fields that differ, if it is not that of `config`. Without `data`, the data
-    set and its splits may differ: a network can be evaluated on any.
+    Raises InputError, naming the fields, if it differs from `config`. Without `data`, the data set and its
+    splits may differ, because a network can be evaluated on any.
     """
     theirs = read_config(workdir)
     if theirs is None:

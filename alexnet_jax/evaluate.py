@@ -1,4 +1,4 @@
-"""Error rates of a network on a split (section 6): one view in training, ten at the end (4.1)."""
+"""Error rates of a network on a split (section 6), with one view in training and ten at the end (4.1)."""
 
 import logging
 import os
@@ -25,22 +25,22 @@ log = logging.getLogger("alexnet_jax")
 def error_rates(
     eval_step, params, source: Source, config, mesh, statistics, after_batch=lambda: None
 ) -> dict[str, float]:
-    """Return means over all examples of `source`: examples, loss, top1_error, top5_error (fractions).
+    """Return the number of examples of `source` and their mean loss, top1_error and top5_error (fractions).
 
-    `eval_step` is make_eval_step's; `statistics` are on the devices; `after_batch` is called after each batch
-    and may raise.
+    `eval_step` comes from make_eval_step, `statistics` are on the devices, and `after_batch` is called after
+    each batch and may raise.
     """
     sharding = batch_sharding(mesh)
     batches = evaluation_batches(source, config.eval.batch_size, sharding, config.data.threads)
     report = progress.Progress("evaluated", len(source), every=10)
     total = {"loss": 0.0, "top1_errors": 0.0, "top5_errors": 0.0, "examples": 0.0}
-    processes.progress(slow=True)  # the first batch, before which the step is compiled
+    processes.progress(slow=True)  # the first batch waits for the step to be compiled
     for images, labels, real in batches:
         sums = jax.device_get(eval_step(params, images, labels, real, statistics))
         processes.progress()
         total = {name: total[name] + float(value) for name, value in sums.items()}
         after_batch()
-        if total["examples"] < len(source):  # its last line would come with every validation
+        if total["examples"] < len(source):  # without the last line, which every validation would print
             report(int(total["examples"]))
     examples = int(total["examples"])
     if examples != len(source):
@@ -54,15 +54,16 @@ def error_rates(
 
 
 def evaluate(config, workdir: StrPath) -> None:
-    """Evaluate a checkpoint of a workdir, eval.step, on data.test_split and write eval.json."""
+    """Evaluate the checkpoint eval.step of a workdir on data.test_split, and write eval.json."""
     stored = processes.all_processes(_statistics_of_writable, config, workdir)
     mesh = make_mesh(config, ("eval.batch_size",))
     (source,) = processes.process_0_first(open_splits, config, "test_split")
     processes.check_same({f"data.test_split {key}": text for key, text in identity.of_result(source).items()})
     step, params = stored_params(config, workdir, mesh)
-    images = f"{len(source):,} images of {config.data.test_split}, views of each: {config.eval.views}"
+    views = config.eval.views
+    images = f"{len(source):,} images of {config.data.test_split}, with {views} view{'s' * (views > 1)} each"
     log.info(f"evaluating step {step} on {images}")
-    eval_step = make_eval_step(config, mesh, config.eval.views)
+    eval_step = make_eval_step(config, mesh, views)
     labelled = with_labels_of(stored.get("label_names", ()), source)
     with processes.watchdog(config.mesh.watchdog_minutes):
         rates = error_rates(eval_step, params, labelled, config, mesh, on_devices(stored, mesh))
@@ -74,29 +75,29 @@ def evaluate(config, workdir: StrPath) -> None:
 
 
 def _report_other_content(result: dict, former: dict, workdir: StrPath) -> None:
-    """Log a line if the split of the former eval.json has another content now."""
+    """Log a line if the content of the split has changed since the former eval.json."""
     same_name = all(result[name] == former.get(name) for name in ("data", "split"))
     there, here = former.get("fingerprint"), result["fingerprint"]
     if same_name and there not in (None, here):
         log.info(
-            f"{workdir}/eval.json: was of other content of {result['split']} (fingerprint {there} there,"
-            f" {here} here); it is replaced"
+            f"{workdir}/eval.json: the content of {result['split']} has changed (fingerprint {there} there,"
+            f" {here} here); replacing it"
         )
 
 
 def _statistics_of_writable(config, workdir: StrPath) -> dict:
     if not os.access(workdir, os.W_OK):
-        raise InputError(f"--workdir={workdir}: cannot be written, and eval.json goes there; copy it first")
+        raise InputError(f"--workdir={workdir}: cannot be written, but eval.json goes there; copy it first")
     return read_statistics(workdir, config)
 
 
 def stored_params(config, workdir: StrPath, mesh) -> tuple[int, dict]:
-    """Restore (step, params) of a checkpoint of a workdir, eval.step, on the mesh. Raises InputError."""
+    """Restore (step, params) of the checkpoint eval.step of a workdir onto the mesh. Raises InputError."""
     abstract = abstract_state(config, mesh, optimizer.make(config))
     with Checkpoints(workdir) as checkpoints:
         return checkpoints.restore_params(abstract.params, config.eval.step)
 
 
 def on_devices(stored: dict, mesh) -> dict:
-    """Put the statistics that the compiled steps take on every device of the mesh."""
+    """Put the statistics that the compiled steps need on every device of the mesh."""
     return jax.device_put({name: stored[name] for name in statistics.ARRAYS}, replicated(mesh))

@@ -1,21 +1,22 @@
 """python -m alexnet_jax.features --workdir=DIR --layers=LAYER,... --out=FOLDER SOURCE...
                                 [--column=I] [--config.FIELD=VALUE ...]
 
-Writes the activations of the best checkpoint of a workdir for the central view of each image, a row each:
+Write the activations of a checkpoint for the central view of each image, one row per image. The best
+checkpoint is used unless --config.eval.step=N names another.
 
     FOLDER/fc7.npy          float32 [images, units] or [images, height, width, maps], column 0's maps first;
                             conv5/pool is conv5-pool.npy
-    FOLDER/labels.npy       int32 [images], the data set's own; -1 without a class
+    FOLDER/labels.npy       int32 [images], the labels of the data set; -1 without a class
     FOLDER/index.csv        row, image, label and class
-    FOLDER/features.json    of which network, checkpoint and images they are; it comes last
+    FOLDER/features.json    the network, the checkpoint and the images; it is written last
 
 SOURCE is one of
-    train_split, val_split, test_split    of the run's data set
-    a folder      with pictures, or with folders of them, which are the classes
-    a .txt file   with the path of a picture on each line
+    train_split, val_split, test_split    a split of the run's data set
+    a folder      with pictures, or with subfolders of pictures, which are the classes
+    a .txt file   with one path per line
     pictures
 
---mode=describe of alexnet_jax.main lists the layers. The same command goes on where it was stopped.
+--mode=describe of alexnet_jax.main lists the layers. The same command resumes where it was stopped.
 """
 
 import contextlib
@@ -55,10 +56,10 @@ log = logging.getLogger("alexnet_jax")
 
 
 class Rows:
-    """An .npy file that grows by rows, and has its name once all are there: PATH.part before."""
+    """An .npy file that grows by rows. It is PATH.part until all rows are there."""
 
     def __init__(self, path: str, dtype: Any, shape: Sequence[int]):
-        """`shape` is that of the whole array."""
+        """Describe a file at `path` with a whole array of `shape`."""
         self.path, self.part, self.total = path, f"{path}.part", shape[0]
         self._dtype, self._row_bytes = np.dtype(dtype), math.prod(shape[1:]) * np.dtype(dtype).itemsize
         head = io.BytesIO()
@@ -67,7 +68,7 @@ class Rows:
         self._header = head.getvalue()
 
     def written(self) -> int:
-        """Return how many rows are there."""
+        """Return the number of rows written so far."""
         for path in (self.path, self.part):
             if os.path.exists(path):
                 rows = max(os.path.getsize(path) - len(self._header), 0) // self._row_bytes
@@ -76,7 +77,7 @@ class Rows:
 
     @contextlib.contextmanager
     def after(self, first: int) -> Iterator[Callable[[np.ndarray], Any]]:
-        """Yield a function that appends rows to the `first` ones; the file is whole after the block."""
+        """Yield a function that appends rows to the `first` ones. The file is complete after the block."""
         if os.path.exists(self.path):
             os.replace(self.path, self.part)
         with os_errors(self.path), open(self.part, "r+b" if first else "wb") as file:
@@ -93,10 +94,10 @@ class Rows:
 def extract(
     network: "Trained", source: Source, layers: Sequence[str], folder: str, column: int | None = None
 ) -> None:
-    """Write the activations of every image of `source` into `folder`, as this module's head has it.
+    """Write the activations of every image of `source` into `folder`, as the module's docstring describes.
 
-    `layers` and `column` are those of `Trained.activations`. What a call that was stopped has written is
-    kept. Raises InputError for what is not there, and if the folder has something else.
+    `layers` and `column` are those of `Trained.activations`. Rows that an interrupted call wrote are kept.
+    Raises InputError for a missing layer or column, and for a folder with other content.
     """
     names = network.check_layers(layers, column)
     check_content(source)
@@ -112,7 +113,7 @@ def extract(
         arrays[LABELS] = Rows(file_of(folder, LABELS), np.int32, (len(source),))
         first = min(array.written() for array in arrays.values())
         if first == len(source) and all(os.path.exists(array.path) for array in arrays.values()):
-            log.info(f"{printable(folder)}: has these features already")
+            log.info(f"{printable(folder)}: already has these features")
         else:
             _append(network, source, arrays, first // BATCH * BATCH, column)
         _write_index(folder, source)
@@ -123,7 +124,7 @@ def extract(
 def _append(
     network: "Trained", source: Source, arrays: dict[str, Rows], first: int, column: int | None
 ) -> None:
-    """Write the rows from the `first` on; log how far."""
+    """Write the rows from `first` on, and log the progress."""
     batches = [range(start, min(start + BATCH, len(source))) for start in range(first, len(source), BATCH)]
     report = progress.Progress(f"features of {printable(source.split)}", len(source) - first)
     read = progress.in_order(source.read, batches, progress.cores())
@@ -138,7 +139,7 @@ def _append(
 
 
 def _record(network: "Trained", source: Source, shapes: dict, column: int | None) -> dict[str, Any]:
-    """Return what identifies features, for features.json."""
+    """Return the content of features.json, which identifies the features."""
     return {
         "run": network.run,
         "step": network.step,
@@ -152,7 +153,7 @@ def _record(network: "Trained", source: Source, shapes: dict, column: int | None
 
 
 def read_record(folder: str) -> dict[str, Any]:
-    """Return features.json, by what the features are known. Raises InputError if they are not whole."""
+    """Return features.json, which identifies the features. Raises InputError if they are incomplete."""
     return _read(os.path.join(folder, _RECORD))
 
 
@@ -172,7 +173,7 @@ def read_rows(folder: str, name: str) -> np.ndarray:
     shape = record["images"], *record["layers"].get(name, ())
     kind = np.int32 if name == LABELS else np.float32
     with input_errors(
-        f"{printable(path)}: cannot be read", "write the features anew", (OSError, ValueError, EOFError)
+        f"{printable(path)}: cannot be read", "write the features again", (OSError, ValueError, EOFError)
     ):
         rows = np.load(path)
         if rows.shape != shape or rows.dtype != kind:
@@ -181,7 +182,7 @@ def read_rows(folder: str, name: str) -> np.ndarray:
 
 
 def _begin(folder: str, record: dict[str, Any]) -> None:
-    """Note of what a folder's features are to be. Raises InputError if it has others, or other files."""
+    """Record which features go into a folder. Raises InputError if it has other features or other files."""
     paths = [os.path.join(folder, name) for name in (_RECORD, _UNFINISHED)]
     for path in filter(os.path.exists, paths):
         there = _read(path)
@@ -194,7 +195,7 @@ def _begin(folder: str, record: dict[str, Any]) -> None:
         return
     taken = [name for name in sorted(os.listdir(folder)) if not re.fullmatch(r"\..*|.*\.part", name)]
     if taken:
-        raise InputError(f"--out={printable(folder)}: has {taken[0]!r} in it; give a folder of its own")
+        raise InputError(f"--out={printable(folder)}: contains {taken[0]!r}; give a new folder")
     write_text(paths[1], json.dumps(record, indent=1) + "\n")
 
 
@@ -204,7 +205,7 @@ def file_of(folder: str, name: str) -> str:
 
 
 def _write_index(folder: str, source: Source) -> None:
-    """Write index.csv from labels.npy and the paths, or the places in the split where there are none."""
+    """Write index.csv from labels.npy and the paths, or the positions in the split if there are no paths."""
     labels = np.load(file_of(folder, LABELS)).tolist()
     paths = getattr(source, "paths", None) or [f"{source.split} {row}" for row in range(len(source))]
     text = io.StringIO()
@@ -217,7 +218,7 @@ def _write_index(folder: str, source: Source) -> None:
 
 
 def open_images(what: Sequence[str], config) -> Source:
-    """Open SOURCE, as this module's head has it. Raises InputError."""
+    """Open SOURCE, as the module's docstring describes it. Raises InputError."""
     size, channels, first = config.data.image_size, config.data.channels, what[0]
     if first in SPLITS and len(what) > 1:
         raise InputError(f"{what[1]}: unexpected beside {first}; give one split, or pictures")
@@ -235,8 +236,10 @@ def main(arguments: list[str]) -> None:
     parser = command_line.Parser(__doc__, overrides=True)
     parser.add_argument("--workdir", required=True, metavar="DIR", help="the folder of a run")
     parser.add_argument("--layers", required=True, metavar="LAYER,...", help="names, such as fc7,conv5/pool")
-    parser.add_argument("--out", required=True, metavar="FOLDER", help="a new folder, or one to go on with")
-    parser.add_argument("--column", metavar="I", type=command_line.whole(0), help="one column's maps, from 0")
+    parser.add_argument("--out", required=True, metavar="FOLDER", help="a new folder, or one to resume")
+    parser.add_argument(
+        "--column", metavar="I", type=command_line.whole(0), help="the maps of column I only, from 0"
+    )
     parser.add_argument("source", nargs="+", metavar="SOURCE", help="a split, a folder, a list or pictures")
     given = parser.parse(arguments)
     out = os.path.expanduser(given.out)

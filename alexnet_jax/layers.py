@@ -2,12 +2,12 @@
 
 conv                   section 3.5
 local_response_norm    section 3.3
-spatial_norm           of the released code only
-max_pool               section 3.4   overlapping when the size exceeds the stride
-average_pool           of the released code's CIFAR-10 networks only
+spatial_norm           only in the released code
+max_pool               section 3.4   overlapping if the size exceeds the stride
+average_pool           only in the released code's CIFAR-10 networks
 dropout                section 4.2   mask in training, scale at test
 
-On CPUs some are computed differently (kernels/cpu.py).
+On CPUs some layers are computed differently (kernels/cpu.py).
 """
 
 import functools
@@ -38,22 +38,22 @@ def conv(
 
 
 def local_response_norm(x: Maps, size: int, k: float, alpha: float, beta: float) -> Maps:
-    """b_i = a_i / (k + alpha * sum_j a_j^2)^beta over the maps j in [i - size//2, i + size//2].
+    """Return a_i / (k + alpha * sum_j a_j^2)^beta, the sum over the maps j in [i - size//2, i + size//2].
 
-    Section 3.3, to the letter: alpha is not divided by the size (Caffe, PyTorch and the released code do).
+    This is section 3.3 to the letter: Caffe, PyTorch and the released code divide alpha by the size.
     """
     return _divisive_norm(x, (1, 1, 1, size), k, alpha, beta)
 
 
 def spatial_norm(x: Maps, size: int, k: float, alpha: float, beta: float) -> Maps:
-    """Normalize likewise over the size x size neighbors in the same map (layers-145.cfg:107)."""
+    """Normalise likewise over the size x size neighbours in the same map (layers-145.cfg:107)."""
     return _divisive_norm(x, (1, size, size, 1), k, alpha, beta)
 
 
 def _divisive_norm(x, window, k, alpha, beta):
     def factor(total):
-        # z^-beta as exp and log: XLA vectorizes them on a CPU, and not `power`. With the window's sum as one
-        # operation, 2.5 to 9 times faster, gradient included, than a power over shifted slices.
+        # z^-beta by exp and log, which XLA vectorizes on a CPU, unlike `power`. With the window's sum as one
+        # operation, this is 2.5 to 9 times faster, gradient included, than a power over shifted slices.
         return jnp.exp(-beta * jnp.log(k + alpha * total))
 
     a = x.astype(jnp.float32)
@@ -68,8 +68,8 @@ def max_pool(
 ) -> Float[Array, "batch out_height out_width channel"]:
     """Return the maxima of size x size windows (section 3.4).
 
-    A side becomes (side - size) / stride + 1, rounded down; with `ceil` up, and the last window is cut off at
-    the border (layer.py:1164). Of several maxima in a window the first, row by row, gets the whole gradient.
+    A side becomes (side - size) / stride + 1, rounded down. With `ceil` it is rounded up, and the border cuts
+    the last window off (layer.py:1164). The first of equal maxima, row by row, gets the whole gradient.
     The maximum of a window with a NaN is NaN.
     """
 
@@ -86,14 +86,14 @@ def max_pool(
 
 
 def _first_maximum(first, other):
-    # Not jnp.maximum, which splits the gradient of a tie. A NaN is not greater, and would be passed over.
+    # jnp.maximum would split the gradient of a tie. A NaN is not greater, and would be skipped.
     return jnp.where((other > first) | jnp.isnan(other), other, first)
 
 
 def average_pool(
     x: Maps, size: int, stride: int, ceil: bool = False
 ) -> Float[Array, "batch out_height out_width channel"]:
-    """Return the windows' means; one that is cut off counts what it covers (CC1 conv_util.cuh:166)."""
+    """Return the means of windows; one that is cut off averages its covered part (CC1 conv_util.cuh:166)."""
 
     def sums(x):
         x = _pad_to_windows(x, size, stride, ceil, 0)
@@ -104,7 +104,7 @@ def average_pool(
 
 
 def _pad_to_windows(x, size, stride, ceil, value):
-    """With `ceil`, add what the last window lacks at the bottom and right."""
+    """Complete the last window at the bottom and right with `value` if `ceil` is set."""
     if not ceil:
         return x
     lacking = [-(side - size) % stride for side in x.shape[1:3]]
@@ -114,10 +114,11 @@ def _pad_to_windows(x, size, stride, ceil, value):
 def dropout(
     x: Float[Array, "batch ..."], rate: float, keys: Key[Array, " batch"] | None, scale: str = "test"
 ) -> Float[Array, "batch ..."]:
-    """Drop units in training (a key for each example), multiply by 1 - rate at test (None) (section 4.2).
+    """Drop units in training, or multiply by 1 - rate at test (section 4.2).
 
-    `scale` "train" is "inverted" dropout, common today: the units kept are divided by 1 - rate in training,
-    and nothing is done at test. At the same learning rate and initial weights it is a different network.
+    `keys`, one per example, selects training; None selects test. With `scale` "train", units that are kept
+    are divided by 1 - rate in training, and test changes nothing. This "inverted" dropout is common today. At
+    the same learning rate and initial weights it is a different network.
     """
     if keys is None:
         return x * (1 - rate) if scale == "test" else x

@@ -3,16 +3,16 @@
                            [--coordinator=HOST:PORT --processes=N --process=I] [--join_seconds=300]
 
 MODE is one of
-    train      train, or go on training, and evaluate the best checkpoint (the default)
-    eval       evaluate a checkpoint of the workdir; what is not given is taken from its config.json
+    train      train, or resume training, and evaluate the best checkpoint (the default)
+    eval       evaluate a checkpoint of the workdir; fields that are not given come from its config.json
     prepare    build the data set and its statistics
     describe   print the network as a table
 
-Several processes run as one program if --coordinator, an address of process 0, is given, or on a cluster that
-JAX detects (SLURM, Open MPI 4, Cloud TPU, Kubernetes with jax[k8s]), which needs none of these flags. Open
-MPI 5 needs none on one machine; on several, and under MPICH, give --coordinator. --processes=1 runs alone.
+Several processes run as one program if --coordinator, an address of process 0, is given. On a cluster that
+JAX detects (SLURM, Open MPI 4, Cloud TPU, Kubernetes with jax[k8s]) these flags are not needed, nor under
+Open MPI 5 on one machine. On several machines, and under MPICH, give --coordinator. --processes=1 runs alone.
 
-A mistake in what was given is one line on stderr and exit code 2.
+A mistake in the flags is reported in one line on stderr, with exit code 2.
 """
 
 import logging
@@ -31,12 +31,12 @@ def main(arguments: list[str]) -> None:
     parser = command_line.Parser(__doc__, config=True)
     whole = command_line.whole
     parser.add_argument("--mode", type=command_line.one_of(*MODES), default="train", help=", ".join(MODES))
-    parser.add_argument("--workdir", metavar="DIR", help="the folder of the run; runs/NAME[-ARG] if left out")
+    parser.add_argument("--workdir", metavar="DIR", help="the folder of the run (default: runs/NAME[-ARG])")
     parser.add_argument("--coordinator", metavar="HOST:PORT", help="an address of process 0")
-    parser.add_argument("--processes", metavar="N", type=whole(1), help="how many run as one program")
-    parser.add_argument("--process", metavar="I", type=whole(0), help="which of them this is, from 0")
+    parser.add_argument("--processes", metavar="N", type=whole(1), help="the number of processes")
+    parser.add_argument("--process", metavar="I", type=whole(0), help="the number of this process, from 0")
     parser.add_argument(
-        "--join_seconds", metavar="N", type=whole(1), default=300, help="how long to wait for the others"
+        "--join_seconds", metavar="N", type=whole(1), default=300, help="seconds to wait for the others"
     )
     given = parser.parse(arguments)
     config = None
@@ -48,10 +48,10 @@ def main(arguments: list[str]) -> None:
         if given.mode != "describe":
             _join(given, config, workdir)
         _run(given, config, workdir)
-        processes.barrier(True)  # none ends before all have done their part, however long it takes
+        processes.barrier(True)  # no process ends before all are done, however long it takes
 
 
-# JAX and what needs it are imported inside functions, so that a mistake in the flags is reported at once.
+# JAX and its users are imported inside functions, so that a mistake in the flags is reported at once.
 def _run(given, config, workdir: str) -> None:
     if given.mode == "describe":
         from alexnet_jax import table
@@ -71,7 +71,7 @@ def _run(given, config, workdir: str) -> None:
 
 
 def _check_network(config, batches: tuple[str, ...]) -> None:
-    """Raise InputError if layers do not fit each other, or the mesh does not fit the network or `batches`."""
+    """Raise InputError if layers do not fit together, or the mesh does not fit the network or `batches`."""
     from alexnet_jax.runtime.mesh import mesh_shape
     from alexnet_jax.table import layer_table
 
@@ -86,7 +86,7 @@ def _default_workdir(file: str) -> str:
 
 
 def _join(given, config, workdir: str) -> None:
-    """Join the other processes, if any, and check that all were given the same."""
+    """Join the other processes, if any, and check that all were given the same flags."""
     processes.join(given.coordinator, given.processes, given.process, given.join_seconds)
     if processes.index() > 0:
         log.setLevel(logging.WARNING)
@@ -100,7 +100,7 @@ def _config_of_workdir(config, overrides: configuration.Overrides, workdir: str)
     """Return config.json of the workdir with this command's overrides; `config` is --config's, or None."""
     stored = configuration.of_run(workdir, overrides)
     if config is not None and config.name != stored.name:
-        # A run's own file may have been overridden when it was trained; another file is a mistake.
+        # The run may have been trained with overrides of its own file; another file is a mistake.
         configuration.check_same_run(config, workdir, data=False)
     return stored
 

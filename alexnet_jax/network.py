@@ -1,14 +1,14 @@
 """The network, top to bottom (sections 3.1 to 3.5, figure 2).
 
-`maps` is a list with one array for each column that this device holds. The columns touch in two places only:
+`maps` is a list with one array for each column that this device holds. The columns meet in two places only:
 
     gather          before conv3, fc6 and fc7 each column gets the maps of both
-    sum_columns     the logits are the sum of the columns' shares
+    sum_columns     the logits are the sum of the columns' partial logits
 
-With a device for each column the list has one entry, and these are collectives over the mesh axis `column`;
-on one device it has both, and they are a concatenation and a sum. A device does the same for a column either
-way, so that on CPUs one device and two give the same bits. Plain convolutions of one column after the other
-are also 5 to 9 times faster on a CPU than the grouped ones that `vmap` over the columns would make.
+With one device per column the list has one entry, and both are collectives over the mesh axis `column`. On
+one device the list has both columns, and they are a concatenation and a sum. A device computes a column in
+the same way in both cases, so that on CPUs one device and two give the same bits. Plain convolutions, one
+column after the other, are also 5 to 9 times faster on a CPU than the grouped ones of `vmap` over columns.
 
 The formulas of the layers are in layers.py, all numbers in configs/paper.py.
 """
@@ -94,7 +94,7 @@ class Network(nn.Module):
     ) -> tuple[Float[Array, "batch classes"], dict[str, Columns]]:
         """Return the logits, float32, and the activations of the columns here by name.
 
-        `conv1` is the layer's linear output; `conv1/activation`, `conv1/lrn`, `conv1/pool` what follows it.
+        `conv1` is the layer's linear output; `conv1/activation`, `conv1/lrn` and `conv1/pool` follow it.
         `dropout_keys`, one per example, selects training; None selects test (section 4.2). Raises InputError
         for a layer that does not fit its input.
         """
@@ -118,7 +118,7 @@ class Network(nn.Module):
 
     @property
     def split(self) -> bool:
-        """Whether other columns are on other devices."""
+        """Return whether other columns are on other devices."""
         return self.here < self.config.model.columns
 
     def gather(self, maps: Columns) -> Columns:
@@ -132,11 +132,11 @@ class Network(nn.Module):
         return lax.psum(total, AXIS) if self.split else total
 
     def column(self, place: int) -> Array | int:
-        """Return the number of the column at a place of the list."""
+        """Return the number of the column at a position in the list."""
         return lax.axis_index(AXIS) if self.split else place
 
     def features(self, name: str, spec) -> int:
-        """Return the features of one column of a hidden layer."""
+        """Return the number of features of one column of a hidden layer."""
         model = self.config.model
         features = round(spec.features * model.width)
         if features == 0 or features % model.columns:
@@ -153,7 +153,7 @@ class Network(nn.Module):
         pool, lrn, norm = model.pool, model.lrn, model.spatial_norm
         if op not in ("activation", "dropout") and maps[0].ndim != 4:
             raise InputError(
-                f"model.layers.{name}.then: {op!r} works on maps, not after a fully connected layer"
+                f"model.layers.{name}.then: {op!r} needs maps, and cannot follow a fully connected layer"
             )
         if op in POOLING and pool.size > maps[0].shape[1]:
             side = maps[0].shape[1]
@@ -181,7 +181,7 @@ class Network(nn.Module):
         raise ValueError(op)
 
     def norm_across_columns(self, maps: Columns) -> Columns:
-        """Normalize over the maps of all columns, and keep each column's own."""
+        """Normalise over the maps of all columns, and keep each column's own."""
         lrn, own = self.config.model.lrn, maps[0].shape[-1]
 
         def of_column(column_and_maps):
@@ -192,12 +192,12 @@ class Network(nn.Module):
         joined = self.gather(maps)
         if self.split:
             return [of_column((self.column(0), joined[0]))]
-        # In a loop: outside of one, XLA adds the columns' gradients in the kernel that computes them, which
-        # rounds otherwise than two devices do.
+        # In a loop: outside one, XLA adds the columns' gradients in the kernel that computes them, which
+        # rounds differently from two devices.
         return list(lax.map(of_column, (jnp.arange(self.here), jnp.stack(joined))))
 
     def layer_keys(self, name: str, place: int, keys):
-        """Return the keys of a layer's masks in one column, which do not depend on the other layers."""
+        """Return the keys of a layer's masks in one column; they do not depend on the other layers."""
         if keys is None:
             return None
         stream, column = zlib.crc32(name.encode()), self.column(place)
@@ -205,12 +205,12 @@ class Network(nn.Module):
 
 
 def normal(std: float):
-    """N(0, std^2), drawn flat, which XLA compiles 20 times faster for a CPU than a kernel's shape."""
+    """Return an initializer N(0, std^2). XLA compiles its flat draw 20 times faster on a CPU."""
     return lambda key, shape: std * jax.random.normal(key, (math.prod(shape),)).reshape(shape)
 
 
 class Linear(nn.Module):
-    """A convolution, or a fully connected layer over flattened maps, of every column here."""
+    """A convolution, or a fully connected layer over flattened maps, for every column here."""
 
     spec: Any
     features: int  # of one column
@@ -247,7 +247,7 @@ class Linear(nn.Module):
 
 
 class Classifier(nn.Module):
-    """The last layer, split over its inputs: the columns' partial logits are summed, one bias is shared."""
+    """The last layer, split over its inputs: the columns' partial logits are summed, and share one bias."""
 
     spec: Any
     classes: int
@@ -255,7 +255,7 @@ class Classifier(nn.Module):
 
     @nn.compact
     def __call__(self, maps: Columns, sum_columns) -> Float[Array, "batch classes"]:
-        """Return the logits, which are the same in all columns, in float32."""
+        """Return the logits, float32, which are the same in all columns."""
         maps = [x.reshape(len(x), -1) for x in maps]
         kernels = self.param("kernel", normal(self.std), (len(maps), maps[0].shape[-1], self.classes))
         bias = self.param("bias", nn.initializers.constant(self.spec.bias), (self.classes,))

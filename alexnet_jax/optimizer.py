@@ -3,7 +3,7 @@
     v <- 0.9 v - 0.0005 eps w - eps <dL/dw>        w <- w + v
 
 The learning rate eps is inside the velocity: after a drop, velocity accumulated at the old rate keeps acting.
-`optax.sgd`, like PyTorch, has it outside, which differs after every drop.
+`optax.sgd`, like PyTorch, has it outside, which gives other results after every drop.
 
 The paper divides eps when the validation error stops improving. `drop_epochs` divides it at given epochs
 instead, and `bias_rate`, `conv1_drop_epoch` and `conv1_freeze_epoch` are the released code's other rates.
@@ -28,9 +28,9 @@ class PlateauState(NamedTuple):
 
 
 def make(config) -> optax.GradientTransformation:
-    """Chain weight decay, minus the learning rate, and momentum; `config.optimizer` has the numbers.
+    """Chain weight decay, the negative learning rate and momentum, with the numbers of `config.optimizer`.
 
-    Decay acts on kernels (released code, src/layer.cu:565), with `decay_biases` on biases too.
+    Decay acts on kernels (released code, src/layer.cu:565); with `decay_biases` it acts on biases too.
     """
     fields = config.optimizer
     return optax.named_chain(
@@ -74,7 +74,7 @@ def _scale_by_schedule(config) -> optax.GradientTransformation:
 
 
 def apply_updates(config, params, updates, epochs):
-    """Return w + v; once its rate is 0, w stays as it is, whatever its velocity (src/weights.cu:148)."""
+    """Return w + v. A weight whose rate is 0 stays unchanged, whatever its velocity (src/weights.cu:148)."""
     moved = optax.apply_updates(params, updates)
     if config.optimizer.conv1_freeze_epoch != -1 and "conv1" in params:
         frozen = epochs >= config.optimizer.conv1_freeze_epoch
@@ -91,8 +91,8 @@ def learning_rate(config, drops: int) -> float:
 def after_validation(config, state: PlateauState, error: float, epochs: int) -> PlateauState:
     """Return the schedule's state after one more validation, at which `epochs` are completed (section 5).
 
-    The rate drops at `drop_epochs` if these are given, else after `patience` validations without a lower
-    error. When it would drop once more than `max_drops`, `stale` stays at `patience`, and training has
+    The rate drops at `drop_epochs` if these are given, otherwise after `patience` validations without a lower
+    error. Instead of dropping more than `max_drops` times, `stale` stays at `patience`, and training has
     `ended`.
     """
     fields, error = config.optimizer, np.float32(error)
@@ -107,6 +107,6 @@ def after_validation(config, state: PlateauState, error: float, epochs: int) -> 
 
 
 def ended(config, state: PlateauState) -> bool:
-    """Whether the schedule ends the training: no lower error at the lowest rate."""
+    """Return whether the schedule ends the training: no lower error at the lowest rate."""
     fields = config.optimizer
     return not fields.drop_epochs and int(state.stale) >= fields.plateau.patience

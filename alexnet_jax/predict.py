@@ -1,9 +1,10 @@
 """python -m alexnet_jax.predict --workdir=DIR IMAGE... [--figure=OUT.png] [--config.FIELD=VALUE ...]
 
-Prints the five most probable labels of each picture, by the best checkpoint of a workdir. Any size, colour or
-greyscale, JPEG, PNG and what else Pillow reads. eval.views and the rest are of the workdir's config.json if
-not given. A file that is no picture is one line on stderr, the others go on, and the exit code is 1.
-For more than 100 pictures there are several figures, OUT-1.png, OUT-2.png, …, of at most 100 each.
+Print the five most probable labels of each picture, by the best checkpoint of a workdir. Pictures are JPEG,
+PNG, TIFF, WebP, AVIF, GIF, BMP, JPEG 2000 or Netpbm, of any size, in colour or greyscale. Fields that are not
+given, such as eval.views, come from the workdir's config.json. A file that is not a picture is reported in
+one line on stderr, the others are still predicted, and the exit code is 1.
+More than 100 pictures give several figures, OUT-1.png, OUT-2.png, …, of at most 100 each.
 """
 
 import itertools
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
     from alexnet_jax.trained import Trained
 
 BATCH = 32
-FIGURE = 100  # pictures in one
-CORRECT, OTHER = "#D55E00", "#0072B2"  # vermilion and blue, which are told apart without colour vision
+FIGURE = 100  # pictures per figure
+CORRECT, OTHER = "#D55E00", "#0072B2"  # vermilion and blue, distinct without colour vision
 
 
 def top_five(probabilities: np.ndarray) -> np.ndarray:
@@ -32,7 +33,7 @@ def top_five(probabilities: np.ndarray) -> np.ndarray:
 
 
 def draw_top_five(axes, probabilities: np.ndarray, names: list[str], correct: int | None = None) -> None:
-    """Bars of the five most probable labels, as in figure 4; that of the label `correct` stands out."""
+    """Draw bars of the five most probable labels, as in figure 4; the bar of label `correct` stands out."""
     labels = top_five(probabilities)
     bars = axes.barh(range(len(labels)), probabilities[labels], color=OTHER, alpha=0.55, height=0.8)
     for bar, label in zip(bars, labels, strict=True):
@@ -40,13 +41,13 @@ def draw_top_five(axes, probabilities: np.ndarray, names: list[str], correct: in
             bar.set(color=CORRECT, hatch="//", edgecolor="white")
         weight = "bold" if label == correct else "normal"
         place = bar.get_y() + bar.get_height() / 2
-        name = short(names[label])  # a $ in it is one
+        name = short(names[label])  # a $ is printed as it is
         axes.text(0.02, place, name, va="center", fontsize="small", weight=weight, parse_math=False)
     axes.set(xlim=(0, 1), ylim=(4.5, -0.5), xticks=[], yticks=[])
 
 
 def short(name: str, length: int = 22) -> str:
-    """Return a class's first name: without its WordNet id and what follows a comma."""
+    """Return a class's first name, without its WordNet id and anything after a comma."""
     words = name.split(" ", 1)
     has_id = len(words) == 2 and words[0][:1] == "n" and words[0][1:].isdigit()
     first = (words[1] if has_id else name).partition(",")[0]
@@ -66,7 +67,7 @@ def read(paths: list[str], config) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def figure_of(pictures: list, names: list[str]):
-    """Return a matplotlib figure: every picture above its five most probable labels, four in a row."""
+    """Return a matplotlib figure of every picture above its five most probable labels, four per row."""
     from matplotlib.figure import Figure
 
     # Positions are fixed, in inches: the time of matplotlib's layouts grows with the square of the axes.
@@ -103,13 +104,13 @@ def predictions(network: "Trained", paths: list[str]) -> Iterator[tuple[str, np.
 
 
 def main(arguments: list[str]) -> int:
-    """Return the exit code: 1 if a file was no picture. Raises InputError."""
+    """Predict, and return the exit code: 1 if a file was not a picture. Raises InputError."""
     parser = command_line.Parser(__doc__, overrides=True)
     parser.add_argument("--workdir", required=True, metavar="DIR", help="the folder of a run")
     parser.add_argument(
         "--figure",
         metavar="OUT.png",
-        help="a file for the pictures with their labels, or several of 100 each, OUT-1.png, …",
+        help="a file for the pictures with their labels; more than 100 give OUT-1.png, OUT-2.png, …",
     )
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="a picture")
     given = parser.parse(arguments)
@@ -122,7 +123,7 @@ def main(arguments: list[str]) -> int:
 
     network = Trained(configuration.of_run(workdir, given.overrides), workdir)
     pictures, found, figures = predictions(network, given.images), 0, 0
-    while shown := list(itertools.islice(pictures, FIGURE)):  # no more are kept in memory
+    while shown := list(itertools.islice(pictures, FIGURE)):  # only these are kept in memory
         found, figures = found + len(shown), figures + 1
         if given.figure:
             name, kind = os.path.splitext(given.figure)

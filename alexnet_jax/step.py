@@ -1,13 +1,14 @@
-"""One step of training, and of evaluation, on a mesh of devices.
+"""One step of training or evaluation on a mesh of devices.
 
     loss_and_gradients    the batch's loss (section 3.5) and its gradients, inside `shard_map`
-    make_train_step       with section 5's update: state, images, labels -> the next state, and the loss
+    make_train_step       the update of section 5: state, images, labels -> the next state, and the loss
     make_eval_step        images, labels -> sums of losses and errors over 1 or 10 views (section 4.1)
 
-The mesh is `data x column` (runtime/mesh.py). Each device takes its part of the batch through the columns
-that it holds (network.py). Collectives: over `column`, those of the network; over `data`, one mean of the
-gradients. All randomness is drawn from (seed, step, index of the example in the global batch), dropout's also
-from (layer, column), initial weights from (seed, layer, column): nothing depends on which device computes it.
+The mesh is `data x column` (runtime/mesh.py). Each device passes its part of the batch through the columns
+that it holds (network.py). The collectives over `column` are those of the network; over `data` there is one
+mean of the gradients. Random numbers are drawn from (seed, step, index of the example in the global batch),
+for dropout also from (layer, column), and initial weights from (seed, layer, column). Nothing depends on the
+device that computes it.
 """
 
 import functools
@@ -30,15 +31,15 @@ from alexnet_jax.runtime.mesh import AXIS, block_on_cpu, replicated
 
 
 class TrainState(flax.struct.PyTreeNode):
-    """All that decides how a run goes on: arrays or, of an abstract state, their shapes and shardings."""
+    """All that decides how a run continues: arrays or, in an abstract state, their shapes and shardings."""
 
     step: Any  # updates made, int32
     params: dict
     opt_state: Any
-    loss_sum: Any  # of the batches since the last validation, float32
+    loss_sum: Any  # over the batches since the last validation, float32
     error_sum: Any  # of their top-1 errors, float32
-    loss_count: Any  # their number, int32
-    low_sums: Any  # what rounding has taken from the loss's and the error's sum, float32 [2]
+    loss_count: Any  # number of these batches, int32
+    low_sums: Any  # rounding errors of loss_sum and error_sum, float32 [2]
 
 
 def _network(config, mesh: Mesh) -> Network:
@@ -48,14 +49,15 @@ def _network(config, mesh: Mesh) -> Network:
 
 
 def _is_shared(path) -> bool:
-    """Whether a parameter is of all columns: the classifier's bias."""
+    """Return whether all columns share a parameter: the classifier's bias."""
     return [key.key for key in path[-2:]] == [CLASSIFIER, "bias"]
 
 
 def column_specs(tree, mesh: Mesh):
     """Return the PartitionSpec of each array of parameters, or of a state.
 
-    The leading axis of a parameter, and of its velocity, is that of the columns; all else is on every device.
+    Parameters and their velocities are split over their leading axis, the columns; other arrays are on every
+    device.
     """
 
     def spec(path, _):
@@ -82,7 +84,7 @@ def _param_shapes(config: ml_collections.FrozenConfigDict):
 
 def new_state(params, tx: optax.GradientTransformation) -> TrainState:
     """Return the state before the first step, with these parameters."""
-    # Each zero is an array of its own: a step gives away the buffers of its state, none of them twice.
+    # Each zero is a separate array: a step donates the buffers of its state, none of them twice.
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
@@ -95,7 +97,7 @@ def new_state(params, tx: optax.GradientTransformation) -> TrainState:
 
 
 def abstract_state(config, mesh: Mesh, tx: optax.GradientTransformation) -> TrainState:
-    """Return the state's shapes, types and shardings, computing nothing."""
+    """Return the state's shapes, types and shardings without computing anything."""
     params = _param_shapes(ml_collections.FrozenConfigDict(config))
     state = jax.eval_shape(lambda params: new_state(params, tx), params)
 
@@ -114,12 +116,12 @@ def init_state(config, mesh: Mesh, tx: optax.GradientTransformation) -> TrainSta
 def loss_and_gradients(config, mesh: Mesh):
     """Return (params, images, labels, step, statistics, colored=True) -> loss, gradients, error.
 
-    images uint8 [batch, image_size, image_size, channels], labels int32 [batch], both split over `data`;
-    gradients like params; the loss and the top-1 error are means over the global batch. A scalar `colored`
-    of False turns the color noise off.
+    images uint8 [batch, image_size, image_size, channels] and labels int32 [batch] are split over `data`.
+    Gradients have the structure of params; the loss and the top-1 error are means over the global batch.
+    `colored`, a scalar, turns the colour noise on or off.
     """
     network = _network(config, mesh)
-    split = mesh.shape["data"] > 1  # if it is not, a mean over `data` would copy all gradients
+    split = mesh.shape["data"] > 1  # otherwise a mean over `data` would copy all gradients
 
     def on_device(params, images, labels, step, statistics, colored):
         batch, group = images.shape[0], config.augment.crop_group
@@ -129,7 +131,7 @@ def loss_and_gradients(config, mesh: Mesh):
         view_keys, dropout_keys = keys(examples)
         crop_keys, _ = keys(examples // group * group)
         views = augment.train_views(images, view_keys, statistics, config, crop_keys, colored)
-        if split:  # Without this cast jax would sum the gradients over `data` leaf by leaf as it meets them.
+        if split:  # without this cast JAX would sum the gradients over `data` one leaf at a time
             params = jax.tree.map(lambda x: lax.pcast(x, "data", to="varying"), params)
 
         def loss(params):
@@ -152,7 +154,7 @@ def loss_and_gradients(config, mesh: Mesh):
 
 
 def make_train_step(config, mesh: Mesh, tx: optax.GradientTransformation):
-    """Compile (state, images, labels, statistics) -> (the state after it, loss). The state is donated."""
+    """Compile (state, images, labels, statistics) -> (next state, loss). The state is donated."""
     differentiate = loss_and_gradients(config, mesh)
 
     def step(state, images, labels, statistics):
@@ -171,7 +173,7 @@ def make_train_step(config, mesh: Mesh, tx: optax.GradientTransformation):
 
 
 def _add(a, b):
-    """Return the rounded sum of two arrays, and what rounding took from it (Knuth's TwoSum)."""
+    """Return the rounded sum of two arrays and its rounding error (Knuth's TwoSum)."""
     total = a + b
     rounded = total - a
     return total, (a - (total - rounded)) + (b - rounded)
@@ -186,15 +188,15 @@ def training_means(state: TrainState) -> tuple[float, float]:
 
 @jax.jit
 def all_finite(params) -> Bool[Array, ""]:
-    """Whether every parameter is a finite number."""
+    """Return whether every parameter is a finite number."""
     return jnp.array([jnp.isfinite(x).all() for x in jax.tree.leaves(params)]).all()
 
 
 def make_eval_step(config, mesh: Mesh, views: int):
     """Return (params, images, labels, real, statistics) -> sums over the examples that are `real`.
 
-    `loss`, `top1_errors`, `top5_errors`, `examples`. The softmax outputs of 1 or 10 views are averaged
-    (section 4.1); the loss is of that average.
+    The sums are `loss`, `top1_errors`, `top5_errors` and `examples`. The softmax outputs of 1 or 10 views are
+    averaged (section 4.1), and the loss is that of the average.
     """
     outputs, sums = make_view_outputs(config, mesh, views), make_top_k_sums(mesh)
     return lambda params, images, labels, real, statistics: sums(
@@ -205,8 +207,8 @@ def make_eval_step(config, mesh: Mesh, views: int):
 def make_view_outputs(config, mesh: Mesh, views: int):
     """Return (params, images, statistics) -> a list of the log-softmax of each of 1 or 10 views.
 
-    One view is compiled, and run for each: in a loop of the compiled program XLA's convolutions would run on
-    one core of a CPU.
+    The program for one view is compiled, and run for each. In a compiled loop over views, XLA's convolutions
+    would run on one core of a CPU.
     """
     network = _network(config, mesh)
     places = [np.array(view, np.int32) for view in augment.test_views(config, views)]
@@ -232,29 +234,29 @@ def mean_output(log_probs: list) -> Float[Array, "batch classes"]:
 
 
 def make_top_k_sums(mesh: Mesh):
-    """Compile (outputs, labels, real) -> the sums of `make_eval_step`, of the mean of the outputs."""
+    """Compile (outputs, labels, real) -> the sums of `make_eval_step` for the mean of the outputs."""
 
     @functools.partial(jax.jit, out_shardings=replicated(mesh))
     def sums(log_probs, labels, real):
         log_probs = mean_output(log_probs)
         own = jnp.take_along_axis(log_probs, labels[:, None], axis=1)
         # If classes tie, the lower label comes first, as in argmax: a constant network scores by chance.
-        # What is not behind is ahead, so that an output that is not a number is an error.
+        # Classes that are not behind are ahead, so that a NaN output counts as an error.
         higher_label = jnp.arange(log_probs.shape[1]) > labels[:, None]
         behind = (log_probs < own) | ((log_probs == own) & higher_label)
         rank = log_probs.shape[1] - 1 - behind.sum(axis=1)
         values = {"loss": -own[:, 0], "top1_errors": rank >= 1, "top5_errors": rank >= 5, "examples": real}
-        # `where`, not a product: padding may give anything, NaN included.
+        # `where`, not a product: padding may give any value, even NaN.
         return {name: jnp.where(real, value, 0).sum(dtype=jnp.float32) for name, value in values.items()}
 
     return sums
 
 
 def make_activations(config, mesh: Mesh, names: tuple[str, ...] = ()):
-    """Compile (params, views) -> logits and activations by name, of all columns; all or those of `names`.
+    """Compile (params, views) -> logits and activations by name, of all columns, for `names` or all names.
 
-    views: float [batch, crop, crop, channels], normalized. `conv2/pool` is [batch, 13, 13, 256] of the
-    paper's network, column 0's maps first. Evaluation mode: dropout scales.
+    views: float [batch, crop, crop, channels], normalised. In the paper's network `conv2/pool` is
+    [batch, 13, 13, 256], column 0's maps first. Dropout scales, as in evaluation.
     """
     network = _network(config, mesh)
 

@@ -1,6 +1,6 @@
 """The network as a table: the sizes of every layer, for `describe`, imports of weights and early checks.
 
-They are the shapes of the network itself (network.py), of which nothing is computed.
+The sizes are the shapes of the network itself (network.py), found without computing it.
 """
 
 import functools
@@ -15,7 +15,7 @@ from alexnet_jax.network import CLASSIFIER, Hidden, Network, hidden_layers
 
 
 class Row(NamedTuple):
-    """A layer's sizes, of all columns together."""
+    """The sizes of a layer, all columns together."""
 
     name: str
     spec: Any  # its part of model.layers
@@ -54,13 +54,13 @@ def layer_table(config) -> list[Row]:
 
 
 def activation_shapes(config) -> dict[str, tuple[int, ...]]:
-    """Return the shape of every activation of one image by name, of all columns together."""
+    """Return the shape of every activation of one image by name, all columns together."""
     return _shapes(ml_collections.FrozenConfigDict(config))[1]
 
 
 @functools.lru_cache(maxsize=4)  # a start asks twice, and tracing takes 0.2 s
 def _shapes(config: ml_collections.FrozenConfigDict):
-    """Return the shapes of an image and its activations, and the parameters without their values."""
+    """Return the shapes of an image, its activations and the parameters."""
     data, network = config.data, Network(config, config.model.columns)
     shape = data.crop_size, data.crop_size, data.channels
     image = jax.ShapeDtypeStruct((1, *shape), jnp.float32)

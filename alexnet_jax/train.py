@@ -1,20 +1,20 @@
 """The training loop (section 5): step, validate after every epoch, lower the learning rate, checkpoint.
 
     train          check, open data and checkpoints, run the loop, evaluate the best checkpoint
-    due            what follows a step: a checkpoint and a validation, a checkpoint or nothing
+    due            decide whether a checkpoint and a validation, a checkpoint or nothing follows a step
     _loop          the loop
     Run.validate   error rates of the validation split -> a row of metrics -> the schedule's next rate
 
-All that decides how a run goes on is in `step.TrainState`, and a checkpoint holds all of it: a run that is
+`step.TrainState` has all that decides how a run continues, and a checkpoint holds all of it: a run that is
 killed anywhere and started again with the same command ends at the same parameters.
 
 At the end of an epoch the state is saved before it is validated, so that a kill during a validation loses
 nothing. The validation adds its row to metrics.jsonl, then its error to the checkpoint (`Checkpoints.rate`),
 and changes the state by that error alone (`Run.after_validation`). A run that resumes from a checkpoint with
-an error makes that change again; without an error it validates first.
+an error repeats that change; without an error it validates first.
 
-Several processes (runtime/processes.py) all run all of this; process 0 alone writes into the workdir, except
-for checkpoints.
+If there are several processes (runtime/processes.py), each runs all of this, but only process 0 writes into
+the workdir, except for checkpoints.
 """
 
 import dataclasses
@@ -57,7 +57,7 @@ log = logging.getLogger("alexnet_jax")
 
 
 def train(config, workdir: str) -> None:
-    """Train, or go on training, the run of `workdir`, and evaluate its best checkpoint.
+    """Train the run of `workdir`, or resume it, and evaluate its best checkpoint.
 
     Raises InputError before anything is written, Diverged, and Unavailable for a full disk.
     """
@@ -66,7 +66,7 @@ def train(config, workdir: str) -> None:
     processes.on_process_0(command_line.check_can_be_made, "--workdir", workdir)
     if config.eval.step != -1:
         raise InputError(
-            f"eval.step: {config.eval.step} is for --mode=eval; training evaluates the best (-1)"
+            f"eval.step: {config.eval.step} is for --mode=eval; training evaluates the best checkpoint (-1)"
         )
     mesh = make_mesh(config, ("batch_size", "eval.batch_size"))
     splits = "train_split", "val_split", "test_split"
@@ -84,7 +84,7 @@ def train(config, workdir: str) -> None:
         resumable(workdir),
     ):
         stored = read_statistics(workdir, config)
-        # In a workdir made by an import of weights, the network's classes may have an order of their own.
+        # In a workdir with imported weights, the network's classes may be in another order.
         label_names = stored.get("label_names", ())
         run = Run(
             config, workdir, mesh, optimizer.make(config), checkpoints, evaluate.on_devices(stored, mesh),
@@ -103,7 +103,7 @@ def train(config, workdir: str) -> None:
 
 
 def epochs(config, examples: int, step: int) -> int:
-    """Return how many epochs `step` updates complete; batches run on across epochs."""
+    """Return the number of epochs that `step` updates complete; batches continue across epochs."""
     return step * config.batch_size // examples
 
 
@@ -113,7 +113,7 @@ def last_step(config, examples: int) -> int:
 
 
 def due(config, examples: int, step: int) -> str:
-    """Return what follows `step`: "validate", after a checkpoint, "save", a checkpoint alone, or ""."""
+    """Return the action due after `step`: "validate" (after a checkpoint), "save" (a checkpoint), or ""."""
     if epochs(config, examples, step) > epochs(config, examples, step - 1):
         return "validate"
     every = config.checkpoint.every_steps
@@ -122,7 +122,7 @@ def due(config, examples: int, step: int) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """The parts of a run that no step changes; what steps change is in TrainState."""
+    """The parts of a run that no step changes; TrainState has the others."""
 
     config: ml_collections.ConfigDict
     workdir: str
@@ -134,7 +134,7 @@ class Run:
     val_source: Source
 
     def restore_or_init(self, taken: dict | None) -> TrainState:
-        """Restore the latest state or, if there is none, draw the first one, with layers `taken` over."""
+        """Restore the latest state or, if there is none, draw the first one, with the layers `taken`."""
         state = self.checkpoints.restore_latest(abstract_state(self.config, self.mesh, self.tx))
         if state is None:
             state = init_state(self.config, self.mesh, self.tx)
@@ -147,7 +147,7 @@ class Run:
         return state
 
     def awaits_validation(self, state: TrainState) -> bool:
-        """Return whether the state's epoch is complete, and no validation has changed the state since."""
+        """Return whether the state's epoch is complete but not validated yet."""
         completes = due(self.config, len(self.train_source), int(state.step)) == "validate"
         return int(state.loss_count) > 0 and completes
 
@@ -161,9 +161,9 @@ class Run:
     def validate(
         self, state: TrainState, eval_step, clock: metrics.Clock, writer: metrics.Writer, stop: StopRequest
     ) -> TrainState:
-        """Save and validate a state; return the one that the next epoch starts from.
+        """Save and validate a state, and return the state that the next epoch starts from.
 
-        Raises StopRequested between two batches; the validation is made when the run goes on.
+        Raises StopRequested between two batches; the validation then follows when the run resumes.
         """
         config, step = self.config, int(state.step)
         train_loss, train_error = training_means(state)
@@ -186,13 +186,13 @@ class Run:
         }
         self.check_finite(step, row["val_loss"], "the validation loss")
         writer.write_row(row)
-        self.checkpoints.rate(step, {METRIC: row[METRIC]})  # after the row: with an error there is a row
+        self.checkpoints.rate(step, {METRIC: row[METRIC]})  # after the row: an error implies a row
         state = self.after_validation(state, row[METRIC])
         _log_rate(config, row["learning_rate"], state)
         return state
 
     def after_validation(self, state: TrainState, error: float) -> TrainState:
-        """Return the state with the schedule's next rate, and with the sums of an epoch at 0."""
+        """Return the state with the schedule's next rate and the epoch's sums at 0."""
         config = self.config
         plateau = jax.device_get(state.opt_state["learning_rate"])
         completed = epochs(config, len(self.train_source), int(state.step))
@@ -203,7 +203,7 @@ class Run:
         return state.replace(opt_state=state.opt_state | {"learning_rate": plateau}, **zero)
 
     def save(self, state: TrainState) -> None:
-        """Start to write a checkpoint. Raises Diverged if a parameter is not a finite number."""
+        """Start writing a checkpoint. Raises Diverged if a parameter is not a finite number."""
         if not all_finite(state.params):
             self._diverged(int(state.step), "a parameter is not a finite number")
         self.checkpoints.save(state)
@@ -223,10 +223,10 @@ class Run:
 
 
 def _loop(run: Run, state: TrainState) -> None:
-    """Train to the last step, or until the schedule ends it. Raises Diverged, or exits on SIGTERM."""
+    """Train to the last step, or until the schedule ends. Raises Diverged, or exits on SIGTERM."""
     config, mesh, source, first = run.config, run.mesh, run.train_source, int(state.step)
     last = last_step(config, len(source))
-    # The row of a validation that is to be made again is dropped too.
+    # If a validation is to be repeated, its row is dropped too.
     writer = metrics.Writer(
         run.workdir, first - run.awaits_validation(state), dict(configuration.flatten(config))
     )
@@ -243,7 +243,7 @@ def _loop(run: Run, state: TrainState) -> None:
             for step, (images, labels) in enumerate(clock.waiting_for(batches), first + 1):
                 state, before = block_on_cpu(mesh, state), loss
                 state, loss = train_step(state, images, labels, run.statistics)
-                # One step late, so that an accelerator has its next step before we wait for the last one.
+                # One step late: an accelerator gets its next step before we wait for the last one.
                 run.check_finite(step - 1, before)
                 clock.tick(loss)
                 then = due(config, len(source), step)
@@ -262,9 +262,9 @@ def _loop(run: Run, state: TrainState) -> None:
                     break
         except StopRequested as stopped:
             run.check_finite(int(state.step), loss)
-            run.save(state)  # unless it is saved, before a validation
+            run.save(state)  # does nothing if it was saved before a validation
             run.checkpoints.wait()
-            log.info(f"{stopped}; step {int(state.step)} is saved, the same command goes on")
+            log.info(f"{stopped}; step {int(state.step)} is saved, the same command resumes")
             raise SystemExit(128 + stopped.signal) from None
 
 
@@ -275,7 +275,7 @@ def _learning_rate(config, state: TrainState) -> float:
 def _announce(run: Run, state: TrainState) -> None:
     config, step = run.config, int(state.step)
     log.info(f"{table.describe(config)}\n")
-    log.debug(f"parameters\n{metrics.parameter_table(state.params)}")  # to train.log only
+    log.debug(f"parameters\n{metrics.parameter_table(state.params)}")  # in train.log only
     shape = " x ".join(f"{size} ({name})" for name, size in run.mesh.shape.items())
     last = last_step(config, len(run.train_source))
     steps = f"steps {step + 1} to {last}" if step < last else "no step"
@@ -298,10 +298,10 @@ def _log_rate(config, before: float, state: TrainState) -> None:
 
 
 class _Module(types.ModuleType):
-    """This module is what the package's name `train` is; called, it trains."""
+    """The module `alexnet_jax.train`, which trains when it is called."""
 
     def __call__(self, config, workdir: StrPath) -> None:
-        """Check the configuration, and train as `train` does. Raises InputError."""
+        """Check the configuration, and call `train`. Raises InputError."""
         configuration.check(config)
         train(config, os.path.expanduser(os.fspath(workdir)))
 

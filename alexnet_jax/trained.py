@@ -1,11 +1,11 @@
 """A trained network, for use from Python: net = alexnet_jax.load("runs/paper")
 
-    net.predict(images)                            probabilities, as evaluation has them
-    net.activations(images, ["conv5/pool"])        of any layers by their names, for the central view
+    net.predict(images)                            probabilities, as in evaluation
+    net.activations(images, ["conv5/pool"])        activations of layers by name, for the central view
     net.apply(net.params, net.views(images))       logits and all activations, to jit and to differentiate
 
-Names are those of `net.layers`: `conv1` is the layer's linear output, `conv1/activation`, `conv1/pool` what
-follows it, as `--mode=describe` shows, and `fc8` the logits.
+Names are those of `net.layers`: `conv1` is the layer's linear output, `conv1/activation` and `conv1/pool`
+follow it, as `--mode=describe` shows, and `fc8` is the logits.
 """
 
 import functools
@@ -30,7 +30,7 @@ from alexnet_jax.step import make_activations, make_view_outputs, mean_output
 from alexnet_jax.workdirs import identity
 from alexnet_jax.workdirs.workdir import read_statistics
 
-BATCH = 32  # images at a time
+BATCH = 32  # images per batch
 
 # uint8 [n, height, width, 1 or 3], or a sequence of pictures: paths, or uint8 [height, width(, 1 or 3)]
 Images = np.ndarray | jax.Array | StrPath | Sequence[Any]
@@ -40,24 +40,24 @@ def load(workdir: StrPath, overrides: dict[str, Any] | None = None) -> "Trained"
     """Load the best checkpoint of a workdir, trained or imported, onto the first device.
 
     `overrides` are fields of its configuration, such as {"eval.step": 5157} for another checkpoint,
-    {"eval.views": 1}, or {"mesh.column": 2} for a device for each column. Raises InputError, which says what
-    to do, if there is no run, or a field does not fit.
+    {"eval.views": 1}, or {"mesh.column": 2} for one device per column. Raises InputError, with the remedy, if
+    there is no run or a field does not fit.
     """
     workdir = os.path.expanduser(workdir)
     return Trained(configuration.of_run(workdir, {"mesh.column": 1, **(overrides or {})}), workdir)
 
 
 class Trained:
-    """A checkpoint of a workdir, eval.step, on one place of the mesh's axis `data`.
+    """The checkpoint eval.step of a workdir, on one position of the mesh's axis `data`.
 
     config        the configuration of the run
-    step          updates that were made
-    run           what stands for the run in identity.json, None in a workdir of an earlier version
+    step          the number of updates made
+    run           the run's fingerprint in identity.json, None in a workdir of an earlier version
     params        {layer: {"kernel": [columns, …], "bias": …}}, as in the checkpoint
-    statistics    the mean image and the others of its training split
-    label_names   of the classes, as the data set has them; empty if it has none
-    names         one for each class, with the words of ImageNet's
-    layers        what `activations` knows: {name: shape of one image's}, in order
+    statistics    the mean image and the other statistics of the training split
+    label_names   the data set's names of the classes; empty if it has none
+    names         a name for each class, with the words for ImageNet's
+    layers        the names that `activations` takes: {name: shape for one image}, in order
     """
 
     def __init__(self, config, workdir: StrPath):
@@ -71,7 +71,7 @@ class Trained:
         self.label_names = [str(name) for name in stored.get("label_names", ())]
         unnamed = range(len(self.label_names), config.model.num_classes)
         words = {line.split(" ", 1)[0]: line for line in imagenet_classes()}
-        # Folders may have the WordNet id alone.
+        # Folders may be named by the WordNet id alone.
         named = [printable(words.get(name, name)) for name in self.label_names]
         self.names = [*named, *(f"class {label}" for label in unnamed)]
         self.layers = dict(table.activation_shapes(config))
@@ -81,8 +81,8 @@ class Trained:
     def predict(self, images: Images) -> np.ndarray:
         """Return the probabilities, float32 [n, classes], the mean over `config.eval.views` views.
 
-        A picture of another size or colour is prepared as the paper does. Raises InputError for what is no
-        picture.
+        A picture of another size or colour is prepared as in the paper. Raises InputError for a file or array
+        that is not a picture.
         """
         return self._in_batches(
             images, lambda batch: jnp.exp(mean_output(self._outputs(self.params, batch, self.statistics)))
@@ -93,15 +93,15 @@ class Trained:
     ) -> dict[str, np.ndarray]:
         """Return activations for the central view by name: float [n, height, width, maps] or [n, units].
 
-        Both columns' maps are joined, column 0's first; `column` gives those of one, except of fc8, which is
-        the sum of both. Dropout scales, as in evaluation. Raises InputError for a name that is not there.
+        Both columns' maps are joined, column 0's first. `column` selects the maps of one column, except for
+        fc8, the sum of both. Dropout scales, as in evaluation. Raises InputError for an unknown name.
         """
         wanted = self.check_layers(names, column)
         found = self._in_batches(images, functools.partial(self._of_layers, wanted))
         return {name: self._column(name, x, column) for name, x in found.items()}
 
     def check_layers(self, names: Sequence[str], column: int | None = None) -> tuple[str, ...]:
-        """Return the names. Raises InputError for one that is not in `layers`, and for a column likewise."""
+        """Return the names. Raises InputError for a name or a column that the network lacks."""
         if column is not None and not 0 <= column < self.config.model.columns:
             raise InputError(f"column: {column}, but there are {self.config.model.columns}, from 0")
         wanted = (names,) if isinstance(names, str) else tuple(names)
@@ -114,13 +114,13 @@ class Trained:
         return wanted
 
     def views(self, images: Images) -> jax.Array:
-        """Return what `apply` takes: the central views, normalized, float32 [n, crop, crop, channels]."""
+        """Return the input of `apply`: the central views, normalised, float32 [n, crop, crop, channels]."""
         return self._view(self.prepared(images), self.statistics)
 
     def apply(self, params, views) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Return the logits [n, classes] and all activations by name, as `activations` has them.
+        """Return the logits [n, classes] and all activations by name, in the shapes of `activations`.
 
-        A pure function of arrays, for the user's own jit, grad and vmap; `params` are like `self.params`.
+        A pure function of arrays, for your own jit, grad and vmap; `params` are like `self.params`.
         """
         columns = network.Network(ml_collections.FrozenConfigDict(self.config), self.config.model.columns)
         logits, own = columns.apply({"params": params}, views)
@@ -128,9 +128,9 @@ class Trained:
         return logits, {**joined, network.CLASSIFIER: logits}
 
     def prepared(self, images: Images) -> np.ndarray:
-        """Return pictures as the network takes them: uint8 [n, image_size, image_size, channels].
+        """Return pictures prepared for the network: uint8 [n, image_size, image_size, channels].
 
-        The shorter side is scaled to image_size, and the centre kept (section 2). Raises InputError.
+        The shorter side is scaled to image_size, and the centre is kept (section 2). Raises InputError.
         """
         size, channels = self.config.data.image_size, self.config.data.channels
         items = _listed(images)
@@ -148,10 +148,10 @@ class Trained:
         return np.stack([prepared_picture(item, size, channels) for item in items])
 
     def _in_batches(self, images: Images, function):
-        """Return function(batch) of every BATCH images, put together; trees of arrays alike."""
+        """Return the concatenated results of `function`, arrays or trees of them, over batches of images."""
         items = _listed(images)
         if not len(items):
-            raise InputError("images: there are none; give at least one")
+            raise InputError("images: the list is empty; give at least one")
         parts = [
             jax.tree.map(np.asarray, function(self.prepared(items[start : start + BATCH])))
             for start in range(0, len(items), BATCH)
@@ -165,7 +165,7 @@ class Trained:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """What changes with any parameter, and with the statistics that images are normalized by."""
+        """The fingerprint of the parameters and of the statistics that normalise images."""
         named = jax.tree_util.tree_leaves_with_path(jax.device_get({"p": self.params, "s": self.statistics}))
         return fingerprints.combined(
             *(
@@ -187,7 +187,7 @@ class Trained:
 
 
 def _listed(images: Images):
-    """Return images as a sequence: a path alone is one picture."""
+    """Return images as a sequence; a single path is one picture."""
     return [images] if isinstance(images, str | os.PathLike) else images
 
 

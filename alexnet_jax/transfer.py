@@ -1,4 +1,4 @@
-"""Layers of another run as a network's first parameters (section 7, table 2: ImageNet 2011 before 2012)."""
+"""Take a network's first parameters from another run (section 7, table 2: ImageNet 2011 before 2012)."""
 
 import logging
 import os
@@ -20,10 +20,10 @@ log = logging.getLogger("alexnet_jax")
 def first_layers(
     config, workdir: str, mesh, former_config, former: identity.Identity | None
 ) -> tuple[dict | None, dict]:
-    """Return the layers of another run that the run of `workdir` is to start with, and its origin.
+    """Return the layers of another run that the run of `workdir` starts with, and their origin.
 
-    There are none if it starts without, or goes on. `former_config` and `former` are the configuration and
-    the identity of the run that the workdir holds, if it holds one. Raises InputError.
+    The layers are None if it starts without them, or resumes. `former_config` and `former` are the
+    configuration and the identity of the run that the workdir holds, if any. Raises InputError.
     """
     processes.all_processes(_check_origin, config, workdir, former_config, former)
     if config.init_from and not processes.from_process_0(has_checkpoints, workdir):
@@ -36,8 +36,8 @@ def first_layers(
 def _layers_of_other_run(config, mesh) -> tuple[dict, dict]:
     """Restore `init_layers` of the best checkpoint of the workdir `init_from`.
 
-    Return {layer: parameters} and their origin, for identity.json. Raises InputError if the other run has no
-    such layer, or of other shapes.
+    Return {layer: parameters} and their origin, for identity.json. Raises InputError if the other run lacks a
+    layer, or has it in another shape.
     """
     workdir = os.path.expanduser(config.init_from)
     other = read_config(workdir)
@@ -61,9 +61,9 @@ def _layers_of_other_run(config, mesh) -> tuple[dict, dict]:
 
 
 def _check_origin(config, workdir: str, former_config, former: identity.Identity | None) -> None:
-    """Raise InputError if the run of `workdir` started from another run than the one `init_from` names now.
+    """Raise InputError if the run of `workdir` started from another run than `init_from` names now.
 
-    The other run may have moved, or be gone.
+    The other run may have been moved or deleted.
     """
     if former_config is None:
         return
@@ -75,19 +75,19 @@ def _check_origin(config, workdir: str, former_config, former: identity.Identity
         same = there == config.init_from
     if not same:
         raise InputError(
-            f"init_from: {workdir} started from {there or 'no other run'}, and this is"
-            f" {here or 'none'}; give the former, or another --workdir"
+            f"init_from: {workdir} started from {there or 'no other run'}, but"
+            f" {here or 'none'} is given now; give the former, or another --workdir"
         )
 
 
 def _check_same_step(workdir: str, former: identity.Identity | None, origin: dict) -> None:
-    """Raise InputError if a run without a checkpoint yet would start from another step than it has recorded.
+    """Raise InputError if a run without a checkpoint would start from another step than it recorded.
 
-    `former` is its identity, `origin` that of the layers which were taken now.
+    `former` is its identity, `origin` that of the layers that were just taken.
     """
     there = former["origin"] if former else {}
     if there.get("kind") == "run" and (there["run"], there["step"]) != (origin["run"], origin["step"]):
         raise InputError(
-            f"init_from: {workdir} started from step {there['step']} of {there['workdir']}, whose best is"
-            f" step {origin['step']} now; give another --workdir"
+            f"init_from: {workdir} started from step {there['step']} of {there['workdir']}, whose best step"
+            f" is {origin['step']} now; give another --workdir"
         )

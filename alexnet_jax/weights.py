@@ -2,22 +2,23 @@
                               [--mean=FILE] [--config=configs/NAME.py] [--config.FIELD=VALUE ...]
 python -m alexnet_jax.weights export FILE.safetensors --workdir=DIR
 
-import makes DIR, whose step 0 is the weights of FILE (.pth, .safetensors or .caffemodel), for
+import creates DIR with the weights of FILE (.pth, .safetensors or .caffemodel) at step 0, for
     python -m alexnet_jax.main --config=configs/torchvision.py --mode=eval --workdir=DIR
-    --from      whose names FILE uses: torchvision's, or one name a layer (conv1.weight, ..., fc8.bias), as in
+    --from      the naming in FILE: torchvision's, or one name per layer (conv1.weight, ..., fc8.bias), as in
                 Caffe's networks
     --config    the network, if it is not configs/torchvision.py or configs/caffe.py
-    --labels    the names of the classes, one a line
+    --labels    the names of the classes, one per line
     --mean      the mean image: a .binaryproto, or the statistics.npz of another workdir
-export writes the best checkpoint of DIR, with those names, and the run's configuration and statistics. Import
-needs no flag but --workdir for such a file, and refuses flags that contradict it.
+export writes the best checkpoint of DIR, with those names, and the run's configuration and statistics. To
+import such a file, only --workdir is needed, and flags that contradict the file are rejected.
 
-Nothing that a file holds is executed. Values that are not finite are refused. Errors are one line on stderr
-and exit code 2.
+Nothing in a file is executed. Values that are not finite are rejected. Errors are one line on stderr, with
+exit code 2.
 
-Layouts: a kernel of this project is [columns, height, width, inputs, outputs of one column], fully connected
-layers have height * width * inputs as one axis. In PyTorch and Caffe it is [outputs, inputs, height, width],
-outputs and inputs of column 0 first, which is a convolution with columns as groups where columns do not meet.
+Layouts: a kernel of this project is [columns, height, width, inputs, outputs of one column], and fully
+connected layers have height * width * inputs as one axis. In PyTorch and Caffe it is [outputs, inputs,
+height, width], with the outputs and inputs of column 0 first: a convolution with the columns as groups
+wherever columns do not meet.
 """
 
 import copy
@@ -43,8 +44,8 @@ from alexnet_jax.workdirs.workdir import read_statistics, write_config
 log = logging.getLogger("alexnet_jax")
 
 SOURCES = ("torchvision", "caffe")
-KEY = "alexnet_jax"  # of an exported file's metadata, for metadata.write's text
-OLD_KEY = "alexnet_jax.config"  # of former exports, for the name of the configuration
+KEY = "alexnet_jax"  # in an exported file's metadata, for the text of metadata.write
+OLD_KEY = "alexnet_jax.config"  # in exports of earlier versions, for the name of the configuration
 _LARGEST_LABELS = 16 << 20  # bytes; ImageNet's 22,000 names are 1 MB
 _NONE: configuration.Overrides = {}
 
@@ -60,9 +61,9 @@ def import_weights(
 ) -> None:
     """Make a workdir with the weights of `file` at step 0.
 
-    `source` is one of SOURCES; it and `config` may be None for a file that `export_weights` wrote. Elsewhere
-    `config` None is configs/SOURCE.py, and the file decides the number of classes. `overrides` are fields of
-    the file's own configuration. Raises InputError, and leaves nothing behind then.
+    `source` is one of SOURCES; it and `config` may be None for a file that `export_weights` wrote. For other
+    files, None as `config` means configs/SOURCE.py, and the file decides the number of classes. `overrides`
+    are fields of the file's own configuration. Raises InputError, and then leaves nothing behind.
     """
     # Imported here, as below, so that a mistake in the flags is reported at once.
     from alexnet_jax.network import CLASSIFIER
@@ -81,7 +82,7 @@ def import_weights(
         tensors = {name: weights.tensors[name].read() for name in conversion.torch_shapes(table)}
     for name, tensor in tensors.items():
         if not np.isfinite(tensor).all():
-            raise InputError(f"{file}: {name} holds values that are not finite; it is damaged, get it again")
+            raise InputError(f"{file}: {name} has values that are not finite; it is damaged, get it again")
     if weights.from_caffe:
         first = f"{next(iter(names.values()))}.weight"
         tensors[first] = tensors[first][:, ::-1]  # to red, green, blue
@@ -96,7 +97,7 @@ def import_weights(
 
 
 def _run_of(file: str, weights: formats.Weights) -> metadata.Run | None:
-    """Return the run that a file of `export_weights` carries, or None. Raises InputError if it cannot be."""
+    """Return the run in a file of `export_weights`, or None. Raises InputError if it cannot be used."""
     if KEY not in weights.metadata:
         return None
     run = metadata.read(weights.metadata[KEY])
@@ -105,7 +106,7 @@ def _run_of(file: str, weights: formats.Weights) -> metadata.Run | None:
     except InputError as error:
         raise InputError(f"{file}: its configuration cannot be used ({error}); export it again") from None
     if not statistics.fits(run.statistics, run.config.data):
-        raise InputError(f"{file}: its statistics are not of its network's images; export it again")
+        raise InputError(f"{file}: its statistics do not fit its network's images; export it again")
     return run
 
 
@@ -123,7 +124,7 @@ def _config(file: str, source: str | None, config, overrides, run: metadata.Run 
     configuration.check(config)
     differing = configuration.differences(config, run.config)
     if differing:
-        raise InputError(f"{file}: carries another configuration: {differing}; leave --config out")
+        raise InputError(f"{file}: has another configuration: {differing}; leave --config out")
     return config
 
 
@@ -163,16 +164,16 @@ def _check_new(workdir: str) -> None:
 
 
 def _check_network(file: str, weights: formats.Weights, config, classifier: str | None) -> list:
-    """Return the network's layer_table. Raises InputError if the weights are not those of this network.
+    """Return the network's layer_table. Raises InputError if the weights do not belong to this network.
 
-    Set the number of classes to that of the layer `classifier`, or leave it if None.
+    The number of classes becomes that of the layer `classifier`, or stays unchanged if it is None.
     """
     from alexnet_jax.table import layer_table
 
     advice = f"give weights of the network {config.name}, or its --config"
     exported_from = weights.metadata.get(OLD_KEY, config.name)
     if exported_from != config.name:
-        raise InputError(f"{file}: is of the network {exported_from!r:.60}; {advice}")
+        raise InputError(f"{file}: belongs to the network {exported_from!r:.60}; {advice}")
     there = weights.tensors
     bias = there.get(f"{classifier}.bias")
     if bias is not None and len(bias.shape) == 1 and bias.shape[0] > 0:
@@ -183,14 +184,14 @@ def _check_network(file: str, weights: formats.Weights, config, classifier: str 
         if name not in there:
             raise InputError(f"{file}: has no {name}; {advice}")
         if name not in shapes:
-            raise InputError(f"{file}: has {ascii(name)[:60]}, which {config.name} has not; {advice}")
+            raise InputError(f"{file}: has {ascii(name)[:60]}, which {config.name} lacks; {advice}")
         if there[name].shape != shapes[name]:
             here = "x".join(map(str, shapes[name]))
             shape = "x".join(map(str, there[name].shape[:8]))
-            raise InputError(f"{file}: {name} is {shape}, and {here} in {config.name}; {advice}")
+            raise InputError(f"{file}: {name} is {shape}, but {here} in {config.name}; {advice}")
         if there[name].dtype != "float32":
             raise InputError(f"{file}: {name} is of type {there[name].dtype}; convert it to float32")
-    # Caffe's two networks have the same shapes and differ in this order only.
+    # Caffe's two networks have the same shapes, and differ only in this order.
     order = tuple(op for row in table for op in row.then if op in ("lrn", "pool"))
     if weights.order not in ((), order):
         raise InputError(
@@ -201,14 +202,14 @@ def _check_network(file: str, weights: formats.Weights, config, classifier: str 
 
 
 def _label_names(config, labels: str | None, arrays: dict) -> list[str]:
-    """Return a name for each class: of --labels, of --mean's run, of ILSVRC-2012, or numbers."""
+    """Return a name for each class, from --labels, the run of --mean or ILSVRC-2012, or else numbers."""
     from alexnet_jax.datasets.labels import imagenet_classes
 
     classes = config.model.num_classes
     if labels is not None:
         return _read_labels(labels, classes)
     known = list(arrays.get("label_names", ()))
-    # The published networks are of ILSVRC-2012, also if --config names other data to train on with.
+    # The published networks are of ILSVRC-2012, even if --config names other data for further training.
     published = config.name in SOURCES and "2010" not in config.data.name
     if not known and classes == 1000 and (published or "2012" in config.data.name):
         known = imagenet_classes()
@@ -216,17 +217,19 @@ def _label_names(config, labels: str | None, arrays: dict) -> list[str]:
 
 
 def _read_labels(labels: str, classes: int) -> list[str]:
-    """Return the lines of --labels. Raises InputError if they are not as many as the classes."""
+    """Return the lines of --labels. Raises InputError unless there is one per class."""
     with input_errors(f"--labels={labels}: cannot be read", "give a text file"):
         text = files.read_file(labels, _LARGEST_LABELS).decode("utf-8-sig")
         names = io.StringIO(text, newline=None).read().rstrip("\n").split("\n")
     if len(names) != classes:
-        raise InputError(f"--labels={labels}: has {len(names)} lines for {classes} classes; give one a class")
+        raise InputError(
+            f"--labels={labels}: has {len(names)} lines for {classes} classes; give one per class"
+        )
     return [name.strip() for name in names]
 
 
 def _origin(file: str, stored: dict, run: metadata.Run | None) -> dict[str, Any]:
-    """Return what identity.json says of the weights: their file and, of an own export, their run."""
+    """Return the origin of the weights for identity.json: their file and, for an export, their run."""
     with open(file, "rb") as content:
         digest = hashlib.file_digest(content, lambda: hashlib.blake2b(digest_size=8)).hexdigest()
     origin = {"kind": "file", "content": digest, "statistics": statistics.fingerprint(stored)}
@@ -269,13 +272,13 @@ def export_weights(file: str, workdir: str) -> None:
     from alexnet_jax.table import layer_table
 
     if not file.endswith(".safetensors"):
-        raise InputError(f"{file}: is no name of a .safetensors file; give one that ends so")
+        raise InputError(f"{file}: is not the name of a .safetensors file; give one that ends so")
     if os.path.lexists(file):
         raise InputError(f"{file}: exists already; remove it, or give another name")
     config = configuration.of_run(workdir)
     own = copy.deepcopy(config)
     stored = read_statistics(workdir, config)
-    config.mesh.update(data=1, column=1)  # the run's devices need not be here
+    config.mesh.update(data=1, column=1)  # this machine may lack the run's devices
     step, params = evaluate.stored_params(config, workdir, make_mesh(config))
     tensors = conversion.to_torch(layer_table(config), params)
     text = metadata.write(metadata.Run(own, identity.of_workdir(workdir), step, stored))
@@ -295,7 +298,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument(
         "--from", dest="source", metavar="NAME", type=command_line.one_of(*SOURCES), help=", ".join(SOURCES)
     )
-    parser.add_argument("--labels", metavar="FILE", help="a text file, the name of a class on each line")
+    parser.add_argument("--labels", metavar="FILE", help="a text file with one class name per line")
     parser.add_argument("--mean", metavar="FILE", help="a .binaryproto, or statistics.npz of another workdir")
     given = parser.parse(arguments)
     file, workdir = os.path.expanduser(given.file), os.path.expanduser(given.workdir)
@@ -303,7 +306,7 @@ def main(arguments: list[str]) -> None:
         options = {"config": given.config, "from": given.source, "labels": given.labels, "mean": given.mean}
         options |= {f"config.{field}": text for field, text in given.overrides.items()}
         for name in (name for name, value in options.items() if value is not None):
-            raise InputError(f"--{name}: is not for export, which takes all from --workdir")
+            raise InputError(f"--{name}: is not for export, which takes everything from --workdir")
         export_weights(file, workdir)
         return
     config = configuration.load(given.config, given.overrides) if given.config else None

@@ -100,8 +100,8 @@ TABLE = [
     ("alexnet_jax.main", "--mode=eval --workdir=half", 2, "config.json: is not a configuration"),
     ("alexnet_jax.main", "--mode=eval --workdir=old", 2, "missing from the configuration"),
     ("alexnet_jax.main", "--mode=eval --workdir=typed", 2, "batch_size: expected a whole number"),
-    ("alexnet_jax.main", "--mode=eval --workdir=size", 2, "statistics.npz: is of 28x28x1 images"),
-    ("alexnet_jax.main", "--mode=eval --workdir=other", 2, "images and 3 classes, and config.json"),
+    ("alexnet_jax.main", "--mode=eval --workdir=size", 2, "statistics.npz: is for 28x28x1 images"),
+    ("alexnet_jax.main", "--mode=eval --workdir=other", 2, "images and 3 classes, but config.json"),
     ("alexnet_jax.main", "--mode=eval --workdir=no+statistics", 2, "statistics.npz: missing or damaged"),
     ("alexnet_jax.main", "--mode=eval --workdir=text+statistics", 2, "statistics.npz: missing or damaged"),
     ("alexnet_jax.main", "--mode=eval --workdir=no+checkpoints", 2, "no checkpoint that can be read"),
@@ -118,23 +118,23 @@ TABLE = [
     ("alexnet_jax.predict", "--workdir=run --figure=x.doc text.png", 2, "give a name that ends in .png"),
     ("alexnet_jax.predict", "--workdir=run --figure=no/x.png text.png", 2, "cannot be written"),
     ("alexnet_jax.predict", "--workdir=surrogate text.png", 2, "statistics.npz: missing or damaged"),
-    ("alexnet_jax.predict", "--workdir=size text.png", 2, "statistics.npz: is of 28x28x1 images"),
+    ("alexnet_jax.predict", "--workdir=size text.png", 2, "statistics.npz: is for 28x28x1 images"),
     ("alexnet_jax.weights", "import nowhere.pth --from=torchvision --workdir=new", 2, "nowhere.pth"),
     ("alexnet_jax.weights", "import FILE --from=torchvision --workdir=new", 2, "FILE"),
     ("alexnet_jax.weights", "import EMPTY --from=torchvision --workdir=new", 2, "EMPTY"),
     ("alexnet_jax.weights", "import FILE --from=torchvision --workdir=run", 2, "run: is not empty"),
     ("alexnet_jax.weights", "export out.safetensors --workdir=EMPTY", 2, "EMPTY: has no config.json"),
-    ("alexnet_jax.weights", "export out.safetensors --workdir=size", 2, "statistics.npz: is of 28x28x1"),
-    ("alexnet_jax.weights", "export out.pth --workdir=run", 2, "out.pth: is no name of a .safetensors"),
+    ("alexnet_jax.weights", "export out.safetensors --workdir=size", 2, "statistics.npz: is for 28x28x1"),
+    ("alexnet_jax.weights", "export out.pth --workdir=run", 2, "out.pth: is not the name of a .safetensors"),
     ("alexnet_jax.weights", "export no/out.safetensors --workdir=run", 2, "cannot be written"),
     ("experiments.sweep", f"{Q} {ABLATIONS} --workdir=run", 2, "belongs to a run"),
     ("experiments.sweep", f"{Q} {ABLATIONS} --workdir=FILE", 2, "cannot be written"),
     ("experiments.sweep", f"{Q} --sweep=nowhere.py --workdir=new", 2, "--sweep=nowhere.py: there is no such"),
     ("experiments.sweep", f"{Q} {ABLATIONS} --workdir=new --config.seed=1", 2, "--config.seed"),
     ("experiments.figures", "curves --workdir=EMPTY", 2, "has no config.json"),
-    ("experiments.figures", "curves --workdir=null+rows", 2, "line 1 is no validation"),
-    ("experiments.figures", "curves --workdir=text+rows", 2, "line 1 is no validation"),
-    ("experiments.figures", "curves --workdir=deep+rows", 2, "metrics.jsonl: line 1 is no validation"),
+    ("experiments.figures", "curves --workdir=null+rows", 2, "line 1 is not a validation"),
+    ("experiments.figures", "curves --workdir=text+rows", 2, "line 1 is not a validation"),
+    ("experiments.figures", "curves --workdir=deep+rows", 2, "metrics.jsonl: line 1 is not a validation"),
     ("experiments.figures", "curves --workdir=no+rows", 2, "has no validation yet"),
     ("experiments.figures", "curves --workdir=run --out=no/x", 2, "--out=no/x.png: cannot be written"),
     ("experiments.figures", "figure3 --workdir=deep", 2, "is not a configuration"),
@@ -142,7 +142,7 @@ TABLE = [
     ("experiments.report", "deep", 2, "is not a configuration"),
     ("experiments.ensemble", "run EMPTY", 2, "EMPTY: has no config.json"),
     ("experiments.ensemble", "run size", 2, "size: data.image_size is 30, and 28 in run"),
-    ("experiments.ensemble", "size size", 2, "size/statistics.npz: is of 28x28x1 images"),
+    ("experiments.ensemble", "size size", 2, "size/statistics.npz: is for 28x28x1 images"),
     ("experiments.ensemble", "run --out=no/x", 2, "--out=no/x: cannot be written"),
     ("experiments.benchmark", f"fly {Q}", 2, "expected one of train, infer, input"),
     ("experiments.benchmark", f"train {Q} --seconds=2", 2, "--seconds: is for input"),
@@ -190,7 +190,7 @@ def test_a_bad_input_is_one_line(start, place, command, text, code, words):
 
 def test_a_report_tells_what_cannot_be_shown(start, place):
     """The rest of the page is still of use."""
-    for name, words in (("null rows", "line 1 is no validation"), ("null eval", "learning curves")):
+    for name, words in (("null rows", "line 1 is not a validation"), ("null eval", "learning curves")):
         code, _, errors = start("experiments.report", name, f"--out={place / 'page.html'}")
         assert (code, errors) == (0, "") and words in (place / "page.html").read_text()
     (place / "page.html").unlink()

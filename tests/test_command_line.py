@@ -241,7 +241,8 @@ def test_a_signal_is_one_line_and_its_exit_code(number, monkeypatch, capsys, log
     with pytest.raises(SystemExit) as ended:
         command_line.run(main)
     assert ended.value.code == 128 + number and closed
-    line = f"error: stopped by {number.name}; what was saved is whole, and the same command goes on from it\n"
+    then = "saved files are complete, and the same command resumes from them"
+    line = f"error: stopped by {number.name}; {then}\n"
     assert capsys.readouterr() == ("", line)
     assert {signal.getsignal(n) for n in SIGNALS} == {signal.SIG_DFL}  # a second one ends it at once
 

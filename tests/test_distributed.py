@@ -411,7 +411,7 @@ def test_a_stuck_process_ends_all(data_dir, tmp_path, end):
             processes[0].terminate()
         assert [process.wait(90) for process in processes] == [1, 1]
     lines = [error_line(text) for text in texts(tmp_path, 2, "err")]
-    assert all(line.endswith("the run goes on from its last checkpoint") for line in lines)
+    assert all(line.endswith("the run resumes from its last checkpoint") for line in lines)
     if end == "SIGTERM":
         assert lines[0].startswith("error: SIGTERM, and no further step for ")
         assert lines[1].startswith("error: another process has ended,")
@@ -461,7 +461,7 @@ def test_a_process_that_never_joins_is_waited_for_so_long_and_no_longer(data_dir
         assert f"127.0.0.1:{port}" in line and "2 processes" in line and "3 s" in line
         (announced,) = texts(tmp_path, 1, "out")
         assert (
-            announced == f"process {process} of 2: joining at 127.0.0.1:{port}, waiting 3 s at most for all\n"
+            announced == f"process {process} of 2: joining at 127.0.0.1:{port}, waiting at most 3 s for all\n"
         )
     assert not (tmp_path / "w").exists()
 

@@ -127,7 +127,7 @@ def test_features_of_something_else_are_not_mixed(net, photographs, tmp_path, ca
     whole = (tmp_path / "f" / "fc7.npy").read_bytes()
     with caplog.at_level("INFO", "alexnet_jax"):
         features.extract(net, source, ["fc7"], out)
-    assert "has these features already" in caplog.text
+    assert "already has these features" in caplog.text
     for left in (b"", whole[:-5]):  # as a person or a disk may leave it
         (tmp_path / "f" / "fc7.npy").write_bytes(left)
         features.extract(net, source, ["fc7"], out)
@@ -144,7 +144,7 @@ def test_features_of_something_else_are_not_mixed(net, photographs, tmp_path, ca
     net.__dict__["fingerprint"] = former
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "fc7.npy").touch()
-    with pytest.raises(InputError, match="mine: has 'fc7.npy' in it; give a folder of its own"):
+    with pytest.raises(InputError, match="mine: contains 'fc7.npy'; give a new folder"):
         features.extract(net, source, ["fc7"], str(tmp_path / "mine"))
 
 
@@ -164,7 +164,9 @@ def test_mistakes_are_named_before_anything_is_written(net, photographs, tmp_pat
         features.open_images(["test_split", "a.png"], net.config)
     (photographs / "cat" / "Thumbs.db").unlink()
     (photographs / "cat" / "again").symlink_to(photographs)
-    with pytest.raises(InputError, match=f"cat/again: is {photographs} again, by a link; remove the link"):
+    with pytest.raises(
+        InputError, match=f"cat/again: is {photographs} again, through a link; remove the link"
+    ):
         features.open_images([str(photographs)], net.config)
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="empty: has no pictures"):

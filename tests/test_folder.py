@@ -102,10 +102,10 @@ def test_greyscale_of_another_size(folder):
     [
         (lambda f: os.rename(f, f.with_name("gone")), "train", "data.dir: "),
         (lambda f: os.rename(f / "train", f / "training"), "train", "train: has no folders of classes"),
-        (lambda f: os.rename(f / "val", f / "v"), "val", "data.train_split: 'val' does not work"),
-        (lambda f: None, "validation", "data.train_split: 'validation' does not work; "),
-        (lambda f: None, "train[", "data.train_split: 'train[' does not work"),
-        (lambda f: None, "train[30:40]", "data.train_split: 'train[30:40]' does not work"),
+        (lambda f: os.rename(f / "val", f / "v"), "val", "data.train_split: 'val' cannot be read"),
+        (lambda f: None, "validation", "data.train_split: 'validation' cannot be read; "),
+        (lambda f: None, "train[", "data.train_split: 'train[' cannot be read"),
+        (lambda f: None, "train[30:40]", "data.train_split: 'train[30:40]' cannot be read"),
         (lambda f: None, "train[5:5]", "data.train_split: 'train[5:5]' is empty"),
         (lambda f: (f / "train" / "empty").mkdir(), "train", "empty: is a class without pictures"),
         (lambda f: (f / "val" / "yak").mkdir(), "val", "val: has 1 of its 4 classes that train lacks, 'yak'"),
@@ -150,7 +150,7 @@ def test_statistics_of_a_folder_that_cannot_be_written_are_not_kept(folder, monk
 
     monkeypatch.setattr(statistics, "save", refused)
     arrays = statistics.of_source(opened(folder, "train"))
-    assert arrays["mean_image"].shape == (256, 256, 3) and "not kept" in caplog.messages[-1]
+    assert arrays["mean_image"].shape == (256, 256, 3) and "cannot be saved" in caplog.messages[-1]
     assert not list(folder.rglob("statistics*"))
 
 
@@ -180,7 +180,7 @@ def test_a_folder_below_a_class_is_refused(folder, part, linked):
     with pytest.raises(InputError) as raised:
         opened(folder, part)
     assert str(raised.value) == (
-        f"{folder}/{part}/ant/nested: pictures in folders below a class are not read; move them into "
+        f"{folder}/{part}/ant/nested: pictures in a folder inside a class are not read; move them into "
         f"{folder}/{part}/ant"
     )
 
@@ -291,7 +291,7 @@ def test_the_folder_that_is_a_level_or_two_away_is_named(tmp_path, given):
         (right / name).mkdir(parents=True)
         (right / name / "1.jpg").touch()
     place = (right / given).resolve()
-    assert refused(place, "train") == f"data.dir: {place} has no train/CLASS/*; {right} has: give it"
+    assert refused(place, "train") == f"data.dir: {place} has no train/CLASS/*; give {right}, which has"
 
 
 def test_classes_without_a_folder_of_their_split_are_told_where_they_belong(tmp_path):

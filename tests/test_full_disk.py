@@ -61,7 +61,7 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(data, disk, tmp_pa
         with pytest.raises(Unavailable) as told:
             train.train(config_of(data), str(workdir))
         good = max(int(name) for name in os.listdir(workdir / "checkpoints") if name.isdigit())
-        then = f"make room; the same command goes on from step {good}"
+        then = f"make room; the same command resumes from step {good}"
         line, code = one_line(told.value)
         file, reason = line.removeprefix(f"{workdir}/").split(":", maxsplit=1)
         assert file == "checkpoints" or file.startswith("events.out.tfevents.")

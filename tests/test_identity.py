@@ -68,8 +68,8 @@ def change(folder, what):
 @pytest.mark.parametrize(
     "what, message",
     [
-        ("class added", "3 classes there, 4 here, which have 'ape' besides"),
-        ("class renamed", "3 classes there, 3 here, which lack 'bee' and have 'zoo' besides"),
+        ("class added", "3 classes there, 4 here, which also have 'ape'"),
+        ("class renamed", "3 classes there, 3 here, which lack 'bee' and also have 'zoo'"),
         ("class gone, as an unmounted disk", "bee"),
         ("picture added", "24 examples there, 25 here"),
         ("picture removed", "24 examples there, 23 here"),
@@ -194,8 +194,8 @@ def test_the_run_that_parameters_are_taken_from_is_recorded(trained, tmp_path):
     other = identity.of_workdir(str(workdir))
     assert stored["origin"] == {"kind": "run", "run": other, "step": 3, "workdir": str(workdir)}
     for init_from, words in (
-        ("", "and this is none"),
-        (str(tmp_path / "tuned"), "started from .*run, and this"),
+        ("", "but none is given now"),
+        (str(tmp_path / "tuned"), "started from .*run, but .* is given now"),
     ):
         config.init_from = init_from
         with pytest.raises(InputError, match=f"^init_from: .* {words}"):
@@ -207,7 +207,9 @@ def test_the_run_that_parameters_are_taken_from_is_recorded(trained, tmp_path):
     shutil.rmtree(tmp_path / "moved")
     train.train(config, str(tmp_path / "tuned"))
     assert identity.read(str(tmp_path / "tuned")) == stored
-    with pytest.raises(InputError, match=r"^init_from: .* started from no other run, and this is .*moved"):
+    with pytest.raises(
+        InputError, match=r"^init_from: .* started from no other run, but .*moved is given now"
+    ):
         train.train(config, str(trained_apart(folder, tmp_path / "apart")))
 
 
@@ -220,7 +222,7 @@ def test_a_run_without_a_checkpoint_starts_from_the_step_that_it_recorded(traine
     shutil.copytree(workdir / "checkpoints" / "3", workdir / "checkpoints" / "6")
     (workdir / "checkpoints" / "6" / "metrics" / "metrics").write_text('{"val_top1_error": -1}')
     before = files(tmp_path / "tuned")
-    with pytest.raises(InputError, match=r"^init_from: .* from step 3 of .*run, whose best is step 6 now"):
+    with pytest.raises(InputError, match=r"^init_from: .* from step 3 of .*run, whose best step is 6 now"):
         train.train(tuned, str(tmp_path / "tuned"))
     assert files(tmp_path / "tuned") == before
     shutil.rmtree(workdir / "checkpoints" / "6")
@@ -256,12 +258,12 @@ def test_an_evaluation_reports_that_the_content_changed(trained, caplog):
     folder, workdir, config = trained
     caplog.set_level(logging.INFO, "alexnet_jax")
     evaluate.evaluate(config, str(workdir))
-    assert "other content" not in caplog.text
+    assert "has changed" not in caplog.text
     pictures = [folder / "val" / "bee" / name for name in ("0.bmp", "1.bmp")]
     for path, content in zip(pictures, [path.read_bytes() for path in reversed(pictures)], strict=True):
         path.write_bytes(content)  # of the same size
     evaluate.evaluate(config, str(workdir))
-    assert "eval.json: was of other content of val (fingerprint" in caplog.text
+    assert "eval.json: the content of val has changed (fingerprint" in caplog.text
 
 
 def test_a_class_that_the_network_lacks_is_refused(trained, tmp_path):

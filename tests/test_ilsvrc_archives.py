@@ -92,16 +92,16 @@ SPOILT = {
     "kit lacks labels": (lambda f: kit(f, truth=(B, A)), f"{VAL}: has 5 images"),
     "a class number of 5,000 digits": (
         lambda f: kit(f, **{"ILSVRC2010_validation_ground_truth.txt": b"1\n" + b"9" * 5000}), f"{KIT}, "),
-    "patches cut short after the first": (lambda f: os.truncate(f / PATCHES, 2048), f"{PATCHES}: cut short"),
+    "patches cut short after the first": (lambda f: os.truncate(f / PATCHES, 2048), f"{PATCHES}: truncated"),
     "a patch of 8 GiB": (
         lambda f: giant(f / PATCHES, "ILSVRC2010_val_00000001.JPEG"), f"{PATCHES}: its member"),
     "a member's long name of 8 GiB": (
         lambda f: giant(f / VAL, "././@LongLink", tarfile.GNUTYPE_LONGNAME), f"{VAL}: "),
     "test labels of many lines": (
         lambda f: (f / TRUTH).write_bytes(b"1\n" * (3 << 20)), f"{TRUTH}: cannot be read (more than"),
-    "kit is a giant": (lambda f: os.truncate(f / KIT, 1 << 30), f"{KIT}: cut short, damaged or"),
+    "kit is a giant": (lambda f: os.truncate(f / KIT, 1 << 30), f"{KIT}: truncated, damaged or"),
     "kit unpacks to a giant": (
-        lambda f: (f / KIT).write_bytes(gzip.compress(bytes(200 << 20), 1)), f"{KIT}: cut short, damaged or"),
+        lambda f: (f / KIT).write_bytes(gzip.compress(bytes(200 << 20), 1)), f"{KIT}: truncated, damaged or"),
     "patches are val": (lambda f: shutil.copy(f / VAL, f / PATCHES), f"{PATCHES}: has every image"),
     "patches are test": (lambda f: shutil.copy(f / TEST, f / PATCHES), f"{PATCHES}: has every image"),
     "patches are train": (lambda f: shutil.copy(f / TRAIN, f / PATCHES), f"{PATCHES}: its member"),

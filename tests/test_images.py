@@ -132,7 +132,7 @@ def test_other_depths_are_scaled_to_eight_bits():
         (small.file_of(Image.new("YCbCr", (4, 4)), "TIFF"), r"YCbCr colour \(TIFF\)"),
         (
             with_tag(small.file_of(Image.new("F", (4, 4)), "TIFF"), 258, 64),
-            "a TIFF of a kind that is not read",
+            "an unsupported kind of TIFF",
         ),
     ],
 )
@@ -335,7 +335,7 @@ def test_a_picture_that_claims_a_giant_size_is_refused_before_memory_is_taken(na
     if name == "PNG in an ICO 11000":
         warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
     side = int(name.split()[-1])
-    with pytest.raises(ValueError, match=f"^{side**2:,} pixels; at most 100,000,000 are read$"):
+    with pytest.raises(ValueError, match=f"^{side**2:,} pixels; the limit is 100,000,000$"):
         images.decode(content)
 
 
@@ -355,7 +355,7 @@ def test_pillow_does_not_warn_of_a_giant(tmp_path):
         "        print(error)\n"
     )
     ended = subprocess.run([sys.executable, "-c", program, *names], capture_output=True, text=True)
-    assert ended.stderr == "" and ended.stdout.count("are read\n") == len(names)
+    assert ended.stderr == "" and ended.stdout.count("the limit is 100,000,000\n") == len(names)
 
 
 def test_the_largest_picture_is_read():

@@ -49,7 +49,7 @@ def test_labels_are_found_by_name(network, data, wanted, caplog):
     images, found = source.read(range(len(data)))
     assert images.ravel().tolist() == list(range(len(data))) and found.tolist() == wanted
     assert (source.folder, source.split, source.fingerprint()) == (pathlib.Path("data"), "train", "1f")
-    assert "are found by name" in caplog.text
+    assert "are matched by name" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_labels_go_by_position_where_one_side_has_no_names_and_a_line_says_so(ne
     caplog.set_level(logging.INFO, "alexnet_jax")
     source = source_of(data)
     assert with_labels_of(network, source) is source
-    assert caplog.messages == [f"labels go by position: the {side} has no names of classes"]
+    assert caplog.messages == [f"labels are matched by position: the {side} has no class names"]
 
 
 @pytest.mark.parametrize("names", [["ant", "bee"], ["0", "1"], ["n01440764 tench"]])

@@ -384,8 +384,8 @@ QUICKSTART = "--config=configs/quickstart.py"
         ((QUICKSTART, "--config.model.columns=1", "--config.mesh.column=2"), ("mesh.column", "2")),
         ((QUICKSTART, "--config.data.crop_size=6"), ("model.pool.size", "crop_size")),
         ((QUICKSTART, "--mode=eval", "--workdir={folder}/nowhere"), ("nowhere", "config.json")),
-        (("--config.eval.views=1",), ("--config.eval.views: comes with --config=", "missing")),
-        (("--mode=eval", "--config.eval.views=1", "--workdir="), ("--config.eval.views: comes with",)),
+        (("--config.eval.views=1",), ("--config.eval.views: needs --config=", "missing")),
+        (("--mode=eval", "--config.eval.views=1", "--workdir="), ("--config.eval.views: needs",)),
         (("--mode=eval", "--config.eval.views=1"), ("has no config.json",)),
     ],
 )

@@ -52,9 +52,9 @@ def test_the_line_that_a_run_is_writing_is_not_read(tmp_path):
     [
         (None, "has no validation yet"),
         ("", "has no validation yet"),
-        ("{\n", "line 1 is no validation"),
-        (json.dumps(row(10)) + "\n[]\n", "line 2 is no validation"),
-        ('{"step": 1}\n', "line 1 is no validation"),
+        ("{\n", "line 1 is not a validation"),
+        (json.dumps(row(10)) + "\n[]\n", "line 2 is not a validation"),
+        ('{"step": 1}\n', "line 1 is not a validation"),
     ],
 )
 def test_rows_that_cannot_be_read_are_one_line(tmp_path, text, words):
@@ -195,7 +195,7 @@ def test_process_0_alone_writes(tmp_path, monkeypatch):
 )
 def test_a_line_that_is_no_validation_is_told_and_dropped_by_a_run_that_goes_on(tmp_path, line):
     (tmp_path / "metrics.jsonl").write_text(json.dumps(row(10)) + f"\n{line}\n")
-    with pytest.raises(InputError, match="line 2 is no validation"):
+    with pytest.raises(InputError, match="line 2 is not a validation"):
         metrics.read_rows(str(tmp_path))
     metrics.drop_rows_after(str(tmp_path), 30)
     assert metrics.read_rows(str(tmp_path)) == [row(10)]

@@ -184,7 +184,7 @@ def test_open_mpi_5_on_one_machine_needs_no_flags(monkeypatch):
 def test_launched_processes_that_jax_does_not_detect_never_run_alone(
     monkeypatch, environment, size, process, device
 ):
-    with pytest.raises(InputError, match=f"--coordinator: missing; .*={size} says that {size} processes"):
+    with pytest.raises(InputError, match=f"--coordinator: missing; .*={size}, {size} processes were"):
         detected(monkeypatch, environment, None, None, None)
     assert detected(monkeypatch, {}, "here:1", None, None) == ("here:1", size, process, [device])
     assert detected(monkeypatch, {}, "here:1", 9, 8) == ("here:1", 9, 8, None)

@@ -65,7 +65,7 @@ def test_a_raw_file_that_changed_is_refused_and_a_moved_one_is_not(small_ilsvrc,
     content = bytearray(path.read_bytes())
     content[0] ^= 1
     path.write_bytes(content)
-    with pytest.raises(InputError, match="was made of other data .* holds now, or changed since; delete"):
+    with pytest.raises(InputError, match="was made from other data .* has now, or changed since; delete"):
         raw_of(config, "val_split")
     path.with_suffix(".images").unlink()
     assert len(raw_of(config, "val_split")) == 5
@@ -76,7 +76,7 @@ def test_a_raw_copy_of_other_data_is_refused_and_one_without_a_record_made_anew(
     (path,) = raw_of(config, "val_split").folder.glob("raw-validation-*.images")
     record = path.with_suffix(".json")
     record.write_text(record.read_text().replace('"made of": "', '"made of": "0'))
-    with pytest.raises(InputError, match="was made of other data"):
+    with pytest.raises(InputError, match="was made from other data"):
         raw_of(config, "val_split")
     record.unlink()  # an earlier version wrote none
     content = path.read_bytes()

@@ -78,7 +78,7 @@ def test_a_damaged_run_or_table_is_told_and_the_rest_is_there(swept, tmp_path):
     for words in (
         "results.csv: cannot be read",
         "no-config/config.json: is not a configuration",
-        "line 1 is no validation",
+        "line 1 is not a validation",
         "has no checkpoint",
     ):
         assert words in page.words

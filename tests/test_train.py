@@ -173,7 +173,7 @@ def test_a_validation_is_interrupted_by_a_signal_and_made_on_resuming(
         with pytest.raises(SystemExit) as ended:
             train.train(config, str(workdir))
     assert ended.value.code == 128 + number and len(batches) == 1
-    assert caplog.messages[-1] == f"stopped by {number.name}; step 3 is saved, the same command goes on"
+    assert caplog.messages[-1] == f"stopped by {number.name}; step 3 is saved, the same command resumes"
     assert not (workdir / "metrics.jsonl").exists()
     train.train(config, str(workdir))
     assert rows(workdir)[0]["step"] == 3

@@ -102,7 +102,7 @@ def test_mistakes_are_one_line(net, split, tmp_path):
         (lambda: net.activations(images[:1], ["fc8"], column=2), "column: 2, but there are 2, from 0"),
         (lambda: net.predict(images[0]), "images: expected uint8 [n, 28, 28, 1] or a list"),
         (lambda: net.predict([images[0] / 255]), "images: expected paths, or uint8 arrays"),
-        (lambda: net.predict([]), "images: there are none"),
+        (lambda: net.predict([]), "images: the list is empty"),
         (lambda: net.predict(tmp_path / "text.jpg"), "text.jpg: cannot be read as a picture"),
         (lambda: alexnet_jax.load(tmp_path), "has no config.json"),
         (lambda: alexnet_jax.load(tmp_path, {"eval.vews": 1}), "has no config.json"),

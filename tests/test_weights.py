@@ -195,7 +195,7 @@ def test_exports_of_former_versions_are_read_as_before(tmp_path):
     for name, array in arrays.items():
         np.testing.assert_array_equal(stored[name], array)
     # Weights of this network in Caffe's would run, and mean something else.
-    with pytest.raises(InputError, match="is of the network 'quickstart'"):
+    with pytest.raises(InputError, match="belongs to the network 'quickstart'"):
         weights.import_weights("caffe", file, str(tmp_path / "caffe"))
     with pytest.raises(InputError, match="--from: missing"):
         weights.import_weights(None, file, str(tmp_path / "caffe"))
@@ -241,7 +241,7 @@ def test_flags_that_contradict_an_export_are_told_and_others_are_taken(tmp_path)
         (["--config.seed=4"], "seed is 3 there, 4 here"),
         (["--config.model.columns=1"], "model.columns is 2 there, 1 here"),
         (quick, "model.lrn.enabled is False there, True here; seed is 3 there, 0 here; leave"),
-        (["--config=configs/caffe.py"], "carries another configuration: .*batch_size is 64 there, 256 here"),
+        (["--config=configs/caffe.py"], "has another configuration: .*batch_size is 64 there, 256 here"),
         (["--config.num_epochs=0"], "num_epochs: expected"),
         (["--config.sed=1"], "sed: there is no such field"),
         (["--mean", str(tmp_path / "other.npz")], "covariance has the mean .* in .*own.safetensors, "),
@@ -320,8 +320,8 @@ def test_hostile_metadata_is_told_and_leaves_nothing(tmp_path):
         (json.dumps(good | {"config": {}}), "missing from the configuration"),
         (changed("model.layers", 1), "damaged"),
         (changed("model.layers.conv1.then", ["run"]), "its configuration cannot be used"),
-        (changed("model.num_classes", 11), "fc8.weight is 10x128, and 11x128"),
-        (changed("data.image_size", 1 << 40), "its statistics are not of its network's images"),
+        (changed("model.num_classes", 11), "fc8.weight is 10x128, but 11x128"),
+        (changed("data.image_size", 1 << 40), "its statistics do not fit its network's images"),
         (changed("new_field", 1), "new_field: there is no such field"),
     ):
         with pytest.raises(InputError, match=words) as raised:
@@ -507,7 +507,7 @@ def test_names_of_data_parallel_are_read(how, kind, tmp_path):
     assert_same_bits(exported(tmp_path / "run", tmp_path / "out.safetensors"), tensors)
     both = tensors | {"module.features.0.bias": tensors["features.0.bias"]}
     torch_zip(tmp_path / "both", both)
-    with pytest.raises(InputError, match="has 'module.features.0.bias', which torchvision has not"):
+    with pytest.raises(InputError, match="has 'module.features.0.bias', which torchvision lacks"):
         weights.import_weights("torchvision", str(tmp_path / "both"), str(tmp_path / "none"), config)
 
 
@@ -530,7 +530,7 @@ def test_the_state_dict_of_a_checkpoint_is_read(key, tmp_path):
     weights.import_weights("torchvision", str(tmp_path / "in.pth"), str(tmp_path / "run"), config)
     assert_same_bits(exported(tmp_path / "run", tmp_path / "out.safetensors"), tensors)
     torch_zip(tmp_path / "other.pth", theirs, checkpoint_pickle("weights", theirs))
-    with pytest.raises(InputError, match="'epoch' is no tensor"):
+    with pytest.raises(InputError, match="'epoch' is not a tensor"):
         weights.import_weights("torchvision", str(tmp_path / "other.pth"), str(tmp_path / "none"), config)
 
 
@@ -597,9 +597,9 @@ def attacks(folder, proof):
     torch_zip(folder / "attack.pth", {}, pickled)
     yield "attack.pth", "'posix.system'.*nothing was run"
     (folder / "raw.pth").write_bytes(pickled)
-    yield "raw.pth", "is not of torch.save"
+    yield "raw.pth", "is not from torch.save"
     (folder / "before 1.6.pth").write_bytes(b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19." + pickled)
-    yield "before 1.6.pth", "is not of torch.save since 1.6; save it again"
+    yield "before 1.6.pth", "is not from torch.save since 1.6; save it again"
     for name in (b"builtins eval", b"os system", b"torch load", b"copyreg _reconstructor"):
         pickled = b"\x80\x02c" + name.replace(b" ", b"\n") + b"\n" + text("1") + b"\x85R."
         torch_zip(folder / name.decode(), {}, pickled)
@@ -635,7 +635,7 @@ def attacks(folder, proof):
     torch_zip(folder / "half.pth", tensors, state_pickle(tensors, "Half"))
     yield "half.pth", "is of type float16"
     torch_zip(folder / "checkpoint.pth", {}, b"\x80\x02}" + text("epoch") + b"K\x01s.")
-    yield "checkpoint.pth", "'epoch' is no tensor"
+    yield "checkpoint.pth", "'epoch' is not a tensor"
     strides = state_pickle(tensors).replace(number(363) + number(121), number(1 << 30) + number(1))
     torch_zip(folder / "strides.pth", tensors, strides)
     yield "strides.pth", "larger than its storage"
@@ -643,12 +643,12 @@ def attacks(folder, proof):
     yield "other.pth", "has no features.0.weight"
     more = tensors | {"features.11.weight": tensors["features.0.weight"]}
     torch_zip(folder / "more.pth", more)
-    yield "more.pth", "has 'features.11.weight', which torchvision has not"
+    yield "more.pth", "has 'features.11.weight', which torchvision lacks"
     torch_zip(folder / "shape.pth", tensors | {"features.3.weight": tensors["features.0.weight"]})
-    yield "shape.pth", "features.3.weight is 4x3x11x11, and 12x4x5x5"
+    yield "shape.pth", "features.3.weight is 4x3x11x11, but 12x4x5x5"
     nan = tensors | {"features.0.bias": np.full(4, np.nan, np.float32)}
     torch_zip(folder / "nan.pth", nan)
-    yield "nan.pth", "features.0.bias holds values that are not finite"
+    yield "nan.pth", "features.0.bias has values that are not finite"
     (folder / "a.safetensors").write_bytes(struct.pack("<Q", 1 << 60) + b'{"a":1}')
     yield "a.safetensors", "damaged"
     header = json.dumps({"a": {"dtype": "F32", "shape": [1 << 40], "data_offsets": [0, 1 << 42]}}).encode()
@@ -676,11 +676,17 @@ def test_hostile_files_and_other_networks_are_told_and_leave_nothing(tmp_path):
     [
         (field(100, b"\x0a\x7f"), "damaged"),
         (field(2, b"\x0a\x7f"), "damaged"),
-        (field(100, field(1, b"conv1") + field(7, field(7, field(1, varint(1 << 62))))), "another size"),
-        (field(100, field(1, b"conv1") + field(7, field(7, field(1, b"\x01" * 9000)))), "another size"),
+        (
+            field(100, field(1, b"conv1") + field(7, field(7, field(1, varint(1 << 62))))),
+            "does not fit its shape",
+        ),
+        (
+            field(100, field(1, b"conv1") + field(7, field(7, field(1, b"\x01" * 9000)))),
+            "does not fit its shape",
+        ),
         (field(100, field(1, b"conv1") + field(7, field(8, b"12345678"))), "float64"),
         (field(100, field(1, b"conv1") + field(2, 1 << 62)), "has no weights"),
-        (2 * field(100, field(1, b"a") + field(7, blob(np.ones(3), False))), "two layers with the name 'a'"),
+        (2 * field(100, field(1, b"a") + field(7, blob(np.ones(3), False))), "two layers named 'a'"),
         (field(1, b"AlexNet"), "has no weights"),
         (b"\xff" * 30, "damaged"),
         (field(9, 1) * 200_000, "has no weights"),
@@ -728,8 +734,8 @@ OTHERS = [
     (blob(np.ones((3, 4, 4)), old=True), "binaryproto.*give it as --mean|is not of"),
     (tar_of(b""), "is a tar archive; unpack it"),
     (gzip.compress(b"weights", mtime=0), "is compressed; unpack it"),
-    (npz(), "is a ZIP archive, but not of torch.save; give"),
-    (b"PK\x05\x06" + bytes(18), "is a ZIP archive, but not of torch.save; give"),
+    (npz(), "is a ZIP archive, but not from torch.save; give"),
+    (b"PK\x05\x06" + bytes(18), "is a ZIP archive, but not from torch.save; give"),
 ]
 
 
@@ -753,7 +759,7 @@ def test_a_mean_that_is_another_file_is_told(tmp_path):
     for name, words in (("mean", "Git LFS"), ("mean.npz", "has no statistics"), ("nan", "not finite")):
         with pytest.raises(InputError, match=words):
             published_statistics("caffe", data, str(tmp_path / name))
-    with pytest.raises(InputError, match="a .binaryproto has the mean alone, and data.channels is 1"):
+    with pytest.raises(InputError, match="a .binaryproto has only the mean, and data.channels is 1"):
         (tmp_path / "grey").write_bytes(blob(np.ones((1, 28, 28)), old=True))
         published_statistics("caffe", quickstart.get_config().data, str(tmp_path / "grey"))
 
@@ -845,7 +851,7 @@ def test_the_command_line(tmp_path):
         (("import", "--from=caffe", "--workdir=w"), "FILE: missing"),
         (("move", "file", "--workdir=w"), "COMMAND: expected one of import, export, got 'move'"),
         (("--workdir=w",), "COMMAND, FILE: missing"),
-        (("export", "x.pth", "--workdir=w"), "no name of a .safetensors file"),
+        (("export", "x.pth", "--workdir=w"), "not the name of a .safetensors file"),
         (("export", "x.safetensors", "--workdir=w"), "has no config.json"),
         (("export", "x.safetensors", "--workdir=w", "--mean=x"), "--mean: is not for export"),
         (("export", "x.safetensors", "--workdir=w", "--config.seed=1"), "--config.seed: is not for export"),
@@ -864,7 +870,7 @@ def test_flags_that_a_file_without_a_configuration_needs_are_named(tmp_path):
     small_files(tmp_path)
     for flags, words in (
         ((), "--from: missing; give one of torchvision, caffe"),
-        (("--from=caffe", "--config.seed=1"), "--config.seed: comes with --config="),
+        (("--from=caffe", "--config.seed=1"), "--config.seed: needs --config="),
     ):
         with pytest.raises(InputError, match=words):
             weights.main(["import", str(tmp_path / "safetensors"), f"--workdir={tmp_path / 'w'}", *flags])

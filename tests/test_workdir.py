@@ -151,7 +151,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, source):
 def test_a_process_that_does_not_find_what_process_0_wrote_says_so(tmp_path, source, monkeypatch):
     monkeypatch.setattr(workdir.processes, "on_process_0", lambda *_: None)  # as on another machine
     with (
-        pytest.raises(InputError, match="give a folder that all share"),
+        pytest.raises(InputError, match="give a folder that all processes share"),
         workdir.take(quickstart.get_config(), str(tmp_path), source, OF_RUN),
     ):
         pass
@@ -181,8 +181,8 @@ def test_a_result_whose_numbers_are_none_is_not_one(tmp_path):
 def test_statistics_of_other_images_are_one_line(tmp_path):
     config = quickstart.get_config()
     for content, line in (
-        (STATISTICS, "is of 4x4x3 images and 0 classes, and config.json of 28x28x1 and 10"),
-        (STATISTICS | {"label_names": np.array(["a", "b"])}, "is of 4x4x3 images and 2 classes"),
+        (STATISTICS, "is for 4x4x3 images and 0 classes, but config.json for 28x28x1 and 10"),
+        (STATISTICS | {"label_names": np.array(["a", "b"])}, "is for 4x4x3 images and 2 classes"),
         (STATISTICS | {"mean_image": np.full((4, 4, 3), np.nan)}, "not finite"),
     ):
         statistics.save(tmp_path / "statistics.npz", content)
@@ -236,7 +236,7 @@ def test_a_full_disk_at_the_start_is_one_line_and_not_the_users_mistake(tmp_path
 
     monkeypatch.setattr(statistics, "save", full)
     line = (
-        r"statistics.npz: cannot be written \(No space left on device\); make room; the same command goes on"
+        r"statistics.npz: cannot be written \(No space left on device\); make room; the same command resumes"
     )
     with (
         pytest.raises(Unavailable, match=line),

@@ -3,8 +3,8 @@
     training_batches     the examples of step n are a function of (seed, n), so a run resumes at any step
     evaluation_batches   every example once, the last batch padded and marked
 
-The host reads and decodes, on Grain's threads; cropping, flipping and normalizing are part of the compiled
-step (augment.py). TensorFlow is not imported here: only preparing a data set needs it.
+The host reads and decodes on Grain's threads. Cropping, flipping and normalising belong to the compiled step
+(augment.py). TensorFlow is not imported here, because only the preparation of a data set needs it.
 """
 
 import functools
@@ -19,16 +19,16 @@ from alexnet_jax.datasets.source import Source
 
 @functools.lru_cache(maxsize=4)
 def _epoch_order(seed: int, epoch: int, examples: int) -> np.ndarray:
-    # The raw words of a counter-based generator: the same with every version of NumPy, unlike `permutation`.
+    # The raw words of a counter-based generator are the same in every version of NumPy, unlike `permutation`.
     return np.argsort(np.random.Philox(key=[seed, epoch]).random_raw(examples), kind="stable")
 
 
 def examples_of_step(
     seed: int, step: int, batch_size: int, examples: int, reshuffle: bool = True
 ) -> np.ndarray:
-    """Return the indices [batch_size] of step 0, 1, …, batches running on across epochs.
+    """Return the indices [batch_size] of a step, from 0; batches continue across epochs.
 
-    Each epoch is in a new order or, without `reshuffle`, in that of the first.
+    Each epoch is in a new order or, without `reshuffle`, in the order of the first epoch.
     """
     positions = step * batch_size + np.arange(batch_size)
     epochs, places = positions // examples * reshuffle, positions % examples
@@ -43,13 +43,13 @@ def _local_rows(sharding, batch_size: int) -> np.ndarray:
 
 
 def _to_devices(sharding, batch_size: int, arrays):
-    """Global arrays from the rows that this process has read; the devices of a pair get the same ones."""
+    """Return global arrays from the rows that this process read; the devices of a pair get the same rows."""
     make = jax.make_array_from_process_local_data
     return tuple(make(sharding, array, (batch_size, *array.shape[1:])) for array in arrays)
 
 
 def _read_ahead(read, first: int, last: int, threads: int):
-    """read(first), …, read(last - 1), in order, several at a time."""
+    """Return an iterator over read(first), …, read(last - 1), in order, computed several at a time."""
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
     return iter(grain.MapDataset.range(first, last).map(read).to_iter_dataset(options))
 
@@ -78,9 +78,9 @@ def evaluation_batches(
 ) -> Iterator[tuple[jax.Array, jax.Array, jax.Array]]:
     """Yield (images, labels, real) over the whole source once, as global arrays.
 
-    Batches have `batch_size` examples or, of a smaller source, no more than split evenly over the devices.
-    Images and labels are those of `training_batches`; `real`, bool [batch_size], is False for padding, which
-    repeats the last example. Raises as `source.read` does.
+    Batches have `batch_size` examples, or only as many as a smaller source has, rounded up to split evenly
+    over the devices. Images and labels are as in `training_batches`; `real`, bool [batch_size], is False for
+    padding, which repeats the last example. Raises as `source.read` does.
     """
     places = sharding.mesh.shape["data"]
     batch_size = min(batch_size, -(-len(source) // places) * places)

@@ -1,4 +1,4 @@
-"""Fashion-MNIST as a TFDS builder that downloads nothing: the files lie in fashion_mnist_data/ (MIT licence).
+"""Fashion-MNIST as a TFDS builder that downloads nothing: its files are in fashion_mnist_data/ (MIT licence).
 
 60,000 training and 10,000 test photographs of clothing, 28x28 greyscale, ten classes (Xiao, Rasul and
 Vollgraf, 2017). `fashion_mnist`, without `_shipped`, is TFDS's own builder, which downloads.
@@ -60,14 +60,14 @@ class FashionMnistShipped(tfds.core.GeneratorBasedBuilder):
 
 
 def _png(image: np.ndarray) -> bytes:
-    """Return the file of grey [height, width]. TFDS would import TensorFlow to make it."""
+    """Return the PNG file of grey [height, width]. TFDS would import TensorFlow to encode it."""
     file = io.BytesIO()
     Image.fromarray(image).save(file, "png")
     return file.getvalue()
 
 
 def read_idx(path: pathlib.Path, shape: tuple[int, ...]) -> np.ndarray:
-    """uint8 array of a gzipped IDX file. Raises InputError if the file is missing, cut short or another."""
+    """Return the uint8 array of a gzipped IDX file. Raises InputError if it is missing, truncated or bad."""
     axes = 1 if len(shape) == 1 else 3
     advice = "take it from the repository again"
     kinds = OSError, EOFError, zlib.error

@@ -1,8 +1,8 @@
-"""Fingerprints of data: a short text that changes when the content of a file, or its name, does.
+"""Fingerprints of data: short texts that change with the content or the name of a file.
 
-A copy, or a moved folder, has the fingerprint of the original. The digest of each file is kept in the data
-set's folder with the file's size, times and inode, so that a second look reads new and changed files only.
-The time of change, which no program can set, betrays a file whose time of modification was put back. If the
+A copied or moved folder has the fingerprint of the original. The digest of each file is kept in the data
+set's folder with the file's size, times and inode, so that a later pass reads only new and changed files.
+The time of change, which no program can set, reveals a file whose time of modification was set back. If the
 folder cannot be written, the user's cache keeps the digests.
 """
 
@@ -25,14 +25,14 @@ log = logging.getLogger("alexnet_jax")
 FILE = ".fingerprints.npz"
 BYTES = 16  # of a file's digest
 _CHUNK = 64  # files
-_RACY = 2_000_000_000  # nanoseconds: a file that young may change again and keep its times
+_RACY = 2_000_000_000  # nanoseconds; a younger file may change again without new times
 
 Stamp = tuple[int, int, int, int]  # size, time of modification, time of change, inode
 
 
 def stamp(status: os.stat_result) -> Stamp:
-    """Return by what an unchanged file is known."""
-    # The inode tells apart what was written within one tick of the system's clock, if folders change names.
+    """Return the size, times and inode that identify an unchanged file."""
+    # If folders are renamed, the inode distinguishes files written within one tick of the system's clock.
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
 
 
@@ -48,7 +48,7 @@ def combined(*parts: bytes | str) -> str:
 
 
 def of_names(names: Iterable) -> str:
-    """Return the fingerprint of names of classes, in their order."""
+    """Return the fingerprint of class names, in their order."""
     return combined("\0".join(map(str, names)))
 
 
@@ -57,9 +57,9 @@ def digests(
 ) -> list[bytes]:
     """Return `digest(name)` of each file of a data set's folder, computed only if its stamp is new.
 
-    `files` has names within the folder and their stamps; `what` is how the progress is logged. Raises
-    UnreadableFiles for all files for which `digest` raises OSError or ValueError, once the digests of the
-    others are kept: theirs are not, so they are looked at again.
+    `files` has names within the folder and their stamps; `what` names the progress in the log. Raises
+    UnreadableFiles for all files for which `digest` raises OSError or ValueError, after it has saved the
+    digests of the others. The next call tries the failed files again.
     """
     now, kept = time.time_ns(), _load(folder)
     known = {name: kept[name][1] for name, stamp in files if name in kept and kept[name][0] == stamp}
@@ -100,8 +100,10 @@ def digests(
 
 def _load(folder: pathlib.Path) -> dict[str, tuple[Stamp, bytes]]:
     entries: dict[str, tuple[Stamp, bytes]] = {}
-    for path in _places(folder):  # a folder that cannot be written may have an old file
-        with contextlib.suppress(Exception):  # zipfile and NumPy raise nearly every kind for a damaged file
+    for path in _places(folder):  # a read-only folder may have an old file
+        with contextlib.suppress(
+            Exception
+        ):  # zipfile and NumPy raise nearly any exception for a damaged file
             with np.load(path, allow_pickle=False) as file:
                 names = file["names"].tobytes().decode("utf-8", "surrogateescape").split("\0")
                 stamps = [tuple(row) for row in file["stamps"].tolist()]
@@ -124,11 +126,11 @@ def _save(folder: pathlib.Path, entries: dict[str, tuple[Stamp, bytes]]) -> None
             with atomic_write(path) as file:
                 np.savez(file, **arrays)  # type: ignore[arg-type]  # of its other arguments
             return
-    log.warning(f"{folder}: its fingerprint cannot be kept, and is computed at each start")
+    log.warning(f"{folder}: its fingerprint cannot be saved, and is computed again at each start")
 
 
 def _places(folder: pathlib.Path) -> list[pathlib.Path]:
-    """Return where the digests may lie, the best place first."""
+    """Return the paths where the digests may be, the preferred one first."""
     places, cache = [folder / FILE], user_cache()
     if cache is not None:
         places.append(cache / "fingerprints" / f"{combined(os.path.realpath(folder))}.npz")

@@ -16,35 +16,37 @@ from alexnet_jax.runtime.errors import InputError, UnreadableFiles, input_errors
 class FolderSource:
     """One split, in the syntax of TFDS: `train` or `val`, slices such as `train[:90%]`, sums with +.
 
-    A class is a folder in `folder`/train, its label the position of its name among the sorted ones. Each of
-    its files is taken for a picture, whatever its kind, and set upright by its EXIF. Names that begin with a
-    dot are ignored; a folder within a class, or anything else that is no file, is refused.
+    A class is a folder in `folder`/train, and its label is the position of its name in sorted order. Each of
+    its files is read as a picture, whatever its name, and turned upright by its EXIF. Names that begin with a
+    dot are ignored. A folder inside a class, or anything else that is not a file, is rejected.
     """
 
     def __init__(self, folder: str, split: str, size: int, channels: int, field: str):
-        """`field` is the configuration's that gave the split. Raises InputError if it cannot be read."""
+        """Open the split that the configuration gives in `field`. Raises InputError if it cannot be read."""
         self.folder, self.split = pathlib.Path(folder).expanduser(), split
         self._size, self._channels = size, channels
         if not folder or not self.folder.is_dir():
-            raise InputError(f"data.dir: {folder!r} is no folder; give the one with train and val in it")
+            raise InputError(
+                f"data.dir: {folder!r} is not a folder; give the one that contains train and val"
+            )
         self.label_names = tuple(_subfolders(self.folder / "train"))
         if not self.label_names:
             raise _without_classes(self.folder)
         if layouts.tiny_imagenet(self.folder) is not None:
             raise InputError(
-                f"data.dir: {printable(self.folder)} is laid out as Tiny ImageNet; give a copy that has"
+                f"data.dir: {printable(self.folder)} has the layout of Tiny ImageNet; give a copy with"
                 " train/CLASS and val/CLASS, made by `python -m experiments.shrink"
                 f" {printable(self.folder)} COPY 64`"
             )
         there = _subfolders(self.folder)
         try:
             parts = splits.parse(split)
-            # Only the splits that are named are listed: a listing of a million files takes seconds.
+            # List only the splits that are used: a listing of a million files takes seconds.
             files = {name: self._list(name) for name in there if name in {part.name for part in parts}}
             slices = [files[part.name][part.places(len(files[part.name]))] for part in parts]
         except (ValueError, KeyError):
             raise InputError(
-                f"{field}: {split!r} does not work; {folder} has {' and '.join(there)}, and slices such as"
+                f"{field}: {split!r} cannot be read; {folder} has {' and '.join(there)}, and slices such as"
                 " train[:90%]"
             ) from None
         self._files = [file for part in slices for file in part]
@@ -54,7 +56,7 @@ class FolderSource:
     def fingerprint(self) -> str:
         """Return the fingerprint of the files' names and contents, in their order.
 
-        Raises UnreadableFiles for all that are no pictures: a file is decoded when it is first read here.
+        New files are also decoded. Raises UnreadableFiles for all that are not pictures.
         """
         return self._fingerprint
 
@@ -79,9 +81,9 @@ class FolderSource:
         return len(self._files)
 
     def read(self, indices) -> tuple[np.ndarray, np.ndarray]:
-        """(images uint8 [n, image_size, image_size, channels], labels int32 [n]).
+        """Return (images uint8 [n, image_size, image_size, channels], labels int32 [n]).
 
-        Raises InputError for a file that is no picture.
+        Raises InputError for a file that is not a picture.
         """
         batch = images.empty_batch(len(indices), self._size, self._channels)
         for row, index in enumerate(indices):
@@ -93,9 +95,9 @@ class FolderSource:
         return batch, np.array([self._files[index][1] for index in indices], np.int32)
 
     def _list(self, split: str) -> list[tuple[str, int, fingerprints.Stamp]]:
-        """(path within the folder, label, stamp) of every picture of a split, the classes mixed.
+        """Return (path within the folder, label, stamp) of every picture of a split, the classes mixed.
 
-        In an order that depends on the names alone, so that a slice of a split is a sample of it.
+        The order depends on the names alone, so that a slice of a split is a sample of it.
         """
         labels = {name: label for label, name in enumerate(self.label_names)}
         found, names = [], _subfolders(self.folder / split)
@@ -122,11 +124,11 @@ class FolderSource:
 
 
 def _without_classes(folder: pathlib.Path) -> InputError:
-    """Return the error of a folder without train/CLASS, which names the folder that has it."""
+    """Return the error for a folder without train/CLASS, with the folder that has it, if any."""
     right = layouts.right_folder(folder)
     if right is not None:
         return InputError(
-            f"data.dir: {printable(folder)} has no train/CLASS/*; {printable(right)} has: give it"
+            f"data.dir: {printable(folder)} has no train/CLASS/*; give {printable(right)}, which has"
         )
     if not (folder / "train").exists() and layouts.has_classes(folder):
         return InputError(
@@ -136,14 +138,14 @@ def _without_classes(folder: pathlib.Path) -> InputError:
 
 
 def _subfolders(folder: pathlib.Path) -> list[str]:
-    """Their names, sorted; none where there is no such folder."""
+    """Return the names of the subfolders, sorted; none if there is no such folder."""
     return [entry.name for entry in _entries(folder) if os.path.isdir(entry)]
 
 
 def _entries(folder: pathlib.Path) -> list[os.DirEntry]:
-    """Return what is in it and not hidden, sorted by name."""
+    """Return the entries that are not hidden, sorted by name; none if there is no such folder."""
     with (
-        input_errors(f"{printable(folder)}: cannot be read", "see to its permissions"),
+        input_errors(f"{printable(folder)}: cannot be read", "check its permissions"),
         contextlib.suppress(FileNotFoundError, NotADirectoryError),
     ):
         found = [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
@@ -153,7 +155,7 @@ def _entries(folder: pathlib.Path) -> list[os.DirEntry]:
 
 def _stamp(entry: os.DirEntry) -> fingerprints.Stamp:
     """Return the stamp of a file in a class. Raises InputError for anything else."""
-    # The file's name is made printable for an error alone: there may be a million files.
+    # Make the file's name printable only for an error: there may be a million files.
     try:
         status = entry.stat()
     except OSError as error:
@@ -162,7 +164,7 @@ def _stamp(entry: os.DirEntry) -> fingerprints.Stamp:
         ) from None
     if stat.S_ISDIR(status.st_mode):
         path, place = printable(entry.path), printable(os.path.dirname(entry.path))
-        raise InputError(f"{path}: pictures in folders below a class are not read; move them into {place}")
+        raise InputError(f"{path}: pictures in a folder inside a class are not read; move them into {place}")
     if not stat.S_ISREG(status.st_mode):
         raise InputError(
             f"{printable(entry.path)}: is a pipe, a socket or a device, not a picture; remove it"

@@ -1,14 +1,13 @@
 """ILSVRC-2010 and 2012 as TFDS data sets, `ilsvrc/2010` and `ilsvrc/2012`, from the official archives.
 
-The archives lie in data.manual_dir as they were downloaded (`ilsvrc_archives.FILES`). What is stored is the
+The archives are in data.manual_dir as downloaded (`ilsvrc_archives.FILES`). The stored images have the
 paper's preparation (section 2): shorter side to 256, central 256x256, RGB, as JPEG of quality 95 without
-subsampling of colour. That leaves a PSNR of 45.3 dB on average and 40.4 dB at worst, in 31 kB an image:
-measured over every third of the 13,394 photographs of imagenette (224x224, prepared as here), the prepared
-pixels against those that decode from the store.
+colour subsampling. The PSNR of the stored pixels is 45.3 dB on average and 40.4 dB at worst, at 31 kB per
+image, measured on every third of the 13,394 photographs of imagenette (224x224, prepared in the same way).
 
-Splits: `train`, `validation`, and in 2010 `test`. Labels come from the development kit. In both years label i
-is the i-th of the leaf classes in the order of their WordNet ids, which in 2012 is the order of Caffe,
-torchvision and TFDS; it is not that of the ILSVRC2012_ID or ILSVRC2010_ID. A name is the WordNet id and the
+The splits are `train`, `validation`, and in 2010 `test`. Labels come from the development kit. In both years
+label i is the i-th leaf class in the order of the WordNet ids. In 2012 this is the order of Caffe,
+torchvision and TFDS; it is not that of ILSVRC2012_ID or ILSVRC2010_ID. A name is the WordNet id and the
 words: "n01440764 tench, Tinca tinca".
 """
 
@@ -26,7 +25,7 @@ from alexnet_jax.runtime.errors import InputError, input_errors
 log = logging.getLogger("alexnet_jax")
 
 SIZE = 256
-# Bytes an image takes when the data set is written, and while it is; TFDS writes it twice, to shuffle.
+# Bytes per image once the data set is written, and while it is written: TFDS writes it twice, to shuffle.
 _BYTES, _BYTES_WHILE_PREPARED = 40_000, 100_000
 
 
@@ -40,8 +39,8 @@ class Ilsvrc(tfds.core.GeneratorBasedBuilder):
             name="2010", description="1,261,406 training, 50,000 validation and 150,000 test images"
         ),
     ]
-    _archives: Any = None  # an ilsvrc_archives.Archives, once they are checked
-    raw_bytes = 0  # of an image in the raw copy that will be made
+    _archives: Any = None  # an ilsvrc_archives.Archives, once checked
+    raw_bytes = 0  # per image in the raw copy that will follow
     MANUAL_DOWNLOAD_INSTRUCTIONS = "Put the official archives, as downloaded, into data.manual_dir."
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -53,25 +52,25 @@ class Ilsvrc(tfds.core.GeneratorBasedBuilder):
             features=tfds.features.FeaturesDict(
                 {
                     "image": tfds.features.Image(shape=(SIZE, SIZE, 3), encoding_format="jpeg"),
-                    "label": tfds.features.ClassLabel(),  # its names are the development kit's
+                    "label": tfds.features.ClassLabel(),  # the development kit gives its names
                     "file_name": tfds.features.Text(),
                 }
             ),
         )
 
     def check_archives(self, manual_dir: str) -> None:
-        """Check the archives in a folder, that of TFDS if it is "". Raises InputError."""
+        """Check the archives in a folder, by default that of TFDS. Raises InputError."""
         folder = manual_dir or os.path.join(self.data_dir_root, "downloads", "manual")
         if not os.path.isdir(folder) or not os.listdir(folder):
             raise InputError(
-                f"data.manual_dir: {manual_dir!r} is no folder with files; give the one with the official"
+                f"data.manual_dir: {manual_dir!r} is not a folder with files; give the one with the official"
                 f" archives of ILSVRC-{self.builder_config.name}"
             )
         log.info(f"checking the archives in {folder}")
         self._archives = ilsvrc_archives.Archives(folder, self.builder_config.name)
 
     def _download_and_prepare(self, dl_manager, download_config):
-        """Check the archives first; TFDS then knows the numbers of images, and tells the time left."""
+        """Check the archives first; TFDS then knows the numbers of images, and reports the time left."""
         if self._archives is None:
             self.check_archives(os.fspath(download_config.manual_dir or ""))
         counts = self._archives.counts
@@ -96,8 +95,8 @@ class Ilsvrc(tfds.core.GeneratorBasedBuilder):
 
 
 def _prepared(picture: ilsvrc_archives.Picture) -> tuple[str, int, bytes]:
-    """(name, label, JPEG of the paper's preparation)."""
-    what = f"{picture.archive}: its member {picture.member!r} is no image that decodes"
+    """Return (name, label, JPEG of the paper's preparation)."""
+    what = f"{picture.archive}: its member {picture.member!r} cannot be decoded as an image"
     with input_errors(what, "download the archive again"):
         image = images.fit(images.decode(picture.unpacked()), SIZE, 3)
     return picture.name, picture.label, images.encode(image)
@@ -108,6 +107,6 @@ def _check_space(folder, examples: int, bytes_each: int) -> None:
     if free < needed:
         raise InputError(
             f"data.dir: {folder} is on a disk with {free / 1e9:,.1f} GB left; preparing {examples:,} images"
-            f" takes {needed / 1e9:,.1f} GB; make room, or give another (data.store=jpeg takes"
+            f" takes {needed / 1e9:,.1f} GB; make room, or give another folder (data.store=jpeg takes"
             f" {examples * _BYTES_WHILE_PREPARED / 1e9:,.1f} GB)"
         )

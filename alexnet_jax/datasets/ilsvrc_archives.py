@@ -1,10 +1,10 @@
-"""The official archives of ILSVRC-2010 and 2012 as they were downloaded: what they hold, and the labels.
+"""The official archives of ILSVRC-2010 and 2012 as downloaded: their images and labels.
 
-    Archives(folder, year)      checks all that can be known without reading the images
-    Archives.images(split)      every image of a split, with its label, in the order of the archive
+    Archives(folder, year)      checks everything that can be checked without reading the images
+    Archives.images(split)      yields every image of a split, with its label, in the archive's order
 
-Nothing is extracted to disk; a member's name is compared with what it should be, and never used as a path.
-Every InputError names the file (and the member) on one line.
+Nothing is extracted to disk. The name of a member is compared with the expected one, and never used as a
+path. Every InputError names the file (and the member) on one line.
 """
 
 import contextlib
@@ -38,25 +38,25 @@ FILES = {
         "devkit": "ILSVRC2012_devkit_t12.tar.gz",
     },
 }
-# Far above any picture or table of the real ones: what is larger is refused rather than read into memory.
+# Far above any picture or table in the real archives. Larger ones are rejected, not read into memory.
 LARGEST = 256 << 20
 _LARGEST_KIT = 128 << 20  # bytes of a development kit, or of a table of its meta.mat, unpacked
 _LARGEST_PART = 64 << 20  # bytes of a development kit, which has 2.5 MB, and of a member of it
-_LARGEST_LABELS = 4 << 20  # bytes of a ground truth; that of 150,000 images has 0.7 MB
+_LARGEST_LABELS = 4 << 20  # bytes of a ground truth, which has 0.7 MB for 150,000 images
 _AGAIN = "download it again"
 _DAMAGE = (tarfile.TarError, OSError, EOFError, zlib.error, ValueError, OverflowError)
 
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-    """One picture as it lies in an archive."""
+    """One picture as stored in an archive."""
 
     split: str
     archive: str  # path of the archive
     member: str  # name of the member, for messages only
-    name: str  # its last part, such as n01440764_18.JPEG
+    name: str  # last part of the member's name, such as n01440764_18.JPEG
     label: int
-    content: bytes  # of the picture, or of its replacement; may still be gzipped
+    content: bytes  # the file of the picture or of its replacement; may still be gzipped
 
     def unpacked(self) -> bytes:
         """Return the picture's file. Raises ValueError if it is gzipped and damaged."""
@@ -72,21 +72,21 @@ class Picture:
 
 @dataclasses.dataclass(frozen=True)
 class Devkit:
-    """Labels 0, 1, … are the leaf classes in the order of their WordNet ids."""
+    """The development kit. Labels 0, 1, … are the leaf classes in the order of their WordNet ids."""
 
     label_names: tuple[str, ...]  # "n01440764 tench, Tinca tinca"
     label_of_wnid: dict[str, int]
-    label_of_number: dict[bytes, int]  # of an ILSVRC2012_ID or ILSVRC2010_ID, as the ground truth has it
-    train_counts: dict[str, int]  # images of each WordNet id
+    label_of_number: dict[bytes, int]  # by ILSVRC2012_ID or ILSVRC2010_ID, as in the ground truth
+    train_counts: dict[str, int]  # images per WordNet id
     validation_labels: list[int]  # in the order of the images' names
 
 
 class Archives:
-    """The archives of a year in a folder. Raises InputError for all that can be told at once:
+    """The archives of a year in a folder.
 
-    a file that is missing, cut short or another one, and numbers of validation and test images, or classes
-    of the training archive, that are not those of the development kit. Reads the headers of the archives
-    only (of the training archive, those of the 1000 inner archives), which takes seconds.
+    Raises InputError if a file is missing, truncated or another one, or if the numbers of validation and test
+    images, or the classes of the training archive, differ from the development kit's. Only the headers of the
+    archives are read (in the training archive, those of the 1000 inner archives), which takes seconds.
     """
 
     def __init__(self, folder, year: str):
@@ -116,7 +116,7 @@ class Archives:
         self.counts |= {split: len(found) for split, found in self._labels.items()}
 
     def images(self, split: str) -> Iterator[Picture]:
-        """Yield every image. Raises InputError for an archive that proves to be damaged as it is read."""
+        """Yield every image. Raises InputError if an archive turns out to be damaged as it is read."""
         with contextlib.ExitStack() as stack:
             patches: Any = stack.enter_context(_open(self.paths["patches"])) if self._patches else None
             found = self._train_images() if split == "train" else self._flat_images(split)
@@ -129,7 +129,7 @@ class Archives:
                 yield picture
 
     def _training_classes(self) -> list[tuple[str, tarfile.TarInfo]]:
-        """(WordNet id, its archive), in the order of the outer archive."""
+        """Return (WordNet id, its archive), in the order of the outer archive."""
         path, counts = self.paths["train"], self.devkit.train_counts
         classes = []
         with _open(path) as file:
@@ -150,7 +150,7 @@ class Archives:
         return classes
 
     def _match(self, split: str, year: str, labels: list[int], truth) -> dict[str, int]:
-        """Label of each image name: the ground truth has a line an image, in the order of the names."""
+        """Return the label of each image name; the ground truth has one line per image, in name order."""
         path = self.paths[split]
         pattern = re.compile(rf"ILSVRC{year}_{'val' if split == 'validation' else 'test'}_\d{{8}}\.JPEG")
         names = []
@@ -162,12 +162,12 @@ class Archives:
                 names.append(name)
         if len(names) != len(labels):
             raise InputError(
-                f"{path}: has {len(names):,} images, but {truth} {len(labels):,} lines; one of the two is cut"
-                " short or damaged; download them again"
+                f"{path}: has {len(names):,} images, but {truth} has {len(labels):,} lines; one of the two is"
+                " truncated or damaged; download them again"
             )
         label_of_name = dict(zip(sorted(names), labels, strict=True))
         if len(label_of_name) != len(names):
-            raise InputError(f"{path}: has images of the same name; it is damaged; download it again")
+            raise InputError(f"{path}: has images with the same name; it is damaged; download it again")
         return label_of_name
 
     def _find_patches(self) -> dict[str, tarfile.TarInfo]:
@@ -204,7 +204,7 @@ class Archives:
                     yield Picture("train", str(path), f"{wnid}.tar, {info.name}", name, label, content)
                 if len(names) != self.devkit.train_counts[wnid]:
                     raise InputError(
-                        f"{path}, {wnid}.tar: has {len(names):,} images, the development kit says"
+                        f"{path}, {wnid}.tar: has {len(names):,} images, but the development kit says"
                         f" {self.devkit.train_counts[wnid]:,}; one of the two is damaged; download them again"
                     )
 
@@ -233,8 +233,8 @@ def read_devkit(path, year: str) -> Devkit:
         if name not in contents:
             raise InputError(f"{path}: has no {name}; give the development kit of ILSVRC-{year}")
     try:
-        # SciPy may crash on a damaged file; of damage by accident the kit's gzip has told above.
-        import scipy.io  # takes 0.1 s, which every start would
+        # SciPy may crash on a damaged file, but reading the kit's gzip above has detected accidental damage.
+        import scipy.io  # here, because it takes 0.1 s
 
         meta = scipy.io.loadmat(io.BytesIO(contents["meta.mat"]), squeeze_me=True)
         synsets = np.atleast_1d(meta["synsets"])
@@ -243,7 +243,7 @@ def read_devkit(path, year: str) -> Devkit:
             for row in synsets
             if int(row["num_children"]) == 0
         )
-    except Exception as error:  # loadmat raises nearly every kind for a damaged file
+    except Exception as error:  # loadmat raises nearly any exception for a damaged file
         raise InputError(
             f"{path}, meta.mat: cannot be read ({type(error).__name__}: {error}); {_AGAIN}"
         ) from None
@@ -264,14 +264,15 @@ def read_devkit(path, year: str) -> Devkit:
 
 
 def _labels(text: bytes, label_of_number: dict[bytes, int], where) -> list[int]:
-    """Return the labels of a ground truth, which has the number of a class on each line."""
+    """Return the labels of a ground truth, which has one class number per line."""
     if len(text) > _LARGEST_LABELS:
         raise InputError(f"{where}: has more than {_LARGEST_LABELS:,} bytes; download it again")
     words = text.split()
     for line, word in enumerate(words, 1):
         if word not in label_of_number:
             raise InputError(
-                f"{where}: line {line}, {word[:40]!r}, is no class of the development kit; download it again"
+                f"{where}: line {line}, {word[:40]!r}, is not a class of the development kit; download it"
+                " again"
             )
     return [label_of_number[word] for word in words]
 
@@ -281,12 +282,12 @@ def _truth(year: str) -> str:
 
 
 def _open(path):
-    with input_errors(f"{path}: cannot be read", "see to its permissions"):
+    with input_errors(f"{path}: cannot be read", "check its permissions"):
         return BoundedReader(open(path, "rb", buffering=0), LARGEST)
 
 
 def _damage(where):
-    return input_errors(f"{where}: cut short, damaged or no archive", _AGAIN, _DAMAGE)
+    return input_errors(f"{where}: truncated, damaged or not an archive", _AGAIN, _DAMAGE)
 
 
 def _mistaken(path, member: str, wanted: str) -> InputError:
@@ -298,19 +299,19 @@ def _last_part(info: tarfile.TarInfo) -> str:
 
 
 def _entries(file, where) -> Iterator[tarfile.TarInfo]:
-    """Every plain file in a tar, reading its headers only."""
+    """Yield every plain file in a tar, reading only its headers."""
     with (
         _damage(where),
         tarfile.open(fileobj=file, mode="r:", encoding="utf-8", errors="strict") as tar,
     ):
         while (info := tar.next()) is not None:
-            tar.members.clear()  # type: ignore[attr-defined]  # it would keep them all
+            tar.members.clear()  # type: ignore[attr-defined]  # tarfile would keep them all
             if info.isdir():
                 continue
             if not info.isreg() or info.issparse():
-                raise InputError(f"{where}: its member {info.name!r} is no plain file; download it again")
+                raise InputError(f"{where}: its member {info.name!r} is not a plain file; download it again")
             yield info
-        # tarfile takes a damaged header, and none, for the end, which is a block of zeros.
+        # tarfile mistakes a damaged or missing header for the end, which is a block of zeros.
         file.seek(tar.offset)
         if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
             raise tarfile.ReadError(f"neither a header nor the end at byte {tar.offset:,}")
@@ -318,16 +319,16 @@ def _entries(file, where) -> Iterator[tarfile.TarInfo]:
 
 def _check_size(info: tarfile.TarInfo, where) -> None:
     if info.size > LARGEST:
-        raise InputError(f"{where}: its member {info.name!r} has {info.size:,} bytes, which is no picture")
+        raise InputError(f"{where}: its member {info.name!r} has {info.size:,} bytes, too many for a picture")
 
 
 def _contents(file, where) -> Iterator[tuple[tarfile.TarInfo, bytes]]:
-    """Every plain file in a tar, with its content."""
+    """Yield every plain file in a tar, with its content."""
     for info in _entries(file, where):
         _check_size(info, where)
         with input_errors(f"{where}: its member {info.name!r} cannot be read", _AGAIN):
             file.seek(info.offset_data)
             content = file.read(info.size)
         if len(content) != info.size:
-            raise InputError(f"{where}: cut short in its member {info.name!r}; download it again")
+            raise InputError(f"{where}: truncated in its member {info.name!r}; download it again")
         yield info, content

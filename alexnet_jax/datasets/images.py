@@ -17,33 +17,34 @@ from alexnet_jax.runtime.errors import first_line
 
 # A file of a few kilobytes can claim any size. At the limit, decoding takes 1.1 to 1.4 GB of memory.
 MAX_PIXELS = 100_000_000
-MAX_BYTES = 2**30  # of a file: MAX_PIXELS of 16-bit RGBA, not compressed, are 0.8 GB
-# Pillow checks pictures within pictures too (ICO), with a warning up to twice its limit.
+MAX_BYTES = 2**30  # per file; MAX_PIXELS of 16-bit RGBA, uncompressed, are 0.8 GB
+# Pillow also checks pictures inside pictures (ICO), with a warning up to twice its limit.
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS
 warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
-warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")  # of damaged EXIF, and the like
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")  # about damaged EXIF, and the like
 
-JPEG_QUALITY = 95  # of what `encode` writes; colour is not subsampled
-# Pillow hands some formats to other programs (EPS to Ghostscript): a file of unknown origin may not.
+JPEG_QUALITY = 95  # of `encode`; colour is not subsampled
+# Pillow passes some formats to other programs (EPS to Ghostscript), which files of unknown origin must not
+# reach.
 _FORMATS = (
     "JPEG", "PNG", "GIF", "BMP", "DIB", "TIFF", "WEBP", "AVIF", "JPEG2000", "PPM", "TGA", "PCX", "ICO", "QOI",
 )  # fmt: skip
-# Pillow's modes whose samples have 8 bits, or one, and that it converts to grey or RGB; other files are
-# refused by name. YCbCr is refused because Pillow leaves its range and its subsampling aside.
+# Pillow's modes with samples of 8 bits, or one, which it converts to grey or RGB; files of other modes are
+# rejected by name. YCbCr is rejected because Pillow ignores its range and its subsampling.
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK")
-_REFUSED = {"I": "32-bit integers", "F": "floating-point numbers", "LAB": "Lab colour"}
+_REJECTED = {"I": "32-bit integers", "F": "floating-point numbers", "LAB": "Lab colour"}
 _CONVERT = "convert it to 8 bits of grey or RGB"
-# In EXIF of either byte order, the tag with one value other than 1; in XMP, the tag.
+# The orientation tag: with one value other than 1 in EXIF of either byte order, with any value in XMP.
 _TURNED = re.compile(
     rb"\x01\x12\0.\0\0\0\x01(?!\0\x01)|\x12\x01.\0\x01\0\0\0(?!\x01\0)|tiff:Orientation", re.DOTALL
 )
 
 
 def empty_batch(count: int, size: int, channels: int) -> np.ndarray:
-    """np.empty of uint8 [count, size, size, channels], which JAX's CPU devices take over as it is.
+    """Return np.empty of uint8 [count, size, size, channels], which JAX's CPU devices use without a copy.
 
-    They copy what is not aligned to 64 bytes, and np.empty aligns to 16. Measured on raw photographs of
-    256x256: that copy takes longer than reading them.
+    They copy arrays that are not aligned to 64 bytes, and np.empty aligns to 16. For raw photographs of
+    256x256 that copy takes longer than reading them.
     """
     shape = (count, size, size, channels)
     memory = np.empty(math.prod(shape) + 64, np.uint8)
@@ -52,7 +53,7 @@ def empty_batch(count: int, size: int, channels: int) -> np.ndarray:
 
 
 def read_file(path: str | os.PathLike) -> bytes:
-    """Return a file's content. Raises OSError, and ValueError as `files.read_file` does with MAX_BYTES."""
+    """Return a file's content. Raises OSError, and ValueError as `files.read_file` with MAX_BYTES does."""
     return files.read_file(path, MAX_BYTES)
 
 
@@ -70,23 +71,23 @@ def check(content: bytes, *, oriented: bool = False) -> None:
 
 def _check_sides(image: np.ndarray) -> None:
     height, width, _ = image.shape
-    if max(height, width) > 1000 * min(height, width):  # gigabytes, of which a thousandth would be kept
+    if max(height, width) > 1000 * min(height, width):  # `fit` would take gigabytes to keep a thousandth
         raise ValueError(f"{width}x{height} pixels are too long for a square")
 
 
 def decode(content: bytes, target: np.ndarray | None = None, *, oriented: bool = False) -> np.ndarray:
-    """uint8 [height, width, 1 or 3]: grey, or RGB.
+    """Return the pixels of a picture's file, uint8 [height, width, 1 or 3]: grey, or RGB.
 
-    Of 16 bits the higher 8 are kept; greyscale of other depths is scaled to 8. Raises ValueError if it is no
-    picture, is cut short, claims more than MAX_PIXELS (it is not decoded then), or has samples whose scale is
-    unknown, such as floating-point numbers.
+    Of 16 bits the higher 8 are kept; greyscale of other depths is scaled to 8. Raises ValueError if the file
+    is not a picture, is truncated, claims more than MAX_PIXELS (and then is not decoded), or has samples of
+    unknown scale, such as floating-point numbers.
 
-    Colour profiles, transparency and, unless `oriented`, orientation tags are ignored, as they are by the
-    paper's successors. `oriented` sets a picture upright by its tag; Pillow does so with every TIFF. A JPEG
-    of the shape of `target` is decoded into it, which saves a copy, and `target` is what is returned.
+    Colour profiles, transparency and, unless `oriented`, orientation tags are ignored, as in the paper's
+    successors. `oriented` turns a picture upright by its tag; Pillow does so with every TIFF. A JPEG with the
+    shape of `target` is decoded into it, which saves a copy, and `target` is returned.
     """
     if simplejpeg.is_jpeg(content) and not (oriented and _may_be_turned(content)):
-        # Bit for bit what Pillow gives, and faster. Pillow has CMYK and YCCK, and more patience.
+        # The same bits as from Pillow, but faster. Pillow also reads CMYK and YCCK, and tolerates more.
         try:
             height, width, space, _ = simplejpeg.decode_jpeg_header(content)
             if space in ("Gray", "RGB", "YCbCr") and height * width <= MAX_PIXELS:
@@ -101,16 +102,16 @@ def decode(content: bytes, target: np.ndarray | None = None, *, oriented: bool =
         return _decode_with_pillow(content, oriented)
     except UnidentifiedImageError:
         tiff = content.startswith((b"II*\0", b"MM\0*"))
-        kind = f"a TIFF of a kind that is not read; {_CONVERT}" if tiff else "not a picture of a known format"
+        kind = f"an unsupported kind of TIFF; {_CONVERT}" if tiff else "not a picture of a known format"
         raise ValueError(files.stand_in(content[:4096]) or kind) from None
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise ValueError(_too_large(int(re.findall("[0-9]+", str(error))[0]))) from None
-    except Exception as error:  # Pillow raises nearly every kind for a damaged file
+    except Exception as error:  # Pillow raises nearly any exception for a damaged file
         raise ValueError(first_line(error)) from None
 
 
 def _may_be_turned(jpeg: bytes) -> bool:
-    """Whether the segments before the pixels have an orientation tag, or are not as they should be."""
+    """Return whether the segments before the pixels have an orientation tag, or are malformed."""
     at = 2
     while jpeg[at : at + 1] == b"\xff" and jpeg[at + 1 : at + 2] not in (b"", b"\0", b"\xff"):
         if jpeg[at + 1] == 0xDA:  # the pixels
@@ -124,11 +125,11 @@ def _may_be_turned(jpeg: bytes) -> bool:
 
 def _decode_with_pillow(content: bytes, oriented: bool) -> np.ndarray:
     with Image.open(io.BytesIO(content), formats=_FORMATS) as picture:
-        if picture.width * picture.height > MAX_PIXELS:  # others may have changed the filters of warnings
+        if picture.width * picture.height > MAX_PIXELS:  # other code may have changed the warning filters
             raise ValueError(_too_large(picture.width * picture.height))
         picture.load()
         if oriented:
-            with contextlib.suppress(Exception):  # of damaged EXIF; Pillow raises many kinds
+            with contextlib.suppress(Exception):  # Pillow raises many exceptions for damaged EXIF
                 ImageOps.exif_transpose(picture, in_place=True)
         picture = _grey_or_rgb(picture)
         return np.asarray(picture).reshape(picture.height, picture.width, -1)
@@ -140,28 +141,28 @@ def _grey_or_rgb(picture: Image.Image) -> Image.Image:
     deep = picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format == "PPM")
     if signed or not (deep or picture.mode in _MODES):
         kind = (
-            f"{bits}-bit signed integers" if signed else _REFUSED.get(picture.mode, f"{picture.mode} colour")
+            f"{bits}-bit signed integers" if signed else _REJECTED.get(picture.mode, f"{picture.mode} colour")
         )
         raise ValueError(f"{kind} ({picture.format}); {_CONVERT}")
     if deep:
         grey = (np.asarray(picture) >> (bits - 8)).astype(np.uint8)
         return Image.fromarray(255 - grey if inverted else grey)
-    picture.info.pop("transparency", None)  # Pillow would warn of some palettes with it
+    picture.info.pop("transparency", None)  # Pillow would warn about it for some palettes
     if picture.mode == "CMYK" and picture.format == "JPEG" and "adobe" not in picture.info:
-        # Pillow takes every CMYK JPEG for inverted, as Adobe's are; without its marker it is not.
+        # Pillow treats every CMYK JPEG as inverted, like Adobe's; one without Adobe's marker is not.
         picture = Image.fromarray(255 - np.asarray(picture), "CMYK")
     mode = "L" if picture.mode in ("1", "L", "LA") else "RGB"
     return picture if picture.mode == mode else picture.convert(mode)
 
 
 def _too_large(pixels: int) -> str:
-    return f"{pixels:,} pixels; at most {MAX_PIXELS:,} are read"
+    return f"{pixels:,} pixels; the limit is {MAX_PIXELS:,}"
 
 
 def _samples(picture: Image.Image) -> tuple[int, bool, bool]:
-    """(bits, whether they are signed, whether 0 is white) of the samples of 9 to 16 bits, and of any TIFF.
+    """Return (bits, whether they are signed, whether 0 is white) for samples of 9 to 16 bits, or any TIFF.
 
-    Pillow scales 9 to 15 bits to 16, and turns white 0 into white 255; it leaves both to us in a TIFF.
+    Except in a TIFF, Pillow itself scales 9 to 15 bits to 16, and inverts samples of which 0 is white.
     """
     if not isinstance(picture, TiffImagePlugin.TiffImageFile):
         return 16, False, False
@@ -171,10 +172,10 @@ def _samples(picture: Image.Image) -> tuple[int, bool, bool]:
 
 
 def fit(image: np.ndarray, size: int, channels: int) -> np.ndarray:
-    """Prepare an image as the paper does (section 2): shorter side to `size`, central size x size.
+    """Prepare an image as in the paper (section 2): shorter side to `size`, central size x size.
 
-    image uint8 [height, width, 1 or 3]; greyscale is repeated or colour weighed to get `channels`. Raises
-    ValueError for one that is a thousand times as long as wide.
+    image uint8 [height, width, 1 or 3]; greyscale is repeated, or colour averaged with weights, to get
+    `channels`. Raises ValueError for an image more than a thousand times as long as wide.
     """
     if image.shape == (size, size, channels):
         return image
@@ -189,8 +190,8 @@ def fit(image: np.ndarray, size: int, channels: int) -> np.ndarray:
 
 
 def encode(image: np.ndarray) -> bytes:
-    """JPEG of uint8 [height, width, 3]."""
-    # Into a file that the system knows, Pillow encodes without the interpreter's lock; into BytesIO with it.
+    """Return the JPEG file of uint8 [height, width, 3]."""
+    # Pillow encodes into a file of the system without the interpreter's lock, but into BytesIO with it.
     with tempfile.TemporaryFile() as file:
         Image.fromarray(image).save(file, "JPEG", quality=JPEG_QUALITY, subsampling="4:4:4")
         file.seek(0)

@@ -1,4 +1,4 @@
-"""Which label of a data set is which class of a network."""
+"""Match the labels of a data set with the classes of a network."""
 
 import logging
 import pathlib
@@ -15,34 +15,35 @@ log = logging.getLogger("alexnet_jax")
 
 
 def imagenet_classes() -> list[str]:
-    """ImageNet's 1000 classes of ILSVRC-2012, as "n01440764 tench", in the order of their WordNet ids."""
+    """Return the 1000 classes of ILSVRC-2012, as "n01440764 tench", in the order of their WordNet ids."""
     text = pathlib.Path(__file__).with_name("imagenet_classes.txt").read_text()
     return [line for line in text.splitlines() if not line.startswith("#")]
 
 
 def with_labels_of(label_names: Sequence[str] | np.ndarray, source: Source) -> Source:
-    """Return `source` with the labels of the network whose classes are `label_names`, found by name.
+    """Return `source` with labels matched by name to a network's classes, `label_names`.
 
-    If one side has no names, label i of the data set is class i of the network, and a line says so. Raises
+    If one side has no names, label i of the data set is class i of the network, and the log says so. Raises
     InputError for classes that the network lacks.
     """
     network, data = [str(name) for name in label_names], [str(name) for name in source.label_names]
     classes = classes_by_name(network, data)
     if classes is None:
         side = "network" if _has_no_names(network) else "data set"
-        log.info(f"labels go by position: the {side} has no names of classes")
+        log.info(f"labels are matched by position: the {side} has no class names")
     if classes is None or classes == list(range(len(network))):
         return source
-    log.info(f"the {len(data)} classes of the data set are found by name among the network's {len(network)}")
+    log.info(f"the data set's {len(data)} classes are matched by name with the network's {len(network)}")
     return _Relabelled(source, label_names, classes)
 
 
 def classes_by_name(network: Sequence[str], data: Sequence[str]) -> list[int] | None:
-    """Return the class of the network that has the name of each class of the data set.
+    """Return the network's class for each class of the data set, matched by name.
 
-    Names are equal if their WordNet ids are (n and eight digits at the start), or their whole text is, or, if
-    one side has no id, the words after it. Capitals do not count unless two classes differ by them. None if
-    one side has no names, or numbers in their order. Raises InputError for names that the network lacks.
+    Names match if their WordNet ids (n and eight digits at the start) are equal, or their whole texts or, if
+    one side has no id, the words after it. Capitals are ignored unless two classes differ only by them.
+    Return None if one side has no names, or only numbers in order. Raises InputError for names that the
+    network lacks.
     """
     places: dict[tuple, list[int]] = {}
     for label, name in enumerate(network):
@@ -79,8 +80,8 @@ def classes_by_name(network: Sequence[str], data: Sequence[str]) -> list[int] | 
 
 
 def _keys(name: str, sought: bool = False) -> list[tuple]:
-    """Return by what a name is found, the strictest first; `sought` is the name that is looked for."""
-    # Editors and file systems change capitals, spaces, byte-order marks and the form of accents.
+    """Return the keys that match a name, the strictest first; `sought` if it is the name to look up."""
+    # Editors and file systems change capitals, spaces, byte-order marks and the encoding of accents.
     text = " ".join(unicodedata.normalize("NFC", name).replace("\ufeff", "").casefold().split())
     wnid = re.match(r"n\d{8}(?!\S)", text)
     words = text[wnid.end() :].strip() if wnid else text
@@ -94,14 +95,14 @@ def _keys(name: str, sought: bool = False) -> list[tuple]:
 
 
 def _has_no_names(names: Sequence[str]) -> bool:
-    """Whether there are none, or numbers in their order, as TFDS has where a data set gives no names."""
+    """Return whether there are no names, or only numbers in order, as in TFDS if a data set gives none."""
     numbers = [re.fullmatch(r"(?:class )?0*(\d+)", name) for name in names]
     return all(match and int(match[1]) == label for label, match in enumerate(numbers))
 
 
 class _Relabelled:
     def __init__(self, source: Source, label_names: Sequence[str] | np.ndarray, labels: list[int]):
-        """`labels` has, for each label of `source`, its place among `label_names`."""
+        """Replace label i of `source` by `labels[i]`, an index into `label_names`."""
         self._source, self._labels = source, np.array(labels, np.int32)
         self.label_names = tuple(map(str, label_names))
         self.folder, self.split = source.folder, source.split

@@ -1,7 +1,7 @@
-"""Advice on folders of pictures that are laid out otherwise than FOLDER/SPLIT/CLASS/*.
+"""Recognise folders of pictures whose layout is not FOLDER/SPLIT/CLASS/*.
 
-tiny_imagenet   the classes of validation pictures in the layout of Tiny ImageNet, or None
-right_folder    the folder near by that has the layout, or None
+tiny_imagenet   return the classes of validation pictures in the layout of Tiny ImageNet, or None
+right_folder    return a nearby folder with the layout, or None
 """
 
 import itertools
@@ -13,15 +13,15 @@ from alexnet_jax.runtime.errors import input_errors, printable
 from alexnet_jax.runtime.files import read_file
 
 _ANNOTATIONS = 64 << 20  # bytes; Tiny ImageNet's 10,000 lines are 0.3 MB
-_MANY = 1000  # entries of a folder that are looked at
+_MANY = 1000  # entries of a folder that are examined
 
 
 def tiny_imagenet(folder: pathlib.Path) -> dict[str, str] | None:
     """Return {file name: class} of the validation pictures of a data set in Tiny ImageNet's layout, or None.
 
-    There training pictures are train/CLASS/images/*, validation pictures val/images/*, and
-    val/val_annotations.txt has a line for each of the latter: name, class and a box, with tabs between.
-    Raises InputError if that file cannot be read.
+    In that layout, training pictures are train/CLASS/images/*, and validation pictures are val/images/*. For
+    each of the latter val/val_annotations.txt has a line: name, class and a box, separated by tabs. Raises
+    InputError if that file cannot be read.
     """
     path = folder / "val" / "val_annotations.txt"
     nested = any((label / "images").is_dir() for label in itertools.islice(_folders(folder / "train"), 1))
@@ -41,7 +41,7 @@ def right_folder(folder: pathlib.Path) -> pathlib.Path | None:
 
 
 def has_classes(split: pathlib.Path) -> bool:
-    """Return whether a folder has folders with files in them, and no folders in these."""
+    """Return whether a folder has subfolders with files but without further subfolders."""
     return any(_is_class(label) for label in itertools.islice(_folders(split), 3))
 
 
@@ -50,12 +50,12 @@ def _is_class(folder: pathlib.Path) -> bool:
 
 
 def _folders(folder: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Yield folders in a folder, not hidden; none if it cannot be read."""
+    """Yield the subfolders that are not hidden; none if the folder cannot be read."""
     return (pathlib.Path(entry.path) for entry in _entries(folder) if entry.is_dir())
 
 
 def _entries(folder: pathlib.Path) -> Iterator[os.DirEntry]:
-    """Yield what is in a folder and not hidden, of its first entries; nothing if it cannot be read."""
+    """Yield those of a folder's first entries that are not hidden; none if it cannot be read."""
     try:
         with os.scandir(folder) as entries:
             yield from (entry for entry in itertools.islice(entries, _MANY) if entry.name[0] != ".")

@@ -1,4 +1,4 @@
-"""Pictures that are no data set, of a folder, a list or a command line, as a `Source`."""
+"""Pictures outside a data set, from a folder, a list or a command line, as a `Source`."""
 
 import functools
 import itertools
@@ -18,11 +18,12 @@ _LARGEST_LIST = 1 << 30  # bytes
 
 
 class Pictures:
-    """Pictures by their paths, in the order given, set upright by their EXIF.
+    """Pictures by their paths, in the given order, turned upright by their EXIF.
 
-    paths     of the pictures
-    split     what they are called
-    label_names, labels    within the folder `root`, those of the folders that have them, -1 without one
+    paths          the paths of the pictures
+    split          a name for all of them
+    label_names    the folders of the pictures inside the folder `root`
+    labels         the index of each picture's folder in label_names, -1 outside any
     """
 
     def __init__(self, paths: Sequence[str], size: int, channels: int, split: str, root: str | None = None):
@@ -42,7 +43,7 @@ class Pictures:
     def fingerprint(self) -> str:
         """Decode every file, and return the fingerprint of their contents and labels in this order.
 
-        Raises UnreadableFiles for all that are no pictures.
+        Raises UnreadableFiles for all that are not pictures.
         """
         return self._fingerprint
 
@@ -61,7 +62,7 @@ class Pictures:
         return fingerprints.combined(b"".join(digests), "\0".join(self.label_names), self.labels.tobytes())
 
     def read(self, indices) -> tuple[np.ndarray, np.ndarray]:
-        """(images uint8 [n, size, size, channels], labels int32 [n]). Raises UnreadableFiles."""
+        """Return (images uint8 [n, size, size, channels], labels int32 [n]). Raises UnreadableFiles."""
         batch = images.empty_batch(len(indices), self._size, self._channels)
         for row, index in enumerate(indices):
             path = self.paths[index]
@@ -75,7 +76,7 @@ class Pictures:
         return [self._digest(self.paths[index]) for index in indices]
 
     def _digest(self, path: str) -> bytes | str:
-        """Return a file's digest, or why it is no picture: an exception would hold on to its content."""
+        """Return a file's digest, or why it is not a picture (an exception would keep its content)."""
         try:
             content = images.read_file(path)
             images.check(content, oriented=True)
@@ -85,20 +86,20 @@ class Pictures:
 
 
 def paths_in(folder: str) -> list[str]:
-    """Return the files in a folder and in its folders, sorted, without hidden ones. Raises InputError."""
+    """Return the files in a folder and its subfolders, sorted, without hidden ones. Raises InputError."""
 
     def failed(error: OSError):
         raise error
 
     paths: list[str] = []
     seen: dict[tuple[int, int], str] = {}
-    with input_errors(f"{printable(folder)}: cannot be read", "see to its permissions"):
+    with input_errors(f"{printable(folder)}: cannot be read", "check its permissions"):
         for place, folders, files in os.walk(folder, onerror=failed, followlinks=True):
             status = os.stat(place)
             former = seen.setdefault((status.st_dev, status.st_ino), place)
-            if former != place:  # a link may lead to a folder above it, and so on without an end
+            if former != place:  # a link may lead to a folder above it, and so recur without end
                 raise InputError(
-                    f"{printable(place)}: is {printable(former)} again, by a link; remove the link"
+                    f"{printable(place)}: is {printable(former)} again, through a link; remove the link"
                 )
             folders[:] = sorted(name for name in folders if not name.startswith("."))
             paths += [os.path.join(place, name) for name in sorted(files) if not name.startswith(".")]
@@ -106,7 +107,7 @@ def paths_in(folder: str) -> list[str]:
 
 
 def paths_of(file: str) -> list[str]:
-    """Return the paths in a text file, one a line. Raises InputError if it cannot be read."""
-    with input_errors(f"{printable(file)}: cannot be read", "give a list of pictures, a path a line"):
+    """Return the paths in a text file, one per line. Raises InputError if it cannot be read."""
+    with input_errors(f"{printable(file)}: cannot be read", "give a list of pictures, one path per line"):
         lines = read_file(file, _LARGEST_LIST).decode("utf-8-sig", "surrogateescape").split("\n")
     return [line.removesuffix("\r") for line in lines if line.strip()]

@@ -1,6 +1,6 @@
-"""TFDS data sets in ArrayRecord: prepared where they are not yet, and read in any order.
+"""TFDS data sets in ArrayRecord: prepared if necessary, and read in any order.
 
-TensorFlow is not imported here: only TFDS's preparation needs it.
+TensorFlow is not imported here, because only TFDS's preparation needs it.
 """
 
 import contextlib
@@ -26,17 +26,17 @@ from alexnet_jax.runtime import quiet_tensorflow
 from alexnet_jax.runtime.errors import InputError, Unavailable, first_line, input_errors, nearest
 from alexnet_jax.runtime.files import file_lock, retry
 
-# TFDS keeps 1 GiB of examples in memory before it shuffles them on disk; a quarter of that serves as well.
+# TFDS keeps 1 GiB of examples in memory before it shuffles them on disk; a quarter of that works as well.
 _SHUFFLE_BUFFER = 256 << 20
 _RECORDS = 256  # read at a time for a fingerprint
-# TFDS knows these because they are imported here. They give it files, where others give it arrays to encode.
+# TFDS finds these because they are imported here. They give it encoded files instead of arrays to encode.
 _WITHOUT_TENSORFLOW = fashion_mnist.FashionMnistShipped, ilsvrc.Ilsvrc
-_ANEW = "delete the folder, and it is prepared anew"
+_REBUILD = "delete the folder, and it is rebuilt"
 log = logging.getLogger("alexnet_jax")
 
 
 def prepared_builder(config) -> tfds.core.DatasetBuilder:
-    """Return the TFDS builder of `config.data.name`; the data set is prepared first where it is not yet."""
+    """Return the TFDS builder of `config.data.name`, after preparing the data set if necessary."""
     name, data_dir = config.data.name, os.path.expanduser(config.data.dir) or None
     if data_dir and os.path.exists(data_dir) and not os.path.isdir(data_dir):
         raise InputError(f"data.dir: {data_dir!r} is not a folder; give one")
@@ -45,14 +45,14 @@ def prepared_builder(config) -> tfds.core.DatasetBuilder:
         if config.data.store == "raw":
             builder.raw_bytes = config.data.image_size**2 * config.data.channels
         _prepare(builder, name, config.data.manual_dir)
-        builder = _builder(name, data_dir)  # what lies there may be another process's work
+        builder = _builder(name, data_dir)  # another process may have prepared it
         if not _is_prepared(builder):
-            raise InputError(f"{builder.data_path}: damaged, or no data set; {_ANEW}")
+            raise InputError(f"{builder.data_path}: damaged, or not a data set; {_REBUILD}")
     return builder
 
 
 def _is_prepared(builder) -> bool:
-    """Unlike TFDS, do not take a folder that cannot be read for now for an empty one. Raises Unavailable."""
+    """Return whether the data set is there. Unlike TFDS, raise Unavailable if it is unreadable now."""
     folder = os.fspath(builder.data_path)
     return os.path.isdir(folder) and "dataset_info.json" in retry(folder, os.listdir, folder)
 
@@ -67,9 +67,9 @@ def _builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
     except tfds.core.registered.DatasetNotFoundError:
         known = tfds.list_builders(with_community_datasets=False)
         raise InputError(
-            f"data.name: {name!r} is no data set of this project or of TFDS{nearest(name, known)}"
+            f"data.name: {name!r} is not a data set of this project or of TFDS{nearest(name, known)}"
         ) from None
-    except Exception as error:  # TFDS lets through what reading a damaged or a foreign data set raises
+    except Exception as error:  # TFDS passes on any exception from a damaged or foreign data set
         base, _, wanted = name.partition("/")
         there = _configs(base)
         if wanted and there and wanted not in there:
@@ -91,7 +91,7 @@ def _configs(name: str) -> list[str]:
 
 def _prepare(builder, name: str, manual_dir: str) -> None:
     final = pathlib.Path(builder.data_path)
-    if isinstance(builder, ilsvrc.Ilsvrc):  # before TFDS and TensorFlow print lines of their own
+    if isinstance(builder, ilsvrc.Ilsvrc):  # before TFDS and TensorFlow print their own lines
         builder.check_archives(os.path.expanduser(manual_dir))
     if not isinstance(builder, _WITHOUT_TENSORFLOW):
         quiet_tensorflow.load(f"data.name: {name!r}")
@@ -101,7 +101,7 @@ def _prepare(builder, name: str, manual_dir: str) -> None:
             alone = stack.enter_context(file_lock(final.parent / f".{final.name}.lock"))
         if alone:  # otherwise another process may be writing one of these
             for leftover in final.parent.glob(f"incomplete.*_{final.name}"):
-                log.info(f"deleting {leftover}, which an interrupted preparation left")
+                log.info(f"deleting {leftover}, left by an interrupted preparation")
                 shutil.rmtree(leftover, ignore_errors=True)
         stack.enter_context(_small_shuffle_buffer())
         download = tfds.download.DownloadConfig(manual_dir=os.path.expanduser(manual_dir) or None)
@@ -109,7 +109,7 @@ def _prepare(builder, name: str, manual_dir: str) -> None:
             builder.download_and_prepare(download_config=download, file_format="array_record")
         except InputError:
             raise
-        except Exception as error:  # whatever a builder or the network may raise
+        except Exception as error:  # builders and the network may raise any exception
             where = final.parent
             raise InputError(
                 f"data.name: {name!r} cannot be prepared in {where}: {first_line(error)}"
@@ -131,7 +131,7 @@ class TfdsSource:
     """One split of a TFDS data set in ArrayRecord, as [n, image_size, image_size, channels] uint8."""
 
     def __init__(self, builder, split: str, size: int, channels: int, field: str):
-        """`field` is the configuration's that gave the split. Raises InputError if it cannot be read."""
+        """Open the split that the configuration gives in `field`. Raises InputError if it cannot be read."""
         self.builder, self.split, self.size, self.channels = builder, split, size, channels
         feature = builder.info.features["image"]
         self._encoded = type(feature) is tfds.features.Image and feature.np_dtype == np.uint8
@@ -139,34 +139,32 @@ class TfdsSource:
         method = methods.RAW_BYTES if self._encoded else methods.DESERIALIZE_AND_DECODE
         try:
             self.parts = tfds.core.ReadInstruction.from_spec(split).to_absolute(builder.info.splits)
-            # TFDS gives train[5:4] a length of its own, or examples that were not asked for.
+            # TFDS gives train[5:4] a wrong length or wrong examples.
             backwards = any(part.to is not None and part.to < (part.from_ or 0) for part in self.parts)
             if backwards or not builder.info.splits[split].num_examples:
-                raise InputError(
-                    f"{field}: {split!r} is empty, or runs backwards; give a split with examples"
-                )
+                raise InputError(f"{field}: {split!r} is empty or backwards; give a split with examples")
             instructions = builder.info.splits[split].file_instructions
             self._records = builder.as_data_source(split, deserialize_method=method)
             self._length = len(self._records)
         except (ValueError, KeyError, AssertionError) as error:
             known = ", ".join(f"{name} ({info.num_examples:,})" for name, info in builder.info.splits.items())
             raise InputError(
-                f"{field}: {split!r} does not work ({first_line(error)}); there are {known}"
+                f"{field}: {split!r} cannot be read ({first_line(error)}); there are {known}"
             ) from None
         except NotImplementedError:
             raise InputError(
-                f"data.dir: {builder.info.name} lies there in another format than ArrayRecord; give another,"
-                " and it is prepared there anew"
+                f"data.dir: {builder.info.name} is there in a format other than ArrayRecord; give another"
+                " folder, and it is prepared there"
             ) from None
         for instruction in instructions:
             _check_shard(instruction.filename, instruction.examples_in_shard)
         self.folder = pathlib.Path(builder.data_path)
         if not builder.info.features["label"].num_classes:
-            raise InputError(f"{self.folder}: the names of its labels are missing; {_ANEW}")
+            raise InputError(f"{self.folder}: the names of its labels are missing; {_REBUILD}")
         self.label_names = tuple(builder.info.features["label"].names)
-        with self._telling_damage():
+        with self._reporting_damage():
             _, label = self._example(0)
-        if label < 0:  # as TFDS labels what has no label
+        if label < 0:  # TFDS's label for unlabelled examples
             raise InputError(f"{field}: {split!r} has no labels; give another split")
 
     def __len__(self) -> int:
@@ -191,10 +189,10 @@ class TfdsSource:
         return texts[0] if len(texts) == 1 else fingerprints.combined(*texts)
 
     def _digest(self, name: str) -> bytes:
-        # Of the records: the bytes of their file depend on the version of the library that wrote it.
+        # The digest is of the records: a file's bytes depend on the version of the library that wrote it.
         reader = array_record_module.ArrayRecordReader(str(self.folder / name))
         records = []
-        with self._telling_damage():
+        with self._reporting_damage():
             for start in range(0, reader.num_records(), _RECORDS):
                 places = list(range(start, min(start + _RECORDS, reader.num_records())))
                 for record in reader.read(places):
@@ -204,13 +202,13 @@ class TfdsSource:
         return fingerprints.of_bytes(*records)
 
     def read(self, indices) -> tuple[np.ndarray, np.ndarray]:
-        """(images uint8 [n, image_size, image_size, channels], labels int32 [n]).
+        """Return (images uint8 [n, image_size, image_size, channels], labels int32 [n]).
 
-        Raises InputError where the files prove to be damaged.
+        Raises InputError if the files turn out to be damaged.
         """
         batch, labels = images.empty_batch(len(indices), self.size, self.channels), []
-        with self._telling_damage():
-            # One by one: for many at once the records' reader starts threads, which costs more.
+        with self._reporting_damage():
+            # One by one: for many at once the reader of records starts threads, which is slower.
             for row, index in enumerate(indices):
                 image, label = self._example(int(index))
                 labels.append(label)
@@ -221,17 +219,17 @@ class TfdsSource:
         return batch, np.array(labels, np.int32)
 
     def _example(self, index: int) -> tuple:
-        """(image, label); an encoded image as its file's content."""
+        """Return (image, label), with an encoded image as the content of its file."""
         example = self._records[index]
         if not self._encoded:
             return example["image"], example["label"]
-        # TFDS would take as long for these lines as an eighth of the decoding, in the interpreter's lock.
+        # In TFDS these lines would take an eighth of the decoding time, and hold the interpreter's lock.
         feature = tf_example_pb2.Example.FromString(example).features.feature
         return feature["image"].bytes_list.value[0], feature["label"].int64_list.value[0]
 
-    def _telling_damage(self):
-        kinds = RuntimeError, ValueError, LookupError, DecodeError  # of the reader, and decoding
-        return input_errors(f"{self.folder}: {self.split} is damaged", _ANEW, kinds)
+    def _reporting_damage(self):
+        kinds = RuntimeError, ValueError, LookupError, DecodeError  # from the reader and from decoding
+        return input_errors(f"{self.folder}: {self.split} is damaged", _REBUILD, kinds)
 
 
 def _check_shard(path: str, examples: int) -> None:
@@ -241,6 +239,6 @@ def _check_shard(path: str, examples: int) -> None:
         found = None
     if found != examples:
         raise InputError(
-            f"{path}: missing, cut short or damaged ({examples:,} examples expected, {found or 0:,} found);"
-            f" {_ANEW}"
+            f"{path}: missing, truncated or damaged ({examples:,} examples expected, {found or 0:,} found);"
+            f" {_REBUILD}"
         )

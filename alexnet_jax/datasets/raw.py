@@ -1,10 +1,10 @@
 """The fast store: the images of a split as one flat uint8 file, which is only copied, never decoded.
 
-It is made once from the prepared data set, in its folder, and holds the same pixels. Per split of TFDS
+It is made once from the prepared data set, in its folder, and holds the same pixels. Each split of TFDS has
 
-    raw-SPLIT-SIZExCHANNELS.images   uint8 [n, size, size, channels], and nothing else
+    raw-SPLIT-SIZExCHANNELS.images   uint8 [n, size, size, channels], without a header
     raw-SPLIT-SIZExCHANNELS.labels   int32 [n], little-endian
-    raw-SPLIT-SIZExCHANNELS.json     the fingerprint of the split that they were made of, and their digests
+    raw-SPLIT-SIZExCHANNELS.json     the fingerprint of the source split, and the digests of both files
 """
 
 import bisect
@@ -28,17 +28,17 @@ from alexnet_jax.runtime.errors import InputError
 from alexnet_jax.runtime.files import atomic_write, file_lock, read_json, write_text
 
 _BATCH = 16
-_LARGEST = 1 << 20  # bytes of the .json, which has a hundred
+_LARGEST = 1 << 20  # bytes of the .json, which has about a hundred
 
 
 class RawSource:
     """A TfdsSource's images and labels, in its order, through np.memmap."""
 
     def __init__(self, source: TfdsSource):
-        """Make the files first if they are not there. Raises InputError if they cannot be made or read."""
+        """Open the files, or make them first. Raises InputError if they cannot be made or read."""
         self.label_names, self.folder, self.split = source.label_names, source.folder, source.split
         self._source = source
-        self._parts, labels, self._starts = [], [], [0]  # of a sum such as train[:90%]+validation
+        self._parts, labels, self._starts = [], [], [0]  # terms of a sum such as train[:90%]+validation
         for part in source.parts:
             images, all_labels = _opened(source, part.splitname)
             labels.append(all_labels[part.from_ : part.to])
@@ -53,11 +53,11 @@ class RawSource:
         return self._source.fingerprint()
 
     def read(self, indices) -> tuple[np.ndarray, np.ndarray]:
-        """(images uint8 [n, image_size, image_size, channels], labels int32 [n])."""
+        """Return (images uint8 [n, image_size, image_size, channels], labels int32 [n])."""
         indices = np.asarray(indices)
         _, size, _, channels = self._parts[0][0].shape
         batch = empty_batch(len(indices), size, channels)
-        # One by one: copying an image releases the interpreter's lock, NumPy's fancy indexing does not.
+        # One by one: copying an image releases the interpreter's lock, unlike NumPy's fancy indexing.
         for row, index in enumerate(indices.tolist()):
             part = bisect.bisect_right(self._starts, index) - 1
             images, first = self._parts[part]
@@ -67,15 +67,15 @@ class RawSource:
 
 def _copy(images: Any, place: int, target: np.ndarray) -> None:
     target[:] = images[place]
-    # Pages that were read count as this process's memory until they are given back: a whole split, at last.
-    # They stay in the system's cache.
+    # Pages that were read count as memory of this process, in the end a whole split, unless they are given
+    # back. They stay in the system's cache.
     start = place * target.nbytes // mmap.PAGESIZE * mmap.PAGESIZE
     mapped: Any = images._mmap  # noqa: SLF001 (no public name)
     mapped.madvise(mmap.MADV_DONTNEED, start, (place + 1) * target.nbytes - start)
 
 
 def _opened(source: TfdsSource, split: str) -> tuple[np.ndarray, np.ndarray]:
-    """(images, labels) of a whole split of TFDS; the images as a memmap."""
+    """Return (images, labels) of a whole split of TFDS, with the images as a memmap."""
     shape = (source.builder.info.splits[split].num_examples, source.size, source.size, source.channels)
     stem = source.folder / f"raw-{split}-{source.size}x{source.channels}"
     images, labels, record = (stem.with_suffix(suffix) for suffix in (".images", ".labels", ".json"))
@@ -85,15 +85,15 @@ def _opened(source: TfdsSource, split: str) -> tuple[np.ndarray, np.ndarray]:
             _make(whole, images, labels, record, shape)
         except OSError as error:
             raise InputError(
-                f"{images}: cannot be written ({error.strerror or error}); make it possible, or give"
+                f"{images}: cannot be written ({error.strerror or error}); make the folder writable, or give"
                 " data.store=jpeg"
             ) from None
     for path, size in ((images, math.prod(shape)), (labels, 4 * shape[0])):
         found = path.stat().st_size if path.exists() else 0
         if found != size:
             raise InputError(
-                f"{path}: missing, cut short or of another data set ({found:,} bytes, {size:,} expected);"
-                f" delete {images.name} there, and it is made anew"
+                f"{path}: missing, truncated or of another data set ({found:,} bytes, {size:,} expected);"
+                f" delete {images.name} there, and it is rebuilt"
             )
     try:
         made_of = read_json(record, _LARGEST)
@@ -101,14 +101,14 @@ def _opened(source: TfdsSource, split: str) -> tuple[np.ndarray, np.ndarray]:
         made_of = None
     if made_of != _record(whole, images, labels):
         raise InputError(
-            f"{images}: was made of other data than {source.folder} holds now, or changed since; delete"
-            f" {images.name} there, and it is made anew"
+            f"{images}: was made from other data than {source.folder} has now, or changed since; delete"
+            f" {images.name} there, and it is rebuilt"
         )
     return np.memmap(images, np.uint8, "r", shape=shape), np.fromfile(labels, "<i4")
 
 
 def _record(whole: TfdsSource, *paths: pathlib.Path) -> dict[str, str]:
-    """Return what identifies a raw copy. Its files are read only if they are new or changed."""
+    """Return the record that identifies a raw copy. Its files are read only if they are new or changed."""
     files = [(path.name, fingerprints.stamp(path.stat())) for path in paths]
     found = fingerprints.digests(
         whole.folder, files, functools.partial(_digest, whole.folder), f"fingerprint of the raw {whole.split}"
@@ -126,18 +126,18 @@ def _digest(folder: pathlib.Path, name: str) -> bytes:
 
 
 def _make(whole: TfdsSource, images, labels, record, shape: tuple[int, ...]) -> None:
-    """Write the files, whole or not at all: the record, by which they are found, comes last."""
+    """Write the files completely or not at all; the record, which marks them as complete, comes last."""
     with file_lock(whole.folder / ".raw.lock") as alone:
-        if images.exists() and record.exists():  # another process has made it while we waited
+        if images.exists() and record.exists():  # another process made it while we waited
             return
-        images.unlink(missing_ok=True)  # before the room on the disk is counted
+        images.unlink(missing_ok=True)  # before the free space is measured
         if alone:  # otherwise another process may be writing one of these
             for leftover in whole.folder.glob("raw-*.part"):
                 leftover.unlink()
         free = shutil.disk_usage(whole.folder).free
         if free < math.prod(shape):
             raise InputError(
-                f"data.store: the raw copy of {whole.split} takes {math.prod(shape) / 1e9:,.1f} GB, and"
+                f"data.store: the raw copy of {whole.split} takes {math.prod(shape) / 1e9:,.1f} GB, but"
                 f" {whole.folder} has {free / 1e9:,.1f} GB left; make room, or give data.store=jpeg"
             )
         with atomic_write(images) as image_file, atomic_write(labels) as label_file:

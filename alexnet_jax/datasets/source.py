@@ -1,4 +1,4 @@
-"""A split of any data set as one kind of object, a `Source`; `open_source` opens one, `open_splits` more."""
+"""Open a split of any data set as a `Source` with `open_source`, or several with `open_splits`."""
 
 import pathlib
 import sys
@@ -9,7 +9,7 @@ import numpy as np
 
 from alexnet_jax.runtime.errors import InputError, UnreadableFiles
 
-SHOWN = 10  # bad files, of which each is a line
+SHOWN = 10  # bad files that are listed, one per line
 
 
 @runtime_checkable  # for the tests, which check annotations
@@ -22,7 +22,7 @@ class Source(Protocol):
 
     @property
     def folder(self) -> pathlib.Path:
-        """The folder of the data set, where the statistics of the split are kept."""
+        """The folder of the data set, which also keeps the statistics of the split."""
 
     @property
     def split(self) -> str:
@@ -32,7 +32,7 @@ class Source(Protocol):
         """Return a text that changes with the content, the order and the labels of the examples.
 
         The first call may read all of the data. Raises InputError as `read` does, and UnreadableFiles for all
-        files of a split at once.
+        bad files of a split at once.
         """
 
     def __len__(self) -> int:
@@ -42,7 +42,7 @@ class Source(Protocol):
         """Return the examples at `indices` [n], each in [0, len), in their order; an index may repeat.
 
         The images are uint8 [n, image_size, image_size, channels] on the scale of 0 to 255, the labels int32
-        [n] in [0, len(label_names)). Raises InputError if a file is missing, damaged or no picture.
+        [n] in [0, len(label_names)). Raises InputError if a file is missing, damaged or not a picture.
         """
 
 
@@ -50,9 +50,9 @@ def open_source(config, split_field: str) -> Source:
     """Open a split of the data set of `config.data`; `split_field` is train_split, val_split or test_split.
 
     A data set that is not prepared yet is prepared first. Raises InputError if it cannot be prepared or read,
-    or the split is unknown, empty or without labels.
+    or if the split is unknown, empty or without labels.
     """
-    # Each kind is imported when it is opened: a folder is opened faster than TFDS is imported.
+    # Each kind is imported when it is opened: importing TFDS takes longer than opening a folder.
     data, field = config.data, f"data.{split_field}"
     what = data[split_field], data.image_size, data.channels, field
     if data.name == "folder":
@@ -70,7 +70,7 @@ def open_source(config, split_field: str) -> Source:
 
 
 def open_splits(config, *split_fields: str) -> list[Source]:
-    """Open splits as `open_source` does, and check their labels and their content. Raises InputError."""
+    """Open splits as `open_source` does, and check their labels and content. Raises InputError."""
     sources = [open_source(config, field) for field in split_fields]
     check_labels(config, sources[0])
     check_content(*sources)
@@ -88,9 +88,9 @@ def check_labels(config, source: Source) -> None:
 
 
 def check_content(*sources: Source) -> None:
-    """Read what was not read before of some splits, and compute their fingerprints.
+    """Read the new files of some splits, and compute the fingerprints.
 
-    Raises UnreadableFiles for all bad files of all of them, after a line on stderr for each of the first ten.
+    Raises UnreadableFiles for the bad files of all splits, after one line on stderr for each of the first 10.
     """
     reasons: dict[str, str] = {}
     for source in sources:

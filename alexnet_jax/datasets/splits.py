@@ -1,6 +1,6 @@
-"""TFDS's syntax of splits, for data that TFDS does not hold: `train`, `train[:90%]`, `train[-50:]+val`.
+"""TFDS's syntax of splits for data outside TFDS: `train`, `train[:90%]`, `train[-50:]+val`.
 
-Read here because importing TFDS takes longer than opening a folder.
+It is parsed here because importing TFDS takes longer than opening a folder.
 """
 
 import dataclasses
@@ -15,12 +15,12 @@ class Part:
     """One term of a sum: a split, or a slice of it."""
 
     name: str
-    first: float | None = None  # None: from its beginning
-    last: float | None = None  # None: to its end
-    percent: bool = False  # of both bounds; otherwise they are integers
+    first: float | None = None  # None: from the beginning
+    last: float | None = None  # None: to the end
+    percent: bool = False  # both bounds are percentages, otherwise integers
 
     def places(self, examples: int) -> slice:
-        """Return the slice of a split of `examples`, with bounds from 0 to `examples`.
+        """Return the slice of a split with this number of examples, with bounds from 0 to `examples`.
 
         Percentages are rounded to the closest example. Raises ValueError for a bound outside the split.
         """
@@ -36,15 +36,15 @@ class Part:
 
 
 def parse(split: str) -> list[Part]:
-    """Return the terms of a split. Raises ValueError if it is not in the syntax."""
+    """Return the terms of a split. Raises ValueError for a syntax error."""
     return [_parse_part(text) for text in re.split(r"\s*\+\s*", split)]
 
 
 def _parse_part(text: str) -> Part:
     match = _PART.fullmatch(text)
     if match is None or match[2] == match[3] == "":
-        raise ValueError(f"{text!r} is no split")
-    bounds, percent = match.groups(default="")[1:], "%" in text  # of one bound, % holds for both
+        raise ValueError(f"{text!r} is not a split")
+    bounds, percent = match.groups(default="")[1:], "%" in text  # % on one bound applies to both
     first, last = ((float if percent else int)(bound.rstrip("%")) if bound else None for bound in bounds)
     if percent and max(abs(first or 0), abs(last or 0)) > 100:
         raise ValueError(f"{text!r} goes beyond 100%")

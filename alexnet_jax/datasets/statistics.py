@@ -1,4 +1,4 @@
-"""The training split's mean image and colour covariance (sections 2 and 4.1), stored beside the data."""
+"""The mean image and colour covariance of the training split (sections 2 and 4.1), stored beside the data."""
 
 import contextlib
 import io
@@ -20,21 +20,21 @@ from alexnet_jax.runtime.files import BoundedReader, atomic_write, retry
 
 log = logging.getLogger("alexnet_jax")
 
-# Of a training split; label_names goes with them in a workdir's statistics.npz.
+# The statistics of a training split; a workdir's statistics.npz also has label_names.
 ARRAYS = (
     "mean_image", "channel_mean", "channel_std", "covariance", "eigenvectors", "standard_deviations",
 )  # fmt: skip
-# Bytes of a member of the file; the other arrays have at most 3x3 numbers.
+# Most bytes of a member of the file; the other arrays have at most 3x3 numbers.
 _LARGEST = {"mean_image": 64 << 20, "label_names": 64 << 20}
 _LARGEST_OTHER = 4 << 10
 
 
 def compute(source: Source, what: str = "statistics", batch: int = 32) -> dict[str, np.ndarray]:
-    """Make one pass over `source`, on all cores; float32 arrays on the scale of 0 to 255, C channels.
+    """Return the statistics of `source`, as float32 on the scale of 0 to 255, from one pass on all cores.
 
-    mean_image [S, S, C]; channel_mean, channel_std [C]; covariance [C, C] of all pixels about the channel
-    means; its eigenvectors [C, C] in columns, and the standard_deviations [C] along them, ascending.
-    `what` is how the progress is logged.
+    With C channels: mean_image [S, S, C]; channel_mean, channel_std [C]; covariance [C, C] of all pixels
+    about the channel means; its eigenvectors [C, C] in columns, and the standard_deviations [C] along them,
+    ascending. `what` names the progress in the log.
     """
     total: Any = 0
     squares, pixels = 0.0, 0
@@ -52,7 +52,7 @@ def compute(source: Source, what: str = "statistics", batch: int = 32) -> dict[s
 
 
 def _sums(source: Source, indices) -> tuple[np.ndarray, np.ndarray, int]:
-    """(sum of the images [S, S, C], of the products of channels [C, C], number of pixels), all exact."""
+    """Return the exact sums of images [S, S, C] and of channel products [C, C], and the number of pixels."""
     images, _ = source.read(indices)
     flat = (image.reshape(-1, image.shape[-1]).astype(np.float64) for image in images)
     squares = sum(pixels.T @ pixels for pixels in flat)
@@ -62,7 +62,7 @@ def _sums(source: Source, indices) -> tuple[np.ndarray, np.ndarray, int]:
 def of_source(source: Source) -> dict[str, np.ndarray]:
     """Return a split's statistics, computed once and kept in the data set's folder."""
     size, channels = source.read([0])[0].shape[2:]
-    # The checksum tells train[:20] from train[20:] and train[:20%], and these images from others.
+    # The checksum distinguishes train[:20] from train[20:] and train[:20%], and these images from others.
     key = zlib.crc32((source.split + source.fingerprint()).encode())
     split = re.sub(r"[^0-9a-zA-Z]+", "_", source.split) + f"-{key:08x}"
     path = source.folder / f"statistics-{split}-{size}x{channels}.npz"
@@ -73,21 +73,21 @@ def of_source(source: Source) -> dict[str, np.ndarray]:
     try:
         save(path, arrays)
     except OSError as error:
-        log.warning(f"statistics are not kept for the next run: {error}")
+        log.warning(f"statistics cannot be saved for the next run: {error}")
     return arrays
 
 
 def save(path, arrays: dict[str, np.ndarray]) -> None:
-    """Write statistics.npz, whole or not at all."""
+    """Write statistics.npz, completely or not at all."""
     with atomic_write(path) as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]  # of its other arguments
 
 
 def load(path) -> dict[str, np.ndarray] | None:
-    """Read the arrays, and label_names if it is there, from a file that `save` wrote, given by path or open.
+    """Read the arrays, and label_names if present, from a file of `save`, given by path or open.
 
-    Return None if there is no such file, it is damaged, or an array is not of the type and shape that
-    `compute` gives it. Members with other names are not read. Raises Unavailable.
+    Return None if the file is missing or damaged, or an array does not have the type and shape of `compute`.
+    Members with other names are not read. Raises Unavailable.
     """
     try:
         with contextlib.ExitStack() as stack:
@@ -100,7 +100,7 @@ def load(path) -> dict[str, np.ndarray] | None:
                 arrays["label_names"] = _member(archive, "label_names")
     except Unavailable:
         raise
-    except Exception:  # zipfile and NumPy raise nearly every kind for a damaged file
+    except Exception:  # zipfile and NumPy raise nearly any exception for a damaged file
         return None
     channels = arrays["mean_image"].shape[-1:]
     shapes = {name: channels * axes for name, axes in zip(ARRAYS, (0, 1, 1, 2, 2, 1), strict=True)}
@@ -110,27 +110,27 @@ def load(path) -> dict[str, np.ndarray] | None:
     named = names.ndim == 1 and ((names.dtype.kind == "U" and names.itemsize > 0) or len(names) == 0)
     if not (fit and named and arrays["mean_image"].ndim == 3):
         return None
-    # NumPy takes any number for a character; Python does not.
+    # NumPy accepts any number as a character; Python does not.
     native = np.ascontiguousarray(names, names.dtype.newbyteorder("="))
     text = not len(names) or native.view(np.uint32).max() <= sys.maxunicode
     return arrays if text else None
 
 
 def fingerprint(arrays: dict[str, np.ndarray]) -> str:
-    """Return the fingerprint of the arrays and of label_names, if it is there."""
+    """Return the fingerprint of the arrays and, if present, of label_names."""
     parts = [np.ascontiguousarray(arrays[name], "<f4").tobytes() for name in ARRAYS]
     return fingerprints.combined(*parts, fingerprints.of_names(arrays.get("label_names", ())))
 
 
 def fits(stored: dict[str, np.ndarray], data) -> bool:
-    """Return whether statistics are finite and of the images of `data`, a configuration's."""
+    """Return whether statistics are finite and fit the images of a configuration's `data`."""
     shape = data.image_size, data.image_size, data.channels
     finite = all(np.isfinite(stored[name]).all() for name in ARRAYS)
     return stored["mean_image"].shape == shape and finite
 
 
 def _open(path) -> Any:
-    """Open a file and read from it: zipfile takes an error of the system for damage."""
+    """Open a file and read from it, because zipfile would report a system error as damage."""
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(open(path, "rb", buffering=0))
         file.read(1)
@@ -140,7 +140,7 @@ def _open(path) -> Any:
 
 
 def _member(archive: zipfile.ZipFile, name: str) -> np.ndarray:
-    """Read an array of an .npz. Raises ValueError if it is larger than one of this name can be."""
+    """Read an array of an .npz. Raises ValueError if it is larger than its name allows."""
     member = archive.getinfo(f"{name}.npy")
     stored = member.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # others expand without bound
     if member.file_size > _LARGEST.get(name, _LARGEST_OTHER) or not stored:

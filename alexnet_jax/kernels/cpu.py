@@ -1,4 +1,4 @@
-"""Operations of layers.py as CPUs compute them faster: the same functions, up to the order of sums."""
+"""Faster versions of operations of layers.py for CPUs: the same functions, up to the order of sums."""
 
 import jax
 import jax.numpy as jnp
@@ -7,9 +7,9 @@ from jaxtyping import Array, Float
 
 from alexnet_jax.kernels import winograd
 
-CACHE_BYTES = 2_500_000  # of a group's maps before and after, in a CPU core's cache
-MOST_GROUPS = 64  # each is compiled
-WINOGRAD_INPUTS = 96  # maps or more: with fewer, the transforms take what the products save
+CACHE_BYTES = 2_500_000  # size of a group's maps before and after, to fit a CPU core's cache
+MOST_GROUPS = 64  # each is compiled separately
+WINOGRAD_INPUTS = 96  # with fewer input maps, the transforms cost as much as the products save
 
 
 def conv(
@@ -21,9 +21,9 @@ def conv(
 ) -> Float[Array, "batch out_height out_width features"]:
     """Return definition(x, kernel), a convolution, computed in float32 in one of two ways.
 
-    3x3 kernels of stride 1 and many inputs: by Winograd's algorithm, which makes a training step 1.17 times
-    faster. All others: a few images at a time, which makes it 1.6 times faster, because XLA reads the
-    gradient of the output over and over for that of the kernel, and should find it in a core's cache.
+    3x3 kernels with stride 1 and many inputs use Winograd's algorithm, which makes a training step 1.17 times
+    faster. All others take a few images at a time, which makes it 1.6 times faster: for the kernel's gradient
+    XLA reads the output's gradient repeatedly, and then finds it in a core's cache.
     """
     wide = x.astype(jnp.float32), kernel.astype(jnp.float32)  # to sum the kernel's gradient in float32
     if kernel.shape[:2] == (3, 3) and stride == 1 and kernel.shape[2] >= WINOGRAD_INPUTS:
@@ -42,13 +42,13 @@ def _in_groups(x, kernel, definition):
 
 
 def window_rows(x: Array, axis: int, size: int, stride: int) -> list[Array]:
-    """Return row 0, 1, … of all windows of `size` rows along the axis, a window at every `stride`-th row.
+    """Return row 0, 1, … of all windows of `size` rows along the axis, one window per `stride` rows.
 
-    Without strided slices: with their gradients a CPU takes 1.6 to 3.6 times as long as this.
+    Strided slices would take a CPU 1.6 to 3.6 times as long, gradients included.
     """
     side, windows = x.shape[axis], (x.shape[axis] - size) // stride + 1
-    # Row i is row i // stride of phases[i % stride]. Without some padding XLA would compute x anew for each
-    # window that it is in.
+    # Row i is row i // stride of phases[i % stride]. Without some padding XLA would recompute x for each
+    # window that contains it.
     x = jnp.pad(x, [(0, stride - side % stride if i == axis else 0) for i in range(x.ndim)])
     x = x.reshape(*x.shape[:axis], -1, stride, *x.shape[axis + 1 :])
     phases = [phase.squeeze(axis + 1) for phase in lax.split(x, [1] * stride, axis + 1)]
@@ -61,6 +61,6 @@ def along_rows(
 ) -> Float[Array, "batch height width maps"]:
     """Return function(x), element by element, over one flat row per image.
 
-    XLA vectorizes along the last axis, which may have few maps: of 12, flat rows are 1.3 times faster.
+    XLA vectorizes along the last axis, which may have few maps. With 12 maps, flat rows are 1.3 times faster.
     """
     return function(x.reshape(len(x), -1)).reshape(x.shape)

@@ -1,10 +1,10 @@
-"""3x3 convolution by Winograd's algorithm: 16 products for every 4 outputs, where the definition has 36.
+"""3x3 convolution by Winograd's algorithm, with 16 products for every 4 outputs; the definition has 36.
 
 F(2x2, 3x3) of Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks" (CVPR 2016), section 4.1,
-in their names: a tile d of 4x4 inputs and a kernel g give 2x2 outputs, A^T [(G g G^T) * (B^T d B)] A, where *
-is element by element and summed over the input maps. For all tiles that is one matrix product for each of the
-16 elements, [tiles, inputs] with [inputs, features], and so it is in the gradients. Against float64, conv3 in
-float32 has 1.6 times the rounding error of the definition in its outputs, 0.8 times in the kernel's gradient.
+with their names: a tile d of 4x4 inputs and a kernel g give 2x2 outputs, A^T [(G g G^T) * (B^T d B)] A, where
+* is element by element and summed over the input maps. For all tiles together, each of the 16 elements is one
+matrix product, [tiles, inputs] with [inputs, features], and likewise in the gradients. Against float64, conv3
+in float32 has 1.6 times the definition's rounding error in its outputs, 0.8 times in the kernel's gradient.
 """
 
 import jax
@@ -16,7 +16,7 @@ BT = ((1, 0, -1, 0), (0, 1, 1, 0), (0, -1, 1, 0), (0, 1, 0, -1))
 G = ((1, 0, 0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0, 0, 1))
 AT = ((1, 1, 1, 0), (0, 1, -1, -1))
 
-TILES = 400  # at a time: rows enough for an efficient product, few enough for a CPU core's cache
+TILES = 400  # per product: enough rows for efficiency, few enough for a CPU core's cache
 
 
 def conv3x3(
@@ -24,19 +24,19 @@ def conv3x3(
     kernel: Float[Array, "3 3 inputs features"],
     padding: tuple[int, int],
 ) -> Float[Array, "batch out_height out_width features"]:
-    """Cross-correlation of stride 1 with `padding` zeros (before, after) on both axes.
+    """Return the cross-correlation of stride 1 with `padding` zeros (before, after) on both axes.
 
-    A side of the output is that of x + sum(padding) - 2. On two CPU cores the paper's conv3 to conv5 take
-    0.49 to 0.65 of the time of XLA's convolution, their gradients 0.44 to 0.59.
+    A side of the output is the side of x + sum(padding) - 2. On two CPU cores the paper's conv3 to conv5 take
+    0.49 to 0.65 of the time of XLA's convolution, and their gradients 0.44 to 0.59.
     """
     before, after = padding
     height, width = (side + before + after - 2 for side in x.shape[1:3])  # of the output
     rows, columns = -(-height // 2), -(-width // 2)  # of tiles
     kernels = _transform(G, kernel)
 
-    @jax.checkpoint  # B^T d B has 4 times the size of the inputs: computed again for the gradient, not kept
+    @jax.checkpoint  # B^T d B has 4 times the size of the inputs: recompute it for the gradient
     def of_images(x):
-        # Padded here: together with the batch below, a training step is slower by a tenth.
+        # Pad here: padding together with the batch below makes a training step a tenth slower.
         x = jnp.pad(x, [(0, 0), (before, after + height % 2), (before, after + width % 2), (0, 0)])
         d = [_elements(row, 2) for row in _elements(x, 1)]
         products = jax.tree.map(_product, _transform(BT, d), kernels)
@@ -44,14 +44,14 @@ def conv3x3(
         return y.reshape(len(x), 2 * rows, 2 * columns, -1)[:, :height, :width]
 
     groups = -(-len(x) * rows * columns // TILES)
-    images = -(-len(x) // groups)  # of a group
+    images = -(-len(x) // groups)  # per group
     x_groups = jnp.pad(x, [(0, -len(x) % images), (0, 0), (0, 0), (0, 0)]).reshape(-1, images, *x.shape[1:])
     return lax.collapse(lax.map(of_images, x_groups), 0, 2)[: len(x)]
 
 
 def _elements(x, axis):
-    """[element i of every tile along the axis, for i of 4]; a tile starts at every second one."""
-    # Element i is that of phases[i % 2], i // 2 further on.
+    """Return element i of every tile along the axis, for i in 0 to 3; a tile starts every two elements."""
+    # Element i is in phases[i % 2], shifted by i // 2.
     x = x.reshape(*x.shape[:axis], -1, 2, *x.shape[axis + 1 :])
     tiles = x.shape[axis] - 1
     phases = [lax.index_in_dim(x, i, axis + 1, keepdims=False) for i in (0, 1)]
@@ -59,7 +59,7 @@ def _elements(x, axis):
 
 
 def _transform(matrix, blocks):
-    """matrix @ blocks @ matrix^T, where blocks[row][column] are arrays, without the terms that are 0."""
+    """Return matrix @ blocks @ matrix^T without zero terms, where blocks[row][column] are arrays."""
 
     def along(arrays):
         terms = [[m * a for m, a in zip(row, arrays, strict=True) if m] for row in matrix]
@@ -71,5 +71,5 @@ def _transform(matrix, blocks):
 
 
 def _product(x, kernel):
-    # With x as a matrix: with its four axes XLA takes twice as long for the gradient of the kernel.
+    # x is a matrix here: with its four axes XLA takes twice as long for the gradient of the kernel.
     return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], -1)

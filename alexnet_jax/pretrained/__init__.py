@@ -1,1 +1,1 @@
-"""Weights of other programs: their files, and their names and layouts."""
+"""Weights of other programs: files, names and layouts."""

@@ -1,8 +1,9 @@
-"""Names and layouts of weights in PyTorch and Caffe, from and to this project's.
+"""Convert names and layouts of weights between PyTorch or Caffe and this project.
 
-A kernel of this project is [columns, height, width, inputs, outputs of one column]; fully connected layers
-have height * width * inputs as one axis. In PyTorch and Caffe it is [outputs, inputs, height, width], outputs
-and inputs of column 0 first, which is a convolution with columns as groups if columns do not meet.
+A kernel of this project is [columns, height, width, inputs, outputs of one column], and fully connected
+layers have height * width * inputs as one axis. In PyTorch and Caffe it is [outputs, inputs, height, width],
+with the outputs and inputs of column 0 first: a convolution with the columns as groups wherever columns do
+not meet.
 
 `table` is table.layer_table of the configuration.
 """
@@ -16,9 +17,9 @@ TORCHVISION = {
 
 
 def module_names(table) -> dict[str, str]:
-    """Return what each layer is called in PyTorch: as in torchvision if the network is like torchvision's.
+    """Return the name of each layer in PyTorch: torchvision's if the network is like torchvision's.
 
-    That is one column of its eight layers without normalization; other networks keep the names used here.
+    Such a network has one column of the eight layers without normalisation; others keep this project's names.
     """
     names, columns = [row.name for row in table], table[0].kernel[0]
     plain = not any("norm" in op or op == "lrn" for row in table for op in row.then)
@@ -53,7 +54,7 @@ def to_torch(table, params: dict) -> dict[str, np.ndarray]:
 
 
 def from_torch(table, tensors: dict[str, np.ndarray]) -> dict:
-    """Return the reverse of `to_torch`."""
+    """Return the parameters of this project for tensors from `to_torch`."""
     params, names = {}, module_names(table)
     for row in table:
         weight, bias = (tensors[f"{names[row.name]}.{part}"] for part in ("weight", "bias"))
@@ -65,14 +66,14 @@ def from_torch(table, tensors: dict[str, np.ndarray]) -> dict:
 
 
 def _is_split_over_inputs(row) -> bool:
-    """Whether it is the classifier, whose columns share its outputs and have inputs of their own."""
+    """Return whether this is the classifier, whose columns share the outputs and have separate inputs."""
     return len(row.bias) == 1
 
 
 def _axes(row) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return a kernel's shape as [columns, height, width, maps, outputs], and the order of these in PyTorch.
+    """Return a kernel's shape as [columns, height, width, maps, outputs], and PyTorch's order of the axes.
 
-    The height and width of a fully connected layer are those of the maps that it sees flattened.
+    The height and width of a fully connected layer are those of its flattened input maps.
     """
     columns, *window, inputs, outputs = row.kernel
     height, width = window or (row.input[:2] if len(row.input) == 3 else (1, 1))

@@ -1,10 +1,10 @@
-"""Files of weights as other programs write them, read without running anything that they hold.
+"""Read weight files of other programs without running any code in them.
 
-    opened        the tensors of a file of torch.save, safetensors or Caffe, by name
-    caffe_blob    the array of a .binaryproto of Caffe, such as a mean image
-    write         a .safetensors file
+    opened        yield the tensors of a file of torch.save, safetensors or Caffe, by name
+    caffe_blob    return the array of a .binaryproto of Caffe, such as a mean image
+    write         write a .safetensors file
 
-The first bytes of a file decide what it is, not its name. All arrays are float32, in the file's layout.
+The first bytes of a file decide its type, not its name. All arrays are float32, in the file's layout.
 """
 
 import contextlib
@@ -39,23 +39,23 @@ class Tensor(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """The tensors of a file by name, and what it tells of them."""
+    """The tensors of a file by name, and other information in it."""
 
     tensors: dict[str, Tensor]
     from_caffe: bool = False  # then the first layer's inputs are blue, green, red
-    order: tuple[str, ...] = ()  # of "lrn" and "pool" in the network, where the file has its layers
+    order: tuple[str, ...] = ()  # of "lrn" and "pool" in the network, if the file has its layers
     metadata: dict[str, str] = dataclasses.field(default_factory=dict)  # of a .safetensors file
 
 
 class _Unusable(Exception):
-    """What is wrong with a file that is not damaged; what to do."""
+    """A file that is not damaged cannot be used; the message has the problem and the remedy."""
 
 
 @contextlib.contextmanager
 def opened(path: str, caffe: bool) -> Iterator[Weights]:
-    """Read the weights in a file; `caffe` allows it to be a .caffemodel, which no first bytes tell.
+    """Read the weights in a file; `caffe` allows a .caffemodel, which its first bytes do not reveal.
 
-    Raises InputError, from the `with` block too, for a file that is damaged, of an unknown format, or holds
+    Raises InputError, from the `with` block too, for a file that is damaged, has an unknown format, or holds
     more than tensors.
     """
     with _errors_of(path), BoundedReader(open(path, "rb", buffering=0), _MAX_DIRECTORY) as file:
@@ -66,12 +66,12 @@ def opened(path: str, caffe: bool) -> Iterator[Weights]:
         elif start[8:9] == b"{" and b"\0" in start[:8]:  # the length of the header, and the header
             yield _safetensors(path)
         else:
-            _refuse_others(start)
+            _reject_others(start)
             if start.startswith(b"\x80\x02"):
-                raise _Unusable("is not of torch.save since 1.6; save it again with a newer PyTorch")
+                raise _Unusable("is not from torch.save since 1.6; save it again with a newer PyTorch")
             if not caffe:
                 raise _Unusable(
-                    "is not of torch.save or safetensors; give a .pth or .safetensors file, or --from=caffe"
+                    "is not from torch.save or safetensors; give a .pth or .safetensors file, or --from=caffe"
                     " with a .caffemodel"
                 )
             blob = re.match(rb"\x08[\x80-\xff]{0,9}[\x00-\x7f]\x10", start)  # BlobProto's num and channels
@@ -80,10 +80,10 @@ def opened(path: str, caffe: bool) -> Iterator[Weights]:
             yield _caffe(read_file(path, _LARGEST_CAFFE))
 
 
-_START = 4096  # bytes that tell what a file is
+_START = 4096  # bytes that decide the type of a file
 _LARGEST_CAFFE = 2**31 - 1  # bytes; protobuf has no larger messages
 _LARGEST_MEAN = 64 << 20  # bytes; the mean image of 256x256 is 0.8 MB
-# Files that are taken for weights: what they begin with, what they are, what to do.
+# Files often mistaken for weights: their first bytes, their type and the remedy.
 _OTHERS = (
     (rb"\x89HDF\r\n\x1a\n", "is an HDF5 file; give a .caffemodel, .pth or .safetensors file"),
     (rb"\x1f\x8b|BZh|\xfd7zXZ\0|7z\xbc\xaf|Rar!", "is compressed; unpack it, and give the file inside"),
@@ -96,8 +96,8 @@ _OTHERS = (
 )  # fmt: skip
 
 
-def _refuse_others(start: bytes) -> None:
-    """Raise _Unusable if a file that starts so is known, and has neither weights nor a mean image."""
+def _reject_others(start: bytes) -> None:
+    """Raise _Unusable if a file with this start is of a known type without weights or a mean image."""
     if what := stand_in(start):
         raise _Unusable(f"is {what}")
     for pattern, what in _OTHERS:
@@ -107,7 +107,7 @@ def _refuse_others(start: bytes) -> None:
 
 @contextlib.contextmanager
 def _errors_of(path: str):
-    """All that can go wrong with a file, as InputError."""
+    """Raise InputError for any problem with a file in the block."""
     if not os.path.isfile(path):
         what = "is not a file" if os.path.exists(path) else "there is no such file"
         raise InputError(f"{path}: {what}; give another")
@@ -118,16 +118,16 @@ def _errors_of(path: str):
     except _Unusable as error:
         raise InputError(f"{path}: {error}") from None
     except PermissionError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); see to its permissions") from None
-    except Exception as error:  # zipfile, pickle and safetensors raise nearly every kind
+        raise InputError(f"{path}: cannot be read ({error.strerror}); check its permissions") from None
+    except Exception as error:  # zipfile, pickle and safetensors raise nearly any exception
         reason = ascii(first_line(error)[:100])[1:-1]
-        raise InputError(f"{path}: is damaged or cut short ({reason}); get it again") from None
+        raise InputError(f"{path}: is damaged or truncated ({reason}); get it again") from None
 
 
 def write(path: str, arrays: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
-    """Write float32 arrays to a .safetensors file, whole or not at all. Raises OSError.
+    """Write float32 arrays to a .safetensors file, completely or not at all. Raises OSError.
 
-    Equal arguments give equal files, which the library's writer does not: it writes metadata in any order.
+    Equal arguments give equal files, unlike in the library's writer, whose order of metadata varies.
     """
     header: dict[str, Any] = {"__metadata__": metadata}
     end = 0
@@ -145,7 +145,7 @@ def write(path: str, arrays: dict[str, np.ndarray], metadata: dict[str, str]) ->
 def _safetensors(path: str) -> Weights:
     file = safetensors.safe_open(path, framework="numpy")
     tensors = {}
-    for name in file.keys():  # noqa: SIM118 (it is no dictionary)
+    for name in file.keys():  # noqa: SIM118 (it is not a dictionary)
         part = file.get_slice(name)
         dtype = "float32" if part.get_dtype() == "F32" else part.get_dtype()
         tensors[name] = Tensor(dtype, tuple(part.get_shape()), functools.partial(file.get_tensor, name))
@@ -153,14 +153,14 @@ def _safetensors(path: str) -> Weights:
 
 
 def _without_wrapper(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return tensors by their names outside torch.nn.DataParallel, which calls what it wraps `module`."""
+    """Return tensors by their names without `module`, which torch.nn.DataParallel adds."""
     names = {name: ".".join(part for part in name.split(".") if part != "module") for name in tensors}
     if len(set(names.values())) < len(names):  # with `module.` and without
         return tensors
     return {names[name]: tensor for name, tensor in tensors.items()}
 
 
-# torch.save: a pickle describes the tensors, and files beside it in a zip archive have their numbers.
+# torch.save: a pickle describes the tensors, and other files in the zip archive have their numbers.
 
 _ADVICE = "give a file of torch.save(model.state_dict())"
 _WRAPPED = ("state_dict", "model_state_dict", "model")  # a checkpoint's keys for its state dict
@@ -172,7 +172,7 @@ _DTYPES = {
     "FloatStorage": "float32", "DoubleStorage": "float64", "HalfStorage": "float16",
     "BFloat16Storage": "bfloat16", "LongStorage": "int64", "IntStorage": "int32", "BoolStorage": "bool",
 }  # fmt: skip
-# All that torch.save writes of a state dict, and of numbers, texts and lists beside it in a checkpoint.
+# All that torch.save writes for a state dict, and for numbers, texts and lists beside it in a checkpoint.
 _INSTRUCTIONS = {
     "PROTO", "MARK", "STOP", "NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "BINUNICODE",
     "EMPTY_DICT", "EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "SETITEM", "SETITEMS", "BINPUT",
@@ -190,20 +190,20 @@ class _Storage(NamedTuple):
 
 
 class _StateDict(dict):
-    """What a pickle's OrderedDict becomes."""
+    """The stand-in for a pickle's OrderedDict."""
 
     def __setstate__(self, state):
-        """Leaves out the versions of modules, which torch.save writes as an attribute."""
+        """Ignore the versions of modules, which torch.save writes as an attribute."""
 
 
 class _View:
-    """A tensor as _rebuild_tensor_v2 is told of it: numbers of a storage, in steps of `strides`."""
+    """A tensor from the arguments of _rebuild_tensor_v2: numbers of a storage, in steps of `strides`."""
 
     def __init__(self, storage, offset, shape, strides, *_):
         self.storage, self.offset, self.shape, self.strides = storage, offset, tuple(shape), tuple(strides)
         numbers = (storage.length, offset, *self.shape, *self.strides)
         if type(storage) is not _Storage or not all(type(n) is int and n >= 0 for n in numbers):
-            raise ValueError("a pickle describes no tensor")
+            raise ValueError("a pickle describes an invalid tensor")
 
     def __setstate__(self, state):
         raise ValueError("a pickle changes a tensor")
@@ -212,13 +212,13 @@ class _View:
         """Return this tensor, given all numbers of its storage."""
         last = self.offset + sum((n - 1) * step for n, step in zip(self.shape, self.strides, strict=True))
         if not math.prod(self.shape) <= self.storage.length == len(numbers) > last:
-            raise ValueError("a tensor is larger than its storage, or a storage of another length")
+            raise ValueError("a tensor is larger than its storage, or a storage has another length")
         strides = [step * numbers.itemsize for step in self.strides]
         return np.lib.stride_tricks.as_strided(numbers[self.offset :], self.shape, strides).copy()
 
 
 class _Unpickler(pickle.Unpickler):
-    """Imports nothing: the names that torch.save writes stand for the classes above, others are refused."""
+    """An unpickler that imports nothing: torch.save's names stand for the classes above, others fail."""
 
     def find_class(self, module, name):
         if module == "torch" and name in _DTYPES:
@@ -235,7 +235,7 @@ class _Unpickler(pickle.Unpickler):
     def persistent_load(self, pid):
         kind, dtype, key, _, length = pid
         if kind != "storage" or dtype not in _DTYPES.values() or type(key) is not str:
-            raise ValueError("a pickle refers to something that is no storage")
+            raise ValueError("a pickle refers to something that is not a storage")
         return _Storage(key, dtype, length)
 
 
@@ -249,7 +249,7 @@ def _check_instructions(content: bytes) -> None:
         name = instruction.name
         allowed = name in _INSTRUCTIONS and count < _MAX_INSTRUCTIONS
         if name in ("BINPUT", "LONG_BINPUT"):
-            allowed = isinstance(arg, int) and arg <= count  # the unpickler makes a table of that size
+            allowed = isinstance(arg, int) and arg <= count  # the unpickler allocates a table of that size
             shared.discard(arg)
             if previous in ("GLOBAL", "BINUNICODE"):
                 shared.add(arg)
@@ -264,12 +264,12 @@ def _check_instructions(content: bytes) -> None:
 
 
 def _torch(file: BoundedReader) -> Weights:
-    """torch.save since 1.6: data.pkl, and data/KEY with the numbers of each storage, nothing compressed."""
+    """Read a file of torch.save since 1.6: data.pkl, and data/KEY, uncompressed, for each storage."""
     archive = zipfile.ZipFile(file)
     file.limit = _MAX_STORAGE
     folders = [name[: -len("data.pkl")] for name in archive.namelist() if name.endswith("/data.pkl")]
     if len(folders) != 1:
-        raise _Unusable(f"is a ZIP archive, but not of torch.save; {_ADVICE}")
+        raise _Unusable(f"is a ZIP archive, but not from torch.save; {_ADVICE}")
 
     def content(name: str, limit: int = _MAX_STORAGE) -> bytes:
         member = archive.getinfo(folders[0] + name)
@@ -291,12 +291,12 @@ def _torch(file: BoundedReader) -> Weights:
     _check_instructions(pickled)
     state_dict = _Unpickler(io.BytesIO(pickled)).load()
     if not isinstance(state_dict, dict):
-        raise _Unusable(f"holds no state dict; {_ADVICE}")
+        raise _Unusable(f"does not hold a state dict; {_ADVICE}")
     wrapped = [state_dict[key] for key in _WRAPPED if isinstance(state_dict.get(key), dict)]
     state_dict = wrapped[0] if wrapped else state_dict
     for name, view in state_dict.items():
         if type(name) is not str or type(view) is not _View:
-            raise _Unusable(f"holds more than a state dict ({ascii(name)[:60]} is no tensor); {_ADVICE}")
+            raise _Unusable(f"holds more than a state dict ({ascii(name)[:60]} is not a tensor); {_ADVICE}")
     tensors = {
         name: Tensor(v.storage.dtype, v.shape, functools.partial(read, v)) for name, v in state_dict.items()
     }
@@ -305,8 +305,8 @@ def _torch(file: BoundedReader) -> Weights:
 
 # Caffe: messages of protobuf.
 
-# What is read here of src/caffe/proto/caffe.proto. `data` and `double_data` are packed floats and doubles
-# there, which is their bytes.
+# The part of src/caffe/proto/caffe.proto that is read here. `data` and `double_data` are packed floats and
+# doubles there, which have the same bytes.
 _CAFFE_PROTO = {
     "NetParameter": ("repeated V1LayerParameter layers = 2", "repeated LayerParameter layer = 100"),
     "LayerParameter": (
@@ -326,7 +326,7 @@ _CAFFE_OPS = {"LRN": "lrn", 15: "lrn", "Pooling": "pool", 17: "pool"}
 
 
 def _caffe_message(name: str, content: bytes):
-    """`content` as a message of _CAFFE_PROTO."""
+    """Return `content` as a message of _CAFFE_PROTO."""
     file = descriptor_pb2.FileDescriptorProto(name="caffe.proto", package="caffe")
     for message, fields in _CAFFE_PROTO.items():
         description = file.message_type.add(name=message)
@@ -360,11 +360,11 @@ def _caffe(content: bytes) -> Weights:
             parameter = f"{layer.name}.{('weight', 'bias')[place] if place < 2 else place}"
             if parameter in tensors:
                 raise _Unusable(
-                    f"has two layers with the name {ascii(layer.name)[:60]}; give the file of one net"
+                    f"has two layers named {ascii(layer.name)[:60]}; give the file of one network"
                 )
             tensors[parameter] = Tensor("float32", array.shape, functools.partial(np.asarray, array))
     if not tensors:
-        raise _Unusable("has no weights that could be Caffe's; give a .caffemodel or .safetensors file")
+        raise _Unusable("has no weights of Caffe; give a .caffemodel or .safetensors file")
     return Weights(tensors, from_caffe=True, order=tuple(order))
 
 
@@ -372,7 +372,7 @@ def caffe_blob(path: str) -> np.ndarray:
     """Return the array of a BlobProto file. Raises InputError."""
     with _errors_of(path):
         with open(path, "rb") as file:
-            _refuse_others(file.read(_START))
+            _reject_others(file.read(_START))
         return _blob_array(_caffe_message("BlobProto", read_file(path, _LARGEST_MEAN)))
 
 
@@ -383,5 +383,5 @@ def _blob_array(blob) -> np.ndarray:
     shape = tuple(blob.shape.dim[:8]) if blob.HasField("shape") else old_shape
     data = b"".join(blob.data)
     if len(blob.shape.dim) > 8 or 4 * math.prod(shape) != len(data):
-        raise ValueError("a blob has another size than its shape")
+        raise ValueError("the size of a blob does not fit its shape")
     return np.frombuffer(data, "<f4").astype(np.float32, copy=False).reshape(shape)

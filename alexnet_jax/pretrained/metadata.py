@@ -1,7 +1,7 @@
-"""The run that an exported file belongs to, as text of its metadata.
+"""The run of an exported file, as a text in its metadata.
 
-The text is JSON: `config` is config.json's content, `run` what stands for the run in identity.json, `step`
-the checkpoint's, `statistics` the run's statistics.npz in base64. Readers pass over other fields.
+The text is JSON: `config` is the content of config.json, `run` the run's fingerprint in identity.json, `step`
+the checkpoint's step, and `statistics` the run's statistics.npz in base64. Readers skip other fields.
 """
 
 import base64
@@ -16,16 +16,16 @@ from alexnet_jax.workdirs.workdir import config_of
 
 
 class Run(NamedTuple):
-    """What a workdir holds besides the weights."""
+    """The content of a workdir besides the weights."""
 
-    config: Any  # a ConfigDict, not checked if it is from a file
-    run: str | None  # of identity.json; None in a workdir of an earlier version
+    config: Any  # a ConfigDict, unchecked if it is from a file
+    run: str | None  # from identity.json; None in a workdir of an earlier version
     step: int
     statistics: dict[str, np.ndarray]
 
 
 def write(run: Run) -> str:
-    """Return a run as text, always the same for equal runs."""
+    """Return a run as a text, the same for equal runs."""
     file = io.BytesIO()
     names = [name for name in (*statistics.ARRAYS, "label_names") if name in run.statistics]
     arrays: Any = {name: run.statistics[name] for name in names}
@@ -36,7 +36,7 @@ def write(run: Run) -> str:
 
 
 def read(text: str) -> Run:
-    """Return the run in a text. Raises ValueError, TypeError or KeyError if it is none."""
+    """Return the run in a text. Raises ValueError, TypeError or KeyError if there is none."""
     fields = json.loads(text)
     stored = statistics.load(io.BytesIO(base64.b64decode(fields["statistics"], validate=True)))
     if stored is None:

@@ -1,4 +1,4 @@
-"""The statistics that published weights were trained with, as a run's statistics.npz has them."""
+"""The statistics that published weights were trained with, in the form of a run's statistics.npz."""
 
 import numpy as np
 
@@ -9,10 +9,10 @@ from alexnet_jax.runtime.errors import InputError
 # torchvision's (ImageClassification in transforms/_presets.py), on the scale of 0 to 255.
 _MEAN = 255 * np.array([0.485, 0.456, 0.406])
 _STD = 255 * np.array([0.229, 0.224, 0.225])
-# Means of Caffe's ilsvrc12 mean image, RGB (its examples give them as blue 104.00698793, ...).
+# Means of Caffe's ilsvrc12 mean image, RGB (Caffe's examples start with blue, 104.00698793).
 _CAFFE_MEAN = np.array([122.67891434, 116.66876762, 104.00698793])
-# ImageNet's colors: eigenvectors of their covariance and the deviations along them, as cuda-convnet2 ships
-# them (make-data/input_meta). Evaluation does not need them; training on with color noise does.
+# ImageNet's colours: eigenvectors of their covariance and the deviations along them, from cuda-convnet2
+# (make-data/input_meta). Evaluation does not need them, but further training with colour noise does.
 _EIGENVECTORS = np.array(
     [[0.41796, -0.71258, -0.56351], [-0.81698, -0.02354, -0.57618], [0.39731, 0.70120, -0.59200]]
 )
@@ -20,10 +20,10 @@ _DEVIATIONS = np.array([19.7208, 37.0939, 121.7801])
 
 
 def published_statistics(source: str, data, mean: str | None) -> dict[str, np.ndarray]:
-    """Return the statistics for the normalization that weights of `source` were trained with.
+    """Return the statistics that normalise images for weights of `source`, torchvision or caffe.
 
-    `source` is torchvision or caffe, `data` the configuration's; `mean` names a .binaryproto with a mean
-    image, or the statistics.npz of another workdir. Raises InputError if it does not fit.
+    `data` is the configuration's; `mean` names a .binaryproto with a mean image, or the statistics.npz of
+    another workdir. Raises InputError if it does not fit.
     """
     size, channels = data.image_size, data.channels
     if mean is not None and mean.endswith(".npz"):
@@ -41,13 +41,13 @@ def published_statistics(source: str, data, mean: str | None) -> dict[str, np.nd
         if blob.shape != (channels, size, size):
             shape = "x".join(map(str, blob.shape[:8]))
             raise InputError(
-                f"--mean={mean}: is a mean image of {shape}, and the network's images are"
+                f"--mean={mean}: is a mean image of {shape}, but the network's images are"
                 f" {channels}x{size}x{size}; give another"
             )
         if not np.isfinite(blob).all():
-            raise InputError(f"--mean={mean}: holds values that are not finite; it is damaged, get it again")
+            raise InputError(f"--mean={mean}: has values that are not finite; it is damaged, get it again")
     if channels != 3:
-        missing = "missing" if mean is None else "a .binaryproto has the mean alone"
+        missing = "missing" if mean is None else "a .binaryproto has only the mean"
         raise InputError(
             f"--mean: {missing}, and data.channels is {channels}; give the statistics.npz of the run"
         )

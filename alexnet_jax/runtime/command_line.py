@@ -1,17 +1,17 @@
-"""The command line of every command: flags, their mistakes in one line, --help and the log.
+"""The command line of every command: flags, one-line errors for mistakes, --help and the log.
 
-A command is written so:
+A command has this form:
 
     def main(arguments: list[str]) -> int | None:  # the exit code
         parser = command_line.Parser(__doc__, config=True)
-        parser.add_argument("--steps", type=command_line.whole(1), default=5, help="steps of a turn")
+        parser.add_argument("--steps", type=command_line.whole(1), default=5, help="steps per turn")
         given = parser.parse(arguments)
         config = configuration.load(given.config, given.overrides)
 
     if __name__ == "__main__":
         command_line.run(main)
 
---help prints the docstring and the flags with their defaults. Import what takes long inside functions: then
+--help prints the docstring and the flags with their defaults. Import slow modules inside functions, so that
 --help and mistakes in flags are answered at once.
 """
 
@@ -46,14 +46,14 @@ from alexnet_jax.runtime.errors import (
 
 log = logging.getLogger("alexnet_jax")
 
-_AGAIN_SECONDS = 0.1  # after which a signal that was dropped is sent again
+_AGAIN_SECONDS = 0.1  # delay before a dropped signal is sent again
 
 
 class Parser(argparse.ArgumentParser):
     """Parse the flags of a command, written --flag=VALUE or --flag VALUE, and its arguments.
 
     `config` adds --config=FILE[:ARG]; `overrides`, which `config` implies, adds --config.FIELD=VALUE. The
-    parser returns them as they were given: `config`, a text or None, and `overrides`, {FIELD: text}.
+    parser returns their texts as `config`, which may be None, and `overrides`, {FIELD: text}.
     """
 
     def __init__(self, doc: str, config: bool = False, overrides: bool = False):
@@ -71,7 +71,7 @@ class Parser(argparse.ArgumentParser):
             self._add_field("--config.FIELD")
 
     def add_argument(self, *names: str, **options) -> argparse.Action:
-        """Add a flag or an argument as argparse does; its default is shown in its help."""
+        """Add a flag or an argument as argparse does, and its default to its help."""
         action = super().add_argument(*names, **options)
         self._flags += action.option_strings
         shown = str(action.default) not in ("None", "False", "", argparse.SUPPRESS)
@@ -86,7 +86,7 @@ class Parser(argparse.ArgumentParser):
         )
 
     def parse(self, arguments: list[str]) -> argparse.Namespace:
-        """Return what was given. Print --help and exit, or raise InputError for a mistake."""
+        """Return the parsed arguments. Print --help and exit, or raise InputError for a mistake."""
         flags = arguments[: arguments.index("--")] if "--" in arguments else arguments
         if {"-h", "--help"} & set(flags):
             self.print_help()
@@ -115,7 +115,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def _is_text(value: str) -> bool:
-    """Return whether the value of a flag was UTF-8, as Orbax and JSON want it."""
+    """Return whether the value of a flag was UTF-8, as Orbax and JSON require."""
     try:
         value.encode()
     except UnicodeEncodeError:
@@ -130,7 +130,7 @@ class _Override(argparse.Action):
 
 
 def one_of(*choices: str) -> Callable[[str], str]:
-    """Return the `type` of a flag that has these values."""
+    """Return the `type` of a flag with these possible values."""
 
     def read(text: str) -> str:
         if text not in choices:
@@ -152,9 +152,9 @@ def whole(least: int) -> Callable[[str], int]:
 
 
 def call_file(flag: str, value: str, function: str, *arguments, folder: str) -> Any:
-    """Return function(*arguments[, ARG]) of the Python file that `value`, FILE[:ARG], names.
+    """Return function(*arguments[, ARG]) of the Python file named by `value`, FILE[:ARG].
 
-    `folder` has the files that could be given instead. Raises InputError, which names `flag`.
+    The error for a missing file lists those in `folder`. Raises InputError, which names `flag`.
     """
     path, _, argument = value.partition(":")
     if not os.path.isfile(path):
@@ -166,13 +166,13 @@ def call_file(flag: str, value: str, function: str, *arguments, folder: str) -> 
         raise InputError(f"{flag}={value}: there is no such file{there}")
     try:
         return runpy.run_path(path)[function](*arguments, *[argument] * bool(argument))
-    except Exception as error:  # the file is the user's and may raise any
+    except Exception as error:  # the user's file may raise any exception
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
         raise InputError(f"{flag}={value}: cannot be used ({kind}{first_line(error)})") from None
 
 
 def check_writable(flag: str, path: str) -> None:
-    """Raise InputError before the work whose result is to be written to `path`, which `flag` gave."""
+    """Raise InputError, before any work, if a result cannot be written to `path`, which `flag` gave."""
     reason = "it is a folder" if os.path.isdir(path) else ""
     error = _error_of_a_file_in(os.path.dirname(path) or ".")
     if error:
@@ -182,7 +182,7 @@ def check_writable(flag: str, path: str) -> None:
 
 
 def check_can_be_made(flag: str, folder: str) -> None:
-    """Raise InputError before the work whose results go to `folder`, which is made when they are there."""
+    """Raise InputError, before any work, if `folder`, which `flag` gave, cannot be made for the results."""
     above = os.path.abspath(folder)
     while not os.path.lexists(above):
         above = os.path.dirname(above)
@@ -192,7 +192,7 @@ def check_can_be_made(flag: str, folder: str) -> None:
 
 
 def _error_of_a_file_in(folder: str) -> OSError | None:
-    """Return why no file can be made in a folder, or None."""
+    """Return the error of creating a file in a folder, or None."""
     try:
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
@@ -201,7 +201,7 @@ def _error_of_a_file_in(folder: str) -> OSError | None:
 
 
 class _Output(logging.StreamHandler):
-    """stdout. Lines are dropped once nobody reads them: a run goes on without its terminal."""
+    """stdout. Lines are dropped once nobody reads them, so that a run continues without its terminal."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
         if not isinstance(sys.exception(), BrokenPipeError):
@@ -209,11 +209,11 @@ class _Output(logging.StreamHandler):
 
 
 def start_log() -> None:
-    """Print our own lines on stdout; of the libraries, errors only, on stderr."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # of XLA's own log, which JAX sets to warnings
+    """Print our own lines on stdout, and only errors of libraries on stderr."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # for XLA's own log, which JAX sets to warnings
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a file's name may have no character
+            stream.reconfigure(errors="backslashreplace")  # a file name may not be encodable
     handler = _Output(sys.stdout)
     handler.setLevel(logging.INFO)
     log.addHandler(handler)
@@ -230,16 +230,16 @@ def fail(message: str, code: int) -> NoReturn:
 
 
 def run(main: Callable[[list[str]], int | None]) -> NoReturn:
-    """Run a command with the arguments of this process and exit with what `main` returns.
+    """Run a command with the arguments of this process, and exit with the result of `main`.
 
     Errors that `errors.one_line` knows are one line on stderr: InputError with exit code 2; Diverged, a full
-    disk and others of the system with 1; SIGTERM and SIGINT with 128 and their number. If stdout's reader has
-    gone, the program ends with 141, as `cat`.
+    disk and other system errors with 1; SIGTERM and SIGINT with 128 plus their number. If the reader of
+    stdout is gone, the exit code is 141, as for `cat`.
     """
     code_of_signal: list[int] = []
-    atexit.register(_end_at_once, code_of_signal)  # the first that is registered is called last
+    atexit.register(_end_at_once, code_of_signal)  # registered first, so called last
     start_log()
-    # A signal that is ignored, as SIGINT in the background of a script, stays so.
+    # An ignored signal, such as SIGINT in the background of a script, stays ignored.
     signals = [n for n in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(n) != signal.SIG_IGN]
     for number in signals:
         signal.signal(number, _stop)
@@ -254,10 +254,10 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
         _end_output()
         raise
     except Stopped as error:
-        for number in signals:  # the next one ends the program at once, whatever it still closes
+        for number in signals:  # the next one ends the program at once, even while it closes files
             signal.signal(number, signal.SIG_DFL)
         code_of_signal.append(128 + error.signal)
-        fail(f"{error}; what was saved is whole, and the same command goes on from it", code_of_signal[0])
+        fail(f"{error}; saved files are complete, and the same command resumes from them", code_of_signal[0])
     except Exception as error:
         line = one_line(error)
         if line is None:
@@ -269,8 +269,8 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
 def _end_at_once(code_of_signal: list[int]) -> None:
     """End the process if a signal has ended the program; otherwise return.
 
-    A signal leaves XLA in the middle of a compilation. Its threads crash, with another exit code, when the
-    interpreter takes down what they use.
+    A signal may interrupt a compilation of XLA, whose threads would crash, with another exit code, when the
+    interpreter shuts down.
     """
     if code_of_signal:
         _end_output()
@@ -285,7 +285,7 @@ def _stop(number, frame) -> NoReturn:
 def _stop_again(dropped) -> None:
     """Send the signal again a little later if Stopped was raised where Python drops exceptions.
 
-    Those are destructors and the callbacks of the garbage collector, of which JAX has one.
+    That happens in destructors and in callbacks of the garbage collector, such as JAX's.
     """
     if not isinstance(dropped.exc_value, Stopped):
         sys.__unraisablehook__(dropped)
@@ -296,7 +296,7 @@ def _stop_again(dropped) -> None:
 
 
 def _end_output() -> None:
-    """Write what stdout still holds, or drop it if the reader has gone: Python would print a page."""
+    """Flush stdout, or drop its rest if the reader is gone: Python would print a traceback."""
     with contextlib.suppress(BrokenPipeError):
         sys.stdout.flush()
         return

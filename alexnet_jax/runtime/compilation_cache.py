@@ -1,7 +1,7 @@
-"""JAX's compilation cache: a second start of a command compiles nothing.
+"""JAX's compilation cache, with which a second start of a command compiles nothing.
 
-JAX neither bounds its folder without another package, nor replaces an entry that it cannot read. Both are
-done here, for our default folder only: another belongs to the user.
+Without another package JAX does not limit the size of its folder, and it never replaces an unreadable entry.
+This module does both, but only for the default folder: another one belongs to the user.
 """
 
 import contextlib
@@ -22,18 +22,18 @@ _WARNING = re.compile(
 
 
 def enable_compilation_cache() -> None:
-    """Keep what XLA compiles in the user's folder for such.
+    """Cache compiled programs in the user's cache folder.
 
-    It is held to MOST_BYTES, and what cannot be read there is compiled again and replaced.
-    JAX_COMPILATION_CACHE_DIR names another folder, also for several processes, which keep nothing without it
-    (only the first writes); JAX_ENABLE_COMPILATION_CACHE=false turns it off.
+    The folder is limited to MOST_BYTES, and unreadable entries are compiled again and replaced.
+    JAX_COMPILATION_CACHE_DIR names another folder. Several processes cache nothing without it, and only the
+    first writes. JAX_ENABLE_COMPILATION_CACHE=false turns the cache off.
     """
     import jax  # here, so that a mistake in the flags is reported at once
 
     from alexnet_jax.runtime import processes
     from alexnet_jax.runtime.files import user_cache
 
-    config: Any = jax.config  # its options are no attributes of its class
+    config: Any = jax.config  # its options are not attributes of its class
     if config.jax_compilation_cache_dir is None and processes.count() == 1:
         cache = user_cache()
         if cache is not None:
@@ -64,10 +64,10 @@ def remove_oldest(cache: pathlib.Path, most: int) -> None:
 
 
 def _replace_unreadable(folder: pathlib.Path) -> None:
-    """Remove entries of `folder` when JAX warns that one is damaged or was not written whole.
+    """Remove entries of `folder` when JAX warns that one is damaged or incomplete.
 
-    JAX would keep it for ever: it writes no entry that is there. Its warning comes before it compiles and
-    writes again, and names the program, not the entry, so all entries of that program go.
+    JAX would keep it for ever, because it never overwrites an entry. Its warning comes before it compiles and
+    writes again, and names the program, not the entry, so all entries of that program are removed.
     """
     show, told = warnings.showwarning, set()
 
@@ -92,7 +92,7 @@ def _replace_unreadable(folder: pathlib.Path) -> None:
 
 
 def _cpu() -> str:
-    """Return a name for this CPU and its cores: homes are shared, and JAX's cache ignores the difference."""
+    """Return a name for this CPU and its cores, which JAX's cache ignores although homes may be shared."""
     flags = ""
     with contextlib.suppress(OSError), open("/proc/cpuinfo") as file:
         flags = "".join(sorted({line for line in file if line.startswith(("flags", "Features"))}))

@@ -1,9 +1,9 @@
-"""What stops the program with one line instead of a traceback.
+"""Errors that stop the program with one line instead of a traceback.
 
-InputError, Unavailable, Diverged   raised by us; their message is the line
-one_line                            the line and the exit code of these and of errors of the system
-system_error, os_errors             the error of the system behind an exception of a library
-input_errors                        InputError for what reading or writing a file raises
+InputError, Unavailable, Diverged   are raised by this package; their message is the line
+one_line                            return the line and the exit code of these and of system errors
+system_error, os_errors             find the system error behind an exception of a library
+input_errors                        turn exceptions from reading or writing a file into InputError
 """
 
 import contextlib
@@ -16,19 +16,19 @@ from collections.abc import Iterator, Sequence
 
 
 class InputError(Exception):
-    """Something the user gave cannot work. The message is one line: what, where, what to do. Exit code 2."""
+    """A mistake in the user's input. The message is one line: problem, place and remedy. Exit code 2."""
 
     exit_code = 2
 
 
 class Unavailable(InputError):
-    """The system does not read or write a file for now: the same command may work later. Exit code 1."""
+    """The system cannot read or write a file now; the same command may work later. Exit code 1."""
 
     exit_code = 1
 
 
 class UnreadableFiles(InputError):
-    """Files of a data set are no pictures; `reasons` has why for each path, as `printable` shows it."""
+    """Files of a data set are not pictures. `reasons` has the reason for each path, as from `printable`."""
 
     def __init__(self, reasons: dict[str, str]):
         """Take at least one file."""
@@ -40,7 +40,7 @@ class UnreadableFiles(InputError):
 
 
 class Stopped(KeyboardInterrupt):
-    """SIGTERM or SIGINT came: exit code 128 and its number. It is no Exception: nothing takes it for one."""
+    """SIGTERM or SIGINT: exit code 128 plus its number. Not an Exception, so that no library catches it."""
 
     def __init__(self, number: int):
         """Take the signal's number."""
@@ -57,7 +57,7 @@ class Diverged(Exception):
 CLOSED_PIPE = 128 + 13  # the exit code of a program that SIGPIPE ends
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
-# What a file system, above all a network's, may answer now and not later. None of them tells of content.
+# Errors of file systems, above all of networks, that may pass. None of them is about a file's content.
 TRANSIENT = {
     getattr(errno, name)
     for name in (
@@ -73,7 +73,7 @@ _OUT_OF_MEMORY = re.compile(
 
 
 def one_line(error: BaseException) -> tuple[str, int] | None:
-    """Return the line of stderr and the exit code for an error of ours or of the system, or None."""
+    """Return the line for stderr and the exit code of this package's and system errors, None for others."""
     if isinstance(error, InputError | Diverged):
         return str(error), error.exit_code
     if isinstance(error, OSError):
@@ -87,27 +87,27 @@ def one_line(error: BaseException) -> tuple[str, int] | None:
 
 
 def may_pass(error: OSError) -> bool:
-    """Return whether the same may work later: the error is of a full disk, or TRANSIENT."""
+    """Return whether the same call may work later: the disk is full, or the error is TRANSIENT."""
     return error.errno in _NO_ROOM or error.errno in TRANSIENT
 
 
 def remedy(error: OSError, then: str = "the same command works then") -> str:
-    """Return '; make room; …', or another thing to do about an error of the system, or nothing."""
+    """Return a remedy for a system error, such as '; make room; …', or ''."""
     if error.errno in _NO_ROOM:
         return f"; make room; {then}"
     if error.errno in _FORBIDDEN:
-        return f"; see that this user may do that; {then}"
+        return f"; check this user's permissions; {then}"
     return f"; try again; {then}" if error.errno in TRANSIENT else ""
 
 
 def system_error(error: BaseException) -> OSError | None:
-    """Return the error of the system that an exception, of Orbax perhaps, came from."""
+    """Return the system error behind an exception, for example one of Orbax, or None."""
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, OSError) and seen.errno:
             return seen
         for code in (*_NO_ROOM, *_FORBIDDEN, *TRANSIENT):
-            if os.strerror(code) in str(seen):  # tensorstore passes on nothing but the text
+            if os.strerror(code) in str(seen):  # tensorstore passes on only the text
                 return OSError(code, os.strerror(code))
         seen = seen.__cause__ or seen.__context__
     return None
@@ -115,12 +115,12 @@ def system_error(error: BaseException) -> OSError | None:
 
 @contextlib.contextmanager
 def os_errors(path: str) -> Iterator[None]:
-    """Raise OSError, which names `path`, where a library fails within the block because the system does."""
+    """Raise OSError, which names `path`, if a library fails within the block because of the system."""
     try:
         yield
-    except InputError:  # of a file that is read beside
+    except InputError:  # about another file
         raise
-    except Exception as error:  # Orbax and tensorstore have no common one
+    except Exception as error:  # Orbax and tensorstore have no common exception
         cause = system_error(error)
         if cause is None:
             raise
@@ -141,19 +141,19 @@ def input_errors(
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of another's exception, for a line of ours; its kind if it says nothing."""
+    """Return the first line of an exception's message, or its type if there is none."""
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def reason(error: BaseException) -> str:
-    """Return why a file could not be read, without its path: the system's words, or the first line."""
+    """Return why a file could not be read, without its path: the system's message, or the first line."""
     return (isinstance(error, OSError) and error.strerror) or first_line(error)
 
 
 def printable(path: str | os.PathLike) -> str:
     """Return a path on one line of UTF-8; bytes that are not UTF-8 and control characters become escapes."""
     text = os.fspath(path)
-    with contextlib.suppress(UnicodeEncodeError):  # of surrogates that stand for no byte
+    with contextlib.suppress(UnicodeEncodeError):  # for surrogates that stand for no byte
         text = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     text = text.encode("utf-8", "backslashreplace").decode()
     return re.sub(r"[\x00-\x1f\x7f]", lambda found: f"\\x{ord(found[0]):02x}", text)
@@ -166,7 +166,7 @@ def some(names: Sequence[str]) -> str:
 
 
 def nearest(field: str, known) -> str:
-    """'; did you mean X?', or nothing."""
+    """Return '; did you mean X?' with the known name nearest to `field`, or ''."""
     last = field.rsplit(".", maxsplit=1)[-1]
     same_name = [name for name in known if name.split(".")[-1] == last]
     close = same_name or difflib.get_close_matches(field, list(known), n=1, cutoff=0.6)

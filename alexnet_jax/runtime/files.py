@@ -1,4 +1,4 @@
-"""Bounded reads that outlast a moment's failure, files that are whole or not there, and locks."""
+"""Bounded reads that survive temporary failures, files that are complete or missing, and locks."""
 
 import contextlib
 import fcntl
@@ -20,7 +20,7 @@ from alexnet_jax.runtime.errors import TRANSIENT, InputError, Unavailable, reaso
 log = logging.getLogger("alexnet_jax")
 
 StrPath = str | os.PathLike[str]
-PIPE_SECONDS = 10  # a pipe may be silent for so long
+PIPE_SECONDS = 10  # a pipe may be silent for this time
 _CHUNK = 1 << 20  # bytes
 _STAND_INS = (
     (rb"version https://git-lfs", "a pointer of Git LFS, not the file itself; get it with git lfs pull"),
@@ -44,7 +44,7 @@ def read_file(path: StrPath, limit: int) -> bytes:
 
 
 def stand_in(start: bytes) -> str:
-    """Return what stands in place of a download, by its first bytes, and what to do; "" if nothing does."""
+    """Return what a file is instead of the download, by its first bytes, and the remedy; "" for others."""
     return next((what for pattern, what in _STAND_INS if re.match(pattern, start)), "")
 
 
@@ -52,10 +52,10 @@ WAITS = (0.1, 0.5, 2.0)  # seconds between the attempts to read a file
 
 
 def retry(path: StrPath, read: Callable, *args, waits: Sequence[float] | None = None) -> Any:
-    """Return read(*args), which reads `path`, after several attempts if the system fails for the moment.
+    """Return read(*args), which reads `path`, with several attempts if the system fails temporarily.
 
-    Raises Unavailable if it goes on failing, or if reading is forbidden. Any other exception, such as that of
-    damaged content or of a missing file, passes through at once.
+    Raises Unavailable if it still fails, or if reading is forbidden. Any other exception, for example for
+    damaged content or a missing file, passes through at once.
     """
     left = list(WAITS if waits is None else waits)
     while True:
@@ -78,7 +78,7 @@ def read_json(path: StrPath, limit: int) -> Any:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Return the value of a JSON text. Raises ValueError, also if it is nested too deeply to be read."""
+    """Return the value of a JSON text. Raises ValueError, also for too deep nesting."""
     try:
         return json.loads(text)
     except RecursionError:
@@ -86,15 +86,15 @@ def parse_json(text: str | bytes) -> Any:
 
 
 class BoundedReader(io.BufferedReader):
-    """Refuse to read more than `limit` bytes at once: a damaged file may state any length."""
+    """Reject reads of more than `limit` bytes at once, because a damaged file may state any length."""
 
     def __init__(self, raw: Any, limit: int):
-        """`raw` is an unbuffered file, such as of open(path, "rb", buffering=0)."""
+        """Read from an unbuffered file, such as open(path, "rb", buffering=0)."""
         super().__init__(raw)
         self.limit = limit
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """Return up to `size` bytes. Raises ValueError if more than `limit` are asked for."""
+        """Return up to `size` bytes. Raises ValueError if these are more than `limit`."""
         everything = size is None or size < 0
         content = super().read(self.limit + 1 if everything else min(size or 0, self.limit + 1))
         if len(content) > self.limit:
@@ -108,7 +108,7 @@ def _open_at_once(path: str, flags: int) -> int:
 
 
 def _read_pipe(descriptor: int, most: int) -> bytes:
-    """Return what comes until the writer closes its end, at most `most` bytes."""
+    """Return the bytes until the writer closes its end, but at most `most`."""
     content, poll = bytearray(), select.poll()
     poll.register(descriptor, select.POLLIN)
     while len(content) < most:
@@ -119,17 +119,17 @@ def _read_pipe(descriptor: int, most: int) -> bytes:
             content += part
         elif part is not None and content:
             break
-        else:  # a pipe that no writer has opened yet reads as one at its end
+        else:  # a pipe that no writer has opened yet reads like one at its end
             events = poll.poll(1000 * PIPE_SECONDS)
             if not events:
                 raise ValueError(f"a pipe or a device that is silent for {PIPE_SECONDS} s")
-            if part is not None and not events[0][1] & select.POLLIN:  # its writer came and went
+            if part is not None and not events[0][1] & select.POLLIN:  # the writer wrote nothing and closed
                 break
     return bytes(content)
 
 
 def is_number(value) -> bool:
-    """Return whether a value of JSON is a number that is finite and fits a float."""
+    """Return whether a value of JSON is a finite number that fits a float."""
     with contextlib.suppress(OverflowError):
         return type(value) in (int, float) and math.isfinite(value)
     return False
@@ -145,7 +145,7 @@ def list_folder(path: StrPath) -> list[str]:
 
 @contextlib.contextmanager
 def atomic_write(path: StrPath) -> Iterator[BinaryIO]:
-    """Open a file to write to, which is at `path` after the block, or not at all if that fails.
+    """Open a file for writing that appears at `path` after the block, or not at all if the block fails.
 
     An OSError names `path`.
     """
@@ -163,13 +163,13 @@ def atomic_write(path: StrPath) -> Iterator[BinaryIO]:
 
 
 def user_cache() -> pathlib.Path | None:
-    """Return this project's folder in the user's cache, which may not exist yet, or None without a home."""
+    """Return this project's folder in the user's cache, which may not exist, or None without a home."""
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # "~" stays without a home
     return pathlib.Path(cache, "alexnet_jax") if os.path.isabs(cache) else None
 
 
 def write_text(path: StrPath, text: str) -> None:
-    """Write a text file, whole or not at all."""
+    """Write a text file, completely or not at all."""
     with atomic_write(path) as file:
         file.write(text.encode())
 
@@ -178,14 +178,14 @@ def write_text(path: StrPath, text: str) -> None:
 def file_lock(path: StrPath) -> Iterator[bool]:
     """Wait until no other process holds the lock of the file `path`, and hold it within the block.
 
-    Yield True, or False on a file system that has no locks. If True, what lies half written beside `path` is
-    nobody's: its writer was killed. Raises OSError if `path` cannot be written.
+    Yield True, or False on a file system without locks. If True, any half-written files beside `path` were
+    left by a killed process. Raises OSError if `path` cannot be written.
     """
     with open(path, "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            log.info(f"waiting for another process, which is preparing the same data ({path})")
+            log.info(f"waiting for another process that prepares the same data ({path})")
             fcntl.flock(file, fcntl.LOCK_EX)
         except OSError:
             yield False
@@ -195,16 +195,16 @@ def file_lock(path: StrPath) -> Iterator[bool]:
 
 @contextlib.contextmanager
 def folder_lock(flag: str, folder: StrPath, busy: str, alone: str) -> Iterator[None]:
-    """Keep other programs out of a folder, which `flag` gave, within the block, by its file .lock.
+    """Lock a folder, which `flag` gave, against other programs within the block, by its file .lock.
 
-    Raises InputError, which says `busy`, if another is there, and OSError if the folder cannot be written. A
-    file system without locks is a warning to see that `alone` is true.
+    Raises InputError with the words `busy` if another program is there, and OSError if the folder cannot be
+    written. On a file system without locks, log a warning to make sure that `alone` is true.
     """
     with open(os.path.join(folder, ".lock"), "a") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # let go by the system, however the process ends
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system releases it when the process ends
         except BlockingIOError:
             raise InputError(f"{flag}={folder}: {busy} there; wait, or give another") from None
         except OSError:
-            log.warning(f"{folder}: this file system has no locks; see that {alone} there")
+            log.warning(f"{folder}: this file system has no locks; make sure that {alone} there")
         yield

@@ -1,6 +1,6 @@
 """The mesh `data x column` of devices (section 3.2): `data` splits the batch, `column` the network.
 
-Without several columns, or with all of them on each device, the mesh has the axis `data` alone.
+With one column, or all columns on each device, the mesh has the axis `data` alone.
 """
 
 import contextlib
@@ -27,9 +27,9 @@ AXIS = "column"
 def mesh_shape(config, devices: int | None, batches: tuple[str, ...], processes: int = 1) -> tuple[int, int]:
     """Return (data, column) for a number of devices; None means CPU hosts, split into as many as needed.
 
-    Each of several processes has its share of the devices, and all are used. `batches` are the fields whose
-    batches `data` must divide: batch_size, eval.batch_size. Raises InputError for a mesh that does not fit
-    the devices, the network or these.
+    Each of several processes has its share of the devices, and all are used. `data` must divide the batches
+    of the fields `batches`: batch_size, eval.batch_size. Raises InputError for a mesh that does not fit the
+    devices, the network or these batches.
     """
     column, data, columns = config.mesh.column, config.mesh.data, config.model.columns
     if column not in (-1, 1, columns):
@@ -37,7 +37,7 @@ def mesh_shape(config, devices: int | None, batches: tuple[str, ...], processes:
     if column == -1:
         column = columns if devices is None or columns * max(data, 1) <= devices else 1
     if data == -1:
-        # On CPUs as few as give every process as many devices as the others.
+        # On CPUs, the fewest that give every process the same number of devices.
         data = processes // math.gcd(processes, column) if devices is None else max(devices // column, 1)
     if devices is not None and data * column > devices:
         raise InputError(
@@ -62,19 +62,18 @@ def mesh_shape(config, devices: int | None, batches: tuple[str, ...], processes:
 def make_mesh(config, batches: tuple[str, ...] = ()) -> Mesh:
     """Return a mesh with axes ("data", "column"), or ("data",) if each device runs all columns.
 
-    A host without accelerators is split into as many CPU devices as the mesh asks for; with several
-    processes, each host into its share. Devices are in the order of their processes, so that a pair is close
-    together.
+    A host without accelerators is split into as many CPU devices as the mesh needs, or into its share of them
+    with several processes. Devices are in the order of their processes, so that a pair is close together.
     """
     enable_compilation_cache()
     hosts = processes.count()
     data, column = mesh_shape(config, None, batches, hosts)
-    with contextlib.suppress(RuntimeError):  # jax has started already, with the devices it was given then
+    with contextlib.suppress(RuntimeError):  # JAX has started already, and its devices are fixed
         jax.config.update("jax_num_cpu_devices", data * column // hosts)
     if _platform() != "cpu" or len(jax.devices()) < data * column:
         data, column = mesh_shape(config, len(jax.devices()), batches, hosts)
     shape, names = ((data, column), ("data", AXIS)) if column > 1 else ((data,), ("data",))
-    # Not jax.make_mesh, which finds no pairs in some slices of TPUs, and takes the devices in its own order.
+    # Not jax.make_mesh, which finds no pairs in some TPU slices, and has its own order of devices.
     devices = np.array(jax.devices()[: data * column]).reshape(shape)
     return Mesh(devices, names, axis_types=(jax.sharding.AxisType.Auto,) * len(names))
 
@@ -82,17 +81,17 @@ def make_mesh(config, batches: tuple[str, ...] = ()) -> Mesh:
 def _platform() -> str:
     """Return the platform of the devices, as JAX chooses it.
 
-    Raises InputError if JAX was installed for accelerators, or told to use them, and can use none: 90 epochs
-    on a CPU are not what was meant.
+    Raises InputError if JAX was installed for accelerators, or told to use them, but can use none: nobody
+    wants 90 epochs on a CPU by accident.
     """
-    config: Any = jax.config  # its options are no attributes of its class
+    config: Any = jax.config  # its options are not attributes of its class
     chosen = config.jax_platforms
     said: list[str] = []
     advice = "; JAX_PLATFORMS=cpu uses the CPU"
     try:
         with _plugins_are_quiet(said):
             platform = jax.default_backend()
-    except (RuntimeError, AssertionError) as error:  # the latter if no device's file is there
+    except (RuntimeError, AssertionError) as error:  # the latter if no device file is there
         own = re.sub(r" \((set|you may) .*", "", first_line(error)) if str(error) else "no device is found"
         where = f"JAX_PLATFORMS={chosen}" if chosen else "jax"
         raise InputError(f"{where}: cannot be used ({(said or [own])[0]}){advice}") from None
@@ -107,7 +106,7 @@ def _platform() -> str:
 
 @contextlib.contextmanager
 def _plugins_are_quiet(said: list[str]) -> Iterator[None]:
-    """Add to `said` why plugins of JAX cannot be loaded. JAX would print a page for each."""
+    """Collect in `said` why plugins of JAX cannot be loaded. JAX would print a traceback for each."""
 
     class Handler(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
@@ -125,7 +124,7 @@ def _plugins_are_quiet(said: list[str]) -> Iterator[None]:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Return the sharding of an array that every device has whole."""
+    """Return the sharding of an array that every device holds completely."""
     return NamedSharding(mesh, P())
 
 
@@ -137,7 +136,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def block_on_cpu(mesh: Mesh, results):
     """Return the results of a compiled program; on CPUs, wait until they are computed.
 
-    A CPU has nothing to gain from a program that is queued behind another: they compete for its cores, and
-    several on two devices lock up, each waiting for the other column of another.
+    On a CPU, queued programs gain nothing, because they compete for the cores. On two devices, several of
+    them may deadlock, each waiting for the other column of another.
     """
     return jax.block_until_ready(results) if mesh.devices.flat[0].platform == "cpu" else results

@@ -1,16 +1,17 @@
 """Run several processes, on one machine or many, as one program, with JAX's own engine (`jax.distributed`).
 
-join               start it if it is asked for or a cluster is detected; otherwise there is one process
-index, count       this process's number and how many there are; process 0 alone writes what is not a
-                   checkpoint
+join               join the other processes if flags or a cluster ask for it; otherwise there is one process
+index, count       return this process's number and the number of processes; only process 0 writes files,
+                   except for checkpoints
 all_processes      call a function in every process; an error in one is raised in all
-process_0_first    the same, process 0 first: it prepares what the others find
+process_0_first    call a function in process 0, which prepares files, and then in the others
 on_process_0       call a function in process 0 alone
-from_process_0     the same, and tell all what it returned: folders may be listed differently in each
-barrier            wait for all; check_same: compare what they were given
+from_process_0     call a function in process 0, and return its result in all: listings of folders may differ
+barrier            wait for all processes
+check_same         check that all processes were given the same
 exit_on_error      end every process, each with one line, once one is lost or fails
-watchdog           end this process with one line if no step or batch comes any more
-progress           tell the watchdog of one
+watchdog           end this process with one line if steps and batches stop coming
+progress           report a step or batch to the watchdog
 """
 
 import atexit
@@ -34,35 +35,35 @@ from typing import Any, NoReturn
 from alexnet_jax.runtime.errors import Diverged, InputError, Stopped, Unavailable, first_line, one_line
 
 HEARTBEAT_SECONDS = 30  # after which a silent process counts as lost
-SHUTDOWN_SECONDS = 10  # for which a process that ends with an error waits for the others to end too
-_LINGER_SECONDS = 5  # for which process 0, which the others cannot do without, lets them end first
-_SLOW_SECONDS = 1800  # more for a step or batch before which a program is compiled or a checkpoint written
-_STOP_SECONDS = 8, 60  # for which a process that was told to stop waits for the next step; if that is slow
-_LONG = 365 * 24 * 3600  # seconds; while process 0 prepares a data set, the others wait
+SHUTDOWN_SECONDS = 10  # a process that ends with an error waits this long for the others to end too
+_LINGER_SECONDS = 5  # process 0, which the others need, lets them end first for this time
+_SLOW_SECONDS = 1800  # added for a step or batch with a compilation or a checkpoint before it
+_STOP_SECONDS = 8, 60  # a process told to stop waits this long for the next step, or for a slow one
+_LONG = 365 * 24 * 3600  # seconds; the others wait while process 0 prepares a data set
 _LOST = (
-    "error: another process has ended, cannot be reached or was started with other flags; start all of them"
-    " again, and the run goes on from its last checkpoint"
+    "error: another process has ended, cannot be reached or was started with other flags; restart all of"
+    " them, and the run resumes from its last checkpoint"
 )
 _PULSE_SECONDS = 5  # between the signs of life of a process
-_ALIVE, _REGULAR, _FAILED = b"-", b".", b"!"  # what a process says to those that watch it
-# What launchers tell a process: how many there are, which one this is, and which one on this machine.
+_ALIVE, _REGULAR, _FAILED = b"-", b".", b"!"  # messages of a process to those that watch it
+# Variables of launchers: number of processes, number of this process, and its number on this machine.
 _LAUNCHERS = (
     ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK"),
     ("PMI_SIZE", "PMI_RANK", "MPI_LOCALRANKID"),  # MPICH, Intel MPI, Cray
     ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_LOCALID"),
 )
 _rounds, _exiting, _peers = itertools.count(), threading.Lock(), list[socket.socket]()
-_blocks: list[None] = []  # of exit_on_error that are open
+_blocks: list[None] = []  # open blocks of exit_on_error
 
 
 @dataclasses.dataclass
 class _Progress:
-    """The steps, batches and exchanges of this process; none other knows of them."""
+    """The steps, batches and exchanges of this process, unknown to the others."""
 
     count: int = 0
-    last: float = 0.0  # when
-    slow: bool = False  # what comes next may take long
-    slowest: float = 0.0  # seconds, of those that need not take long
+    last: float = 0.0  # time of the last one
+    slow: bool = False  # the next one may take long
+    slowest: float = 0.0  # seconds of the slowest one that was not expected to be slow
 
 
 _progress = _Progress()
@@ -71,8 +72,8 @@ _progress = _Progress()
 def _private_jax():
     """Return JAX's state of several processes and its detection of clusters.
 
-    No public name has a process's number before the devices are there, a key-value store, a barrier with a
-    time limit, a late start of the preemption service, or a cluster's processes without joining them.
+    JAX has no public names for the number of a process before it has devices, a key-value store, a barrier
+    with a time limit, a late start of the preemption service, or a cluster's processes without joining them.
     """
     from jax._src import clusters, distributed
 
@@ -92,10 +93,10 @@ def count() -> int:
 def join(coordinator: str | None, processes: int | None, process: int | None, seconds: int) -> None:
     """Join the other processes, and return when all are there.
 
-    What is not given is taken from the cluster, as JAX detects it (SLURM, Open MPI 4, Cloud TPU, Kubernetes),
-    or from another launcher's environment; all but Open MPI 5 on one machine leave the coordinator to the
-    user. Without either, and with one process, nothing is started. Raises InputError; ends the process if the
-    others do not join in time.
+    Arguments that are None are taken from the cluster, as JAX detects it (SLURM, Open MPI 4, Cloud TPU,
+    Kubernetes), or from another launcher's environment. Such launchers, except Open MPI 5 on one machine,
+    leave the coordinator to the user. Without either, or with one process, nothing is started. Raises
+    InputError; ends the process if the others do not join in time.
     """
     import jax
 
@@ -107,14 +108,14 @@ def join(coordinator: str | None, processes: int | None, process: int | None, se
         return
     _check(coordinator, processes, process)
     print(
-        f"process {process} of {processes}: joining at {coordinator}, waiting {seconds} s at most for all",
+        f"process {process} of {processes}: joining at {coordinator}, waiting at most {seconds} s for all",
         flush=True,
     )
-    # When its own limit passes, JAX aborts the process with a page.
+    # At its own time limit JAX aborts the process with a page of output.
     timer = threading.Timer(seconds, _never_joined, (coordinator, processes, seconds))
     timer.daemon = True
     timer.start()
-    # A preemption notice is of use only once there is something to save: until then SIGTERM ends a process.
+    # A preemption notice helps only once there is something to save; until then SIGTERM ends a process.
     jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
@@ -124,7 +125,7 @@ def join(coordinator: str | None, processes: int | None, process: int | None, se
             local_device_ids=None if "JAX_LOCAL_DEVICE_IDS" in os.environ else devices,
             cluster_detection_method="deactivate",
             initialization_timeout=seconds + 60,
-            heartbeat_timeout_seconds=2 * HEARTBEAT_SECONDS,  # JAX's, which aborts: `_watch` comes first
+            heartbeat_timeout_seconds=2 * HEARTBEAT_SECONDS,  # JAX aborts at it: `_watch` comes first
             shutdown_timeout_seconds=SHUTDOWN_SECONDS,
         )
     except RuntimeError as error:
@@ -136,14 +137,14 @@ def join(coordinator: str | None, processes: int | None, process: int | None, se
 
 
 def _detect(coordinator: str | None, processes: int | None, process: int | None, seconds: int) -> tuple:
-    """Return what is given, the rest as the cluster has it, and this process's devices (None: all)."""
+    """Complete the arguments from the cluster, and add this process's devices (None: all)."""
     try:
-        with warnings.catch_warnings():  # JAX's, in a pod of Kubernetes without the package for it
+        with warnings.catch_warnings():  # JAX warns in a Kubernetes pod without the package for it
             warnings.simplefilter("ignore")
             found = _private_jax()[1].auto_detect_unset_distributed_params(
                 coordinator, processes, process, None, None, seconds
             )
-    except Exception as error:  # Kubernetes' and the metadata servers' own
+    except Exception as error:  # Kubernetes and metadata servers have exceptions of their own
         if None not in (coordinator, processes, process):
             return coordinator, processes, process, None
         raise InputError(
@@ -154,9 +155,10 @@ def _detect(coordinator: str | None, processes: int | None, process: int | None,
 
 
 def _from_launcher(coordinator: str | None, processes: int | None, process: int | None, devices) -> tuple:
-    """Return these, what is None taken from the environment of a launcher whose cluster JAX does not detect.
+    """Complete the arguments from the environment of a launcher that JAX does not detect.
 
-    Raises InputError if several were launched and nothing says where process 0 is: each would run alone.
+    Raises InputError if several processes were launched and the address of process 0 is unknown: each would
+    run alone.
     """
     if None not in (coordinator, processes, process):
         return coordinator, processes, process, devices
@@ -173,8 +175,9 @@ def _from_launcher(coordinator: str | None, processes: int | None, process: int 
         coordinator = f"127.0.0.1:{port}"
     if not coordinator:
         raise InputError(
-            f"--coordinator: missing; {names[0]}={size} says that {size} processes were started, but not"
-            " where process 0 is; give all --coordinator=HOST:PORT, a free port of its host, or --processes=1"
+            f"--coordinator: missing; by {names[0]}={size}, {size} processes were started, but the address"
+            " of process 0 is unknown; give all --coordinator=HOST:PORT, a free port of its host, or"
+            " --processes=1"
         )
     if devices is None and local.isdigit():
         devices = [int(local)]
@@ -199,7 +202,7 @@ def _check(coordinator: str | None, processes: int | None, process: int | None) 
         )
     if not 0 <= process < processes:
         raise InputError(
-            f"--process={process}: expected 0 to {processes - 1}, another for each of the {processes}"
+            f"--process={process}: expected 0 to {processes - 1}, a different one for each of the {processes}"
         )
 
 
@@ -213,9 +216,9 @@ def _never_joined(coordinator: str, processes: int, seconds: int) -> None:
 def _watch_each_other(host: str) -> None:
     """Exit with one line once another process is gone or silent, even within a long computation.
 
-    XLA aborts the process with a page then, which takes longer to write than the line. Each process has a
-    connection to process 0, on `host`. Signs of life come on it, then one byte before a regular end, and
-    nothing or another byte before any other end.
+    XLA would then abort the process with a page of output, but later. Each process has a connection to
+    process 0, on `host`. It carries signs of life, then one byte before a regular end, and nothing or another
+    byte before any other end.
     """
     client, key = _private_jax()[0].client, "alexnet_jax/watch"
     if index() == 0:
@@ -224,7 +227,7 @@ def _watch_each_other(host: str) -> None:
         def meet(peer):
             peer.settimeout(SHUTDOWN_SECONDS)
             with contextlib.suppress(OSError):
-                if peer.recv(len(token), socket.MSG_WAITALL) == token.encode():  # no passer-by
+                if peer.recv(len(token), socket.MSG_WAITALL) == token.encode():  # a process of this program
                     _peers.append(peer)
                     _watch(peer)
 
@@ -238,7 +241,7 @@ def _watch_each_other(host: str) -> None:
         client.key_value_set(key, f"{server.getsockname()[1]} {token}")
     else:
         port, token = client.blocking_key_value_get(key, 1000 * HEARTBEAT_SECONDS).split()
-        with contextlib.suppress(OSError):  # closed to other ports: XLA's page tells of it
+        with contextlib.suppress(OSError):  # if a firewall blocks the port, XLA still reports a loss
             peer = socket.create_connection((host, int(port)), timeout=SHUTDOWN_SECONDS)
             peer.sendall(token.encode())
             _peers.append(peer)
@@ -248,10 +251,10 @@ def _watch_each_other(host: str) -> None:
 
 
 def _watch(peer: socket.socket) -> None:
-    """Wait for the regular end of the process at the other end; exit with one line if that fails.
+    """Wait for the regular end of the process at the other end, and exit with one line on any other end.
 
-    It fails too if the process is silent for HEARTBEAT_SECONDS, stopped or on a host that is cut off. Seconds
-    in which this process is awake count: after a pause of all processes none shall end.
+    Silence for HEARTBEAT_SECONDS is such an end: the process is stopped, or its host is cut off. Only seconds
+    in which this process is awake count, so that no process ends after a pause of all.
     """
     peer.settimeout(1)
     silent = 0
@@ -283,7 +286,7 @@ def _tell(word: bytes) -> None:
 
 
 def _exchange(value: Any, seconds: int = _LONG) -> list:
-    """Return the values of all processes, in their order, once all have called it, in the same order."""
+    """Return the values of all processes, in their order. All must make these calls in the same order."""
     if count() == 1:
         return [value]
     progress(_progress.slow)
@@ -294,7 +297,7 @@ def _exchange(value: Any, seconds: int = _LONG) -> list:
 
 
 def barrier(fine: bool, seconds: int = _LONG) -> bool:
-    """Wait for all processes, and return whether all are `fine`. Raises TimeoutError if not all come."""
+    """Wait for all processes, and return whether all are `fine`. Raises TimeoutError if some do not come."""
     import jax
 
     try:
@@ -306,7 +309,7 @@ def barrier(fine: bool, seconds: int = _LONG) -> bool:
 
 
 def all_processes(function: Callable, *args) -> Any:
-    """Return function(*args), called in every process. Raises InputError in all if it does in one."""
+    """Return function(*args), called in every process. An InputError in one is raised in all."""
     result = failure = None
     try:
         result = function(*args)
@@ -326,7 +329,7 @@ def on_process_0(function: Callable, *args) -> Any:
 
 
 def from_process_0(function: Callable, *args) -> Any:
-    """Return in all processes what function(*args) returns in process 0, as JSON has it."""
+    """Return the result of function(*args) in process 0 in all processes, as JSON."""
     return _exchange(on_process_0(function, *args))[0]
 
 
@@ -350,17 +353,17 @@ def check_same(what: dict) -> None:
 
 
 def watch_preemption() -> None:
-    """Take SIGTERM as a preemption notice from now on."""
+    """Treat SIGTERM as a preemption notice from now on."""
     _private_jax()[0].initialize_preemption_sync_manager()
     preempted(0)
-    progress(slow=True)  # no step is done, and the first is compiled
+    progress(slow=True)  # no step is done yet, and the first is compiled
 
 
 def preempted(check: int) -> bool:
-    """Return whether any process was told to stop and all are to stop at check number `check`.
+    """Return whether a process was told to stop, and all must stop at check number `check`.
 
-    Call it with 1, 2, … in every process, at the same places. It costs nothing: JAX's processes speak of it
-    only when there is a notice.
+    Call it with 1, 2, … in every process, at the same points. It costs nothing, because JAX's processes
+    communicate only when there is a notice.
     """
     from jax.experimental import multihost_utils
 
@@ -378,7 +381,7 @@ def progress(slow: bool = False) -> None:
 
 @contextlib.contextmanager
 def watchdog(minutes: float) -> Iterator[None]:
-    """End this process with one line if there are others and none makes progress for so long in the block.
+    """End this process with one line if there are others and the block makes no progress for some minutes.
 
     A process that is alive but stuck keeps all others waiting in a collective. 0 minutes: wait for ever.
     """
@@ -387,7 +390,7 @@ def watchdog(minutes: float) -> Iterator[None]:
         progress(slow=True)
         message = (
             f"error: no step or batch for {minutes:g} minutes (mesh.watchdog_minutes): a process is stuck;"
-            " end and start all of them again, and the run goes on from its last checkpoint"
+            " end and restart all of them, and the run resumes from its last checkpoint"
         )
         limits = 60 * minutes, 60 * minutes + _SLOW_SECONDS
         threading.Thread(target=_end_without_progress, args=(limits, message, left), daemon=True).start()
@@ -398,22 +401,22 @@ def watchdog(minutes: float) -> Iterator[None]:
 
 
 def end_unless_progress(name: str, stopping: threading.Event) -> None:
-    """End this process, which was told to stop by the signal `name`, if it comes to no further step.
+    """End this process, which was told to stop by the signal `name`, if it reaches no further step.
 
-    It waits longer where steps take long, until `stopping` is set.
+    It waits longer if steps take long, and no longer once `stopping` is set.
     """
     seconds = max(_STOP_SECONDS[0], 2 * _progress.slowest)
     message = (
-        f"error: {name}, and no further step for {seconds:.0f} s: another process is stuck; start all of them"
-        " again, and the run goes on from its last checkpoint"
+        f"error: {name}, and no further step for {seconds:.0f} s: another process is stuck; restart all of"
+        " them, and the run resumes from its last checkpoint"
     )
     _end_without_progress((seconds, max(seconds, _STOP_SECONDS[1])), message, stopping)
 
 
 def _end_without_progress(limits: tuple[float, float], message: str, left: threading.Event) -> None:
-    """Exit once so many seconds pass without progress, or the second number if what comes may be slow.
+    """Exit after the first number of seconds without progress, or the second if the next step may be slow.
 
-    Seconds in which this process is awake count: after a pause of all processes none shall end.
+    Only seconds in which this process is awake count, so that no process ends after a pause of all.
     """
     seen, idle = _progress.count, 0
     while not left.wait(1):
@@ -425,11 +428,11 @@ def _end_without_progress(limits: tuple[float, float], message: str, left: threa
 
 @contextlib.contextmanager
 def exit_on_error() -> Iterator[None]:
-    """End this process at once if the block raises and there are others: the usual end waits for them.
+    """End this process at once if the block raises and there are others: a normal exit would wait for them.
 
-    They may be waiting for this one in a collective, and notice only that it is gone. An InputError, or
-    Diverged, that all processes raise passes through an inner block, so that what was begun is completed,
-    and ends all at the outermost.
+    They may be waiting for this one in a collective, and notice only that it is gone. An InputError or
+    Diverged that all processes raise passes through inner blocks, so that started work is completed, and ends
+    all processes at the outermost block.
     """
     _blocks.append(None)
     try:
@@ -451,7 +454,7 @@ def exit_on_error() -> Iterator[None]:
         import jax
 
         lost = r"gloo|nccl|unavailable|deadline|connection|coordination|heartbeat|barrier"
-        kinds = jax.errors.JaxRuntimeError | ValueError  # of a collective, as it is dispatched or later
+        kinds = jax.errors.JaxRuntimeError | ValueError  # from a collective, at its dispatch or later
         if isinstance(error, kinds) and re.search(lost, str(error), re.IGNORECASE):
             _exit(f"{_LOST} ({first_line(error)})")
         line = one_line(error)
@@ -463,7 +466,7 @@ def exit_on_error() -> Iterator[None]:
 
 
 def _all_fail(depth: int) -> bool:
-    """Return whether every process comes here, at this depth of blocks, soon."""
+    """Return whether every process arrives here soon, at this depth of blocks."""
     import jax
 
     try:
@@ -474,18 +477,18 @@ def _all_fail(depth: int) -> bool:
 
 
 def _exit(message: str, code: int = 1, word: bytes = _FAILED) -> NoReturn:
-    """Print the message and end this process at once: the usual end would wait for the others.
+    """Print the message and end this process at once: a normal exit would wait for the others.
 
-    They are told `word` first. Without process 0 XLA aborts the others, so that it ends after them.
+    They get `word` first. Process 0 ends last, because XLA aborts the others without it.
     """
-    _exiting.acquire()  # and never let go: the thread that comes second has nothing to add
+    _exiting.acquire()  # and never released: a second thread has nothing to add
     sys.stdout.flush()
     print(message.rstrip(), file=sys.stderr, flush=True)
     _tell(word)
     limit = time.monotonic() + _LINGER_SECONDS
     for peer in _peers if count() > 1 and index() == 0 else ():
         with contextlib.suppress(OSError):
-            while time.monotonic() < limit:  # signs of life may go on
+            while time.monotonic() < limit:  # signs of life may still come
                 peer.settimeout(max(limit - time.monotonic(), 0.01))
                 if not peer.recv(1):
                     break

@@ -16,9 +16,9 @@ def cores() -> int:
 
 
 def in_order(function: Callable, items: Iterable, threads: int) -> Iterator:
-    """map(function, items), `threads` at a time; items are taken a few ahead of the result, no more.
+    """Return an iterator over map(function, items), computed by `threads` threads, a few items ahead.
 
-    Decoding, resizing, encoding and NumPy's arithmetic release the interpreter's lock, so threads do.
+    Threads suffice: decoding, resizing, encoding and NumPy's arithmetic release the interpreter's lock.
     """
     pool, pending = ThreadPoolExecutor(threads), collections.deque()
     try:
@@ -33,7 +33,7 @@ def in_order(function: Callable, items: Iterable, threads: int) -> Iterator:
 
 
 class Progress:
-    """Logs every few seconds how far a pass over `total` images is, and how long it still takes."""
+    """Log every few seconds the progress of a pass over `total` images, and the time left."""
 
     def __init__(self, what: str, total: int, every: float = 5, unit: str = "images"):
         self._what, self._total, self._every, self._unit = what, total, every, unit
@@ -52,7 +52,7 @@ class Progress:
 
 
 def over(source: Sized, function: Callable, what: str, batch: int) -> Iterator:
-    """Yield function(indices) for every `batch` examples of `source`, in order, on all cores; log how far."""
+    """Yield function(indices) for every `batch` examples of `source`, in order, on all cores; log it."""
     batches = [range(start, min(start + batch, len(source))) for start in range(0, len(source), batch)]
     progress = Progress(what, len(source))
     for indices, result in zip(batches, in_order(function, batches, cores()), strict=True):

@@ -1,4 +1,4 @@
-"""Ending a run from outside: SIGTERM, SIGINT, and a cluster's notice of preemption."""
+"""Stop a run on SIGTERM, SIGINT or a cluster's notice of preemption."""
 
 import contextlib
 import faulthandler
@@ -14,7 +14,7 @@ log = logging.getLogger("alexnet_jax")
 
 
 class StopRequested(Exception):
-    """A stop was asked for, and nothing is under way that would be lost; `signal` is the signal's number."""
+    """A stop was requested, at a point where nothing is lost; `signal` is the signal's number."""
 
     def __init__(self, number: int):
         """Take the signal's number."""
@@ -26,7 +26,7 @@ class StopRequested(Exception):
 def hold_signals() -> Iterator[None]:
     """Hold SIGTERM or SIGINT back until the block ends; a second one is not held back.
 
-    A library that catches all exceptions would take what the handler raises for a failure of its own.
+    A library that catches all exceptions would mistake the handler's exception for a failure of its own.
     """
     held, former = list[int](), {}
 
@@ -52,12 +52,12 @@ def hold_signals() -> Iterator[None]:
 
 
 class StopRequest:
-    """Within the block, SIGTERM and SIGINT ask for a stop at the next check; a second one stops at once.
+    """Within the block, SIGTERM and SIGINT request a stop at the next check; a second one stops at once.
 
-    In a thread other than the main one, signals are left to that one.
+    In other threads than the main one, signals are left to the main thread.
 
-    A signal to any of several processes stops all of them at the same check. One that was signalled and comes
-    to no further check, because another process is stuck, ends with one line.
+    A signal to any of several processes stops all of them at the same check. A signalled process that reaches
+    no further check, because another process is stuck, ends with one line.
     """
 
     def __init__(self):
@@ -69,7 +69,7 @@ class StopRequest:
         if threading.current_thread() is not threading.main_thread():  # it cannot have handlers
             self._former = {}
         if self._several:
-            processes.watch_preemption()  # has a handler of its own for SIGTERM
+            processes.watch_preemption()  # has its own handler for SIGTERM
             if signal.SIGINT in self._former:
                 signal.signal(signal.SIGINT, self._pass_on)
             for number in self._former:
@@ -90,9 +90,10 @@ class StopRequest:
             signal.signal(number, handler)
 
     def check(self) -> None:
-        """Raise StopRequested if a stop was asked for.
+        """Raise StopRequested if a stop was requested.
 
-        Several processes must all check after the same steps and batches: they agree on a check's number.
+        Several processes must all check after the same steps and batches, because they agree on the number of
+        a check.
         """
         self._checks += 1
         if self._several and processes.preempted(self._checks):
@@ -108,11 +109,11 @@ class StopRequest:
         log.info(f"{signal.Signals(number).name}: stopping after this step or batch")
 
     def _end_if_stuck(self, number):
-        """End this process once the signal has come, and then no step.
+        """End this process if the signal comes and no step follows.
 
-        Python's handlers run between the main thread's instructions, and it may be within a collective for
-        ever; JAX's tell nobody. faulthandler writes on a signal at once, and then calls the handler that was
-        there before.
+        Python's handlers run between instructions of the main thread, which may be in a collective for ever,
+        and JAX's handlers report nothing. faulthandler writes at once when a signal comes, and then calls the
+        previous handler.
         """
         reading, writing = os.pipe()
         os.set_blocking(writing, False)
@@ -129,5 +130,5 @@ class StopRequest:
     def _pass_on(self, number, frame):
         del frame
         signal.signal(number, self._former[number])
-        faulthandler.unregister(signal.SIGTERM)  # the line of `_end_if_stuck` names the signal that came
+        faulthandler.unregister(signal.SIGTERM)  # so that `_end_if_stuck` names the signal that came
         os.kill(os.getpid(), signal.SIGTERM)

@@ -1,11 +1,11 @@
-"""Checkpoints of a workdir; the only user of Orbax.
+"""Checkpoints of a workdir. No other module uses Orbax.
 
-checkpoints/STEP/ holds `params` (all that evaluation needs), `rest` (other fields of TrainState) and, once
-validated, `metrics`. Writing is asynchronous; a folder has its final name only once it is complete. Kept are
-the latest `checkpoint.keep` and the best: lowest validation top-1 error, the later of equals. The former best
-is deleted when the next checkpoint is saved.
+checkpoints/STEP/ holds `params` (all that evaluation needs), `rest` (the other fields of TrainState) and,
+after validation, `metrics`. Writing is asynchronous; a folder has its final name only once it is complete.
+The latest `checkpoint.keep` are kept, and the best: lowest validation top-1 error, the later one of equals.
+The previous best is deleted when the next checkpoint is saved.
 
-Of several processes all save and restore, each what its devices hold; the workdir is a folder they share.
+If there are several processes, each saves and restores the arrays of its own devices, in a shared workdir.
 Process 0 decides which step is read.
 """
 
@@ -37,7 +37,7 @@ State = Any  # a flax.struct.PyTreeNode with fields `step` and `params`
 METRIC = "val_top1_error"
 _ASIDE = "damaged-"
 _LARGEST = 1 << 20  # bytes of a checkpoint's metrics
-_PATIENCE = 20  # seconds; those that could read a checkpoint stay in Orbax, waiting for one that could not
+_PATIENCE = 20  # seconds; processes that read a checkpoint wait in Orbax for one that could not
 
 
 def has_checkpoints(workdir: StrPath) -> bool:
@@ -51,21 +51,21 @@ def _names(workdir: StrPath) -> list[str]:
 
 @contextlib.contextmanager
 def resumable(workdir: StrPath) -> Iterator[None]:
-    """Raise Unavailable for an OSError of the block, with the step that the same command goes on from."""
+    """Raise Unavailable for an OSError in the block, with the step that the same command resumes from."""
     try:
         yield
     except OSError as error:
         path, steps = error.filename or workdir, [int(name) for name in _names(workdir) if name.isdigit()]
-        then = f"the same command {f'goes on from step {max(steps)}' if steps else 'starts again'}"
+        then = f"the same command {f'resumes from step {max(steps)}' if steps else 'starts again'}"
         todo = remedy(error, then) or f"; {then}"
         raise Unavailable(f"{path}: cannot be written ({reason(error)}){todo}") from None
 
 
 class Checkpoints:
-    """The checkpoints of one workdir. Leaving the `with` block waits for what is being written."""
+    """The checkpoints of one workdir. Leaving the `with` block waits for unfinished writes."""
 
     def __init__(self, workdir: StrPath, keep: int | None = None):
-        """`keep` latest ones besides the best; None only reads, also beside a run that is going on."""
+        """Keep the `keep` latest and the best; None opens for reading only, even beside an active run."""
         self._folder = os.path.join(os.path.abspath(workdir), "checkpoints")
         if keep is None:
             options = ocp.CheckpointManagerOptions(read_only=True, lightweight_initialize=True)
@@ -77,9 +77,9 @@ class Checkpoints:
                 get_metric_fn=error, reverse=True, n=1, keep_checkpoints_without_metrics=False
             )
             options = ocp.CheckpointManagerOptions(
-                best_fn=error,  # overruled by the policy, but without it Orbax writes no metrics
+                best_fn=error,  # the policy overrides it, but without it Orbax writes no metrics
                 preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), best]),
-                cleanup_tmp_directories=True,  # what a killed run was writing
+                cleanup_tmp_directories=True,  # left by a killed run
             )
         self._quiet = contextlib.ExitStack()
         with _orbax_is_quiet(), hold_signals():
@@ -98,13 +98,13 @@ class Checkpoints:
                 with self._os_errors():
                     self._manager.close()
             except OSError:
-                if error is None:  # else it has been told
+                if error is None:  # otherwise it was reported
                     raise
 
     def save(self, state: State, metrics: dict[str, float] | None = None) -> None:
-        """Start to write a checkpoint; a step that is saved already is left alone.
+        """Start writing a checkpoint, unless its step is saved already.
 
-        Raises OSError if it cannot be written, or the one before could not.
+        Raises OSError if it, or the checkpoint before it, cannot be written.
         """
         step = int(state.step)
         processes.progress(slow=True)
@@ -115,10 +115,10 @@ class Checkpoints:
             self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics)
 
     def rate(self, step: int, metrics: dict[str, float]) -> None:
-        """Add the metrics of a validation to a checkpoint, whole or not at all, once it is written."""
+        """Add the metrics of a validation to a checkpoint once it is written, completely or not at all."""
         self.wait()
         processes.on_process_0(self._write_metrics, step, metrics)
-        self._manager.reload()  # Orbax keeps by metrics, and read them before
+        self._manager.reload()  # Orbax decides by metrics which to keep, and has read them before
 
     def _write_metrics(self, step: int, metrics: dict[str, float]) -> None:
         path = pathlib.Path(self._folder, str(step), "metrics", "metrics")  # as Orbax writes and reads it
@@ -131,12 +131,11 @@ class Checkpoints:
         return None if error is None or math.isinf(error) else error
 
     def restore_latest(self, abstract_state: State) -> State | None:
-        """Return the latest state that can be read, placed as `abstract_state` says, or None.
+        """Return the latest readable state, placed as in `abstract_state`, or None if there is none.
 
-        A field that a former version did not write is 0.
-        Later ones that cannot be read are reported and put aside, so that their steps can be saved again.
-        Raises InputError, and leaves all as it is, where there are checkpoints and none can be read: the
-        cause may pass, and a run must not start over because of it.
+        A field that an earlier version did not write is 0. Later checkpoints that cannot be read are reported
+        and put aside, so that their steps can be saved again. If there are checkpoints but none can be read,
+        raises InputError and changes nothing: the cause may pass, and the run must not start over.
         """
         steps = sorted(self._steps(), reverse=True)
         for number, step in enumerate(steps):
@@ -154,9 +153,10 @@ class Checkpoints:
         return None
 
     def restore_params(self, abstract_params, step: int = -1) -> tuple[int, dict]:
-        """(step, params) of a checkpoint, -1 being the best that can be read, or the latest if none is rated.
+        """Return (step, params) of a checkpoint.
 
-        Raises InputError if there is no such checkpoint or it cannot be read.
+        Step -1 is the best readable one, or the latest if none is rated. Raises InputError if there is no
+        such checkpoint, or it cannot be read.
         """
         steps = self._steps()
         if step == -1:
@@ -173,7 +173,7 @@ class Checkpoints:
         raise InputError(f"{self._folder}: has no checkpoint that can be read; train first")
 
     def wait(self) -> None:
-        """Until what is being written is complete. Raises OSError if it cannot be written."""
+        """Wait until all writes are complete. Raises OSError if one fails."""
         with self._os_errors():
             self._manager.wait_until_finished()
         processes.barrier(True)
@@ -182,11 +182,11 @@ class Checkpoints:
         return next(iter(processes.from_process_0(self._best_first)), None)
 
     def latest_step(self, before: float = math.inf) -> int | None:
-        """Return the latest step, of those before another if that is given."""
+        """Return the latest step, or the latest one below `before`."""
         return max((step for step in self._manager.all_steps() if step < before), default=None)
 
     def _steps(self) -> list[int]:
-        """Return the steps that process 0 finds: the folder of another process may be listed late."""
+        """Return the steps that process 0 finds; other processes may see new folders late."""
         return processes.from_process_0(lambda: list(self._manager.all_steps()))
 
     def _fields(self, step: int) -> list[str] | None:
@@ -196,14 +196,14 @@ class Checkpoints:
                 leaves = json.load(file)["tree_metadata"].values()
             return sorted({leaf["key_metadata"][0]["key"] for leaf in leaves})
         except (OSError, ValueError, LookupError, TypeError, AttributeError):
-            return None  # restoring tells of it
+            return None  # restoring reports it
 
     def _best_first(self) -> list[int]:
         errors = {step: self._error(step) for step in self._manager.all_steps()}
         return sorted(errors, key=lambda step: (math.inf if errors[step] is None else errors[step], -step))
 
     def _error(self, step: int) -> float | None:
-        """Return a checkpoint's validation error: infinite if it was not validated, None if cut short."""
+        """Return a checkpoint's validation error: infinite without validation, None if unreadable."""
         try:
             path = os.path.join(self._folder, str(step), "metrics", "metrics")
             return files.read_json(path, _LARGEST)[METRIC] + 0.0
@@ -214,7 +214,7 @@ class Checkpoints:
             return None
 
     def _put_aside_unrated(self) -> None:
-        """Orbax does not open a folder in which one checkpoint's metrics were cut short."""
+        """Put checkpoints with truncated metrics aside; Orbax does not open a folder with one."""
         for step in (int(name) for name in files.list_folder(self._folder) if name.isdigit()):
             if self._error(step) is None:
                 self._put_aside(step)
@@ -228,9 +228,9 @@ class Checkpoints:
             os.rename(os.path.join(self._folder, str(step)), target)
 
     def _try_restore(self, step: int, items: dict) -> dict | None:
-        """Restore items of a checkpoint; None, with a warning, if it is damaged.
+        """Restore items of a checkpoint; warn and return None if it is damaged.
 
-        Raises InputError in all processes if it is there but one of them cannot read it.
+        Raises InputError in all processes if the checkpoint is there but one process cannot read it.
         """
         arguments = {name: ocp.args.StandardRestore(item) for name, item in items.items()}
         path, restored, unavailable = os.path.join(self._folder, str(step)), None, None
@@ -243,7 +243,7 @@ class Checkpoints:
                 restored = files.retry(path, restore, waits=_waits())
         except Unavailable as error:
             unavailable = error
-        except Exception as error:  # Orbax, tensorstore and the file system have no common one
+        except Exception as error:  # Orbax, tensorstore and the file system have no common exception
             self._warn(step, error)
 
         def pass_on():
@@ -257,20 +257,20 @@ class Checkpoints:
             return None
         except TimeoutError:
             raise InputError(
-                f"{self._folder}/{step}: not every process can read it; see that all can, or rename it to"
-                f" {_ASIDE}{step} to go on from an earlier one, and start all of them again"
+                f"{self._folder}/{step}: not every process can read it; make sure that all can, or rename it"
+                f" to {_ASIDE}{step} to resume from an earlier one, and restart all of them"
             ) from None
 
     @contextlib.contextmanager
     def _os_errors(self) -> Iterator[None]:
-        """Raise OSError, which names the folder, where Orbax fails because the system does."""
+        """Raise OSError, with the folder's name, if Orbax fails because of the system."""
         try:
             with os_errors(self._folder):
                 yield
         except OSError:
             for thread in threading.enumerate():
-                if type(thread).__module__.startswith("orbax."):  # goes on writing after another's failure
-                    with contextlib.suppress(Exception):  # its own failure, which Orbax raises here
+                if type(thread).__module__.startswith("orbax."):  # still writing after another one failed
+                    with contextlib.suppress(Exception):  # Orbax raises the thread's own failure here
                         thread.join(_PATIENCE)
             raise
 
@@ -278,12 +278,12 @@ class Checkpoints:
         reason = (str(error).splitlines() or [""])[0][:120]
         log.warning(
             f"warning: checkpoint {self._folder}/{step} cannot be read ({type(error).__name__}: {reason});"
-            " it is passed over"
+            " it is skipped"
         )
 
 
 class _AwaitingLoop(asyncio.SelectorEventLoop):
-    """An event loop that waits for all its tasks before it is closed."""
+    """An event loop that waits for all its tasks before it closes."""
 
     def close(self) -> None:
         while not self.is_closed() and (tasks := asyncio.all_tasks(self)):
@@ -298,10 +298,10 @@ class _AwaitingLoops(asyncio.DefaultEventLoopPolicy):
 
 @contextlib.contextmanager
 def _orbax_is_quiet() -> Iterator[None]:
-    """Let Orbax, within the block, end every read and write that it has begun, and raise what it would log.
+    """Within the block, let Orbax finish every read and write, and keep its log quiet: it also raises errors.
 
-    If one array cannot be read or written, Orbax closes its event loop while others still are. Each of them
-    would then print a page, at any later time. Each thread that fails logs another.
+    If one array cannot be read or written, Orbax closes its event loop before the others are done. Each of
+    them would then print a traceback at some later time, and so would each thread that fails.
     """
     libraries, former = logging.getLogger("absl"), asyncio.get_event_loop_policy()
     level = libraries.level
@@ -315,7 +315,7 @@ def _orbax_is_quiet() -> Iterator[None]:
 
 
 def _waits() -> tuple[float, ...]:
-    """Return the waits between attempts to read: none if Orbax of other processes would not take part."""
+    """Return the waits between attempts to read; none with several processes, whose Orbax would not retry."""
     return () if processes.count() > 1 else files.WAITS
 
 

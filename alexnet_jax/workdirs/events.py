@@ -1,8 +1,8 @@
 """TensorBoard's event files: scalars and hyperparameters.
 
-Each event is appended and the file closed again: a killed run loses none, a full disk is told at the event
-that found it, and there is nothing to wait for at the end. The messages and the records are TensorBoard's
-own; its writer of whole files has a thread that ends without a word on a full disk.
+The file is closed after each event, so that a killed run loses no event, a full disk is reported at once,
+and the end of a run waits for nothing. The messages and records are TensorBoard's. Its own file writer is
+not used, because its thread ends silently on a full disk.
 """
 
 import os
@@ -14,15 +14,15 @@ from alexnet_jax.runtime.files import StrPath
 
 
 class EventFile:
-    """A new event file. All methods raise OSError, which names it."""
+    """A new event file. All methods raise OSError with the file's name."""
 
     def __init__(self, folder: StrPath):
-        """Start the file; a folder may have several, one for each start of a run."""
+        """Start the file; a folder has one for each start of a run."""
         self._path = os.path.join(folder, f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}")
         self._append(file_version="brain.Event:2")
 
     def write_hparams(self, fields: Mapping) -> None:
-        """Write the hyperparameters; None is left out, and what is no string and no number is its text."""
+        """Write the hyperparameters without those that are None; other types are written as text."""
         from tensorboard.compat.proto.summary_pb2 import Summary
         from tensorboard.plugins.hparams import metadata, plugin_data_pb2
 

@@ -1,13 +1,13 @@
-"""Identity: by what a run and a result know their data, their classes and the origin of their weights.
+"""The identity of a run: its data, its classes and the origin of its weights.
 
-identity.json of a workdir has the splits that a run learns from, each with the names of its classes in order,
-its number of examples and a fingerprint of their content, the origin of the first parameters, and a
-fingerprint of statistics.npz. It is compared before a run goes on. A data set may move: its fingerprint is of
-what its files hold.
+identity.json of a workdir has the splits that a run learns from, each with its class names in order, its
+number of examples and a fingerprint of their content. It also has the origin of the first parameters, and a
+fingerprint of statistics.npz. It is compared before a run resumes. A data set may move, because its
+fingerprint does not depend on its location.
 
-    of_split      the identity of a split
-    check         raise if a workdir is of other data
-    of_workdir    what stands for a run in eval.json and in the identity of runs that start from it
+    of_split      return the identity of a split
+    check         raise InputError if a workdir belongs to other data
+    of_workdir    return the fingerprint of a run, for eval.json and for runs that start from it
 """
 
 import json
@@ -27,11 +27,11 @@ SPLITS = ("train", "val")
 # Origins of the first parameters, besides another run and a file.
 DRAWN = {"kind": "drawn"}  # from the seed
 UNKNOWN = {"kind": "unknown"}  # in a workdir of an earlier version
-Identity = dict[str, Any]  # `train` and `val`, or None of weights that were not trained here, and `origin`
+Identity = dict[str, Any]  # `run`, `train` and `val` (None for imported weights), and `origin`
 
 
 def of_split(source: Source) -> dict[str, Any]:
-    """Return the identity of a split: `classes`, their names in order, `examples` and `fingerprint`."""
+    """Return the identity of a split: `classes` (names in order), `examples` and `fingerprint`."""
     names = [str(name) for name in source.label_names]
     return {"classes": names, "examples": len(source), "fingerprint": source.fingerprint()}
 
@@ -39,9 +39,9 @@ def of_split(source: Source) -> dict[str, Any]:
 def of_run(fields: dict[str, Any], train: Source | None, val: Source | None, origin: dict) -> Identity:
     """Return the identity of a run, for identity.json.
 
-    `fields` are those of the configuration that decide the parameters; `val` decides when the learning rate
-    drops. Weights that were imported have neither split. `run` stands for all of it: two runs share it only
-    if they compute the same.
+    `fields` are the configuration's fields that decide the parameters; `val` decides when the learning rate
+    drops. Imported weights have neither split. `run` is a fingerprint of all of it: two runs share it only if
+    they compute the same.
     """
     identity = {
         "train": train and of_split(train),
@@ -56,12 +56,12 @@ def of_run(fields: dict[str, Any], train: Source | None, val: Source | None, ori
 
 
 def of_result(source: Source) -> dict[str, str]:
-    """Return what eval.json says of the data that an evaluation read."""
+    """Return the fingerprints in eval.json of the data that an evaluation read."""
     return {"fingerprint": source.fingerprint(), "classes": fingerprints.of_names(source.label_names)}
 
 
 def of_workdir(workdir: StrPath) -> str | None:
-    """Return what stands for the run of a workdir, or None in a workdir of an earlier version."""
+    """Return the fingerprint of a workdir's run, or None in a workdir of an earlier version."""
     identity = read(workdir)
     return identity["run"] if identity else None
 
@@ -80,18 +80,18 @@ def read(workdir: StrPath) -> Identity | None:
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         reason = f"{type(error).__name__}: {first_line(error)}"
         raise InputError(
-            f"{path}: cannot be read ({reason}); delete it, and the next start fills it in"
+            f"{path}: cannot be read ({reason}); delete it, and the next start writes it again"
         ) from None
     return stored
 
 
 def write(workdir: StrPath, identity: Identity) -> None:
-    """Write identity.json, whole or not at all."""
+    """Write identity.json, completely or not at all."""
     write_text(os.path.join(workdir, "identity.json"), json.dumps(identity, indent=1) + "\n")
 
 
 def check(workdir: StrPath, stored: Identity | None, identity: Identity) -> None:
-    """Raise InputError if the run of a workdir, `stored`, learned from other data than that of `identity`."""
+    """Raise InputError if a workdir's run, `stored`, learned from data other than that of `identity`."""
     for split in SPLITS if stored else ():
         there, here = (stored or {})[split], identity[split]
         if there is not None and (what := difference(there, here)):
@@ -102,12 +102,12 @@ def check(workdir: StrPath, stored: Identity | None, identity: Identity) -> None
 
 
 def complete(workdir: StrPath, identity: Identity) -> None:
-    """Add what identity.json lacks: all in a workdir of an earlier version, the data after an import."""
+    """Complete identity.json: all of it in a workdir of an earlier version, the data after an import."""
     stored = read(workdir)
     if stored is None:
         sizes = " and ".join(f"{identity[split]['examples']:,}" for split in SPLITS)
         log.info(
-            f"{workdir}/identity.json: missing, as of an earlier version; it now names the data found here,"
+            f"{workdir}/identity.json: missing, as in an earlier version; it now names the data found here,"
             f" {sizes} examples"
         )
     lacks_data = stored is None or stored["train"] is None
@@ -119,11 +119,11 @@ def complete(workdir: StrPath, identity: Identity) -> None:
 
 
 def difference(there: dict, here: dict) -> str:
-    """Return how two identities of a split differ, in a few words, or "" if they do not."""
+    """Return the difference of two identities of a split in a few words, or "" if there is none."""
     if there["classes"] != here["classes"]:
         lacking = [name for name in there["classes"] if name not in here["classes"]]
         added = [name for name in here["classes"] if name not in there["classes"]]
-        parts = [f"lack {some(lacking)}"] * bool(lacking) + [f"have {some(added)} besides"] * bool(added)
+        parts = [f"lack {some(lacking)}"] * bool(lacking) + [f"also have {some(added)}"] * bool(added)
         what = " and ".join(parts) or "are in another order"
         return f"{len(there['classes'])} classes there, {len(here['classes'])} here, which {what}"
     if there["examples"] != here["examples"]:

@@ -1,8 +1,8 @@
-"""A run's metrics: metrics.jsonl, what is written of them elsewhere, and the clock of its loop.
+"""A run's metrics: metrics.jsonl, event files and log lines, and the clock of the loop.
 
 metrics.jsonl has one JSON object per validation. A speed that was not measured is null: a resumed run may
-make one step of an epoch, or none. It drops the rows after its checkpoint, whose validations are made
-again.
+make only one step of an epoch, or none. A resumed run drops the rows after its checkpoint, and repeats their
+validations.
 """
 
 import datetime
@@ -25,7 +25,7 @@ FIELDS = frozenset({
     "step", "epoch", "learning_rate", "train_loss", "val_loss", "val_top1_error", "val_top5_error", SPEED,
 })  # fmt: skip
 REPORT_SECONDS = 10
-_LARGEST, _LONGEST = 256 << 20, 64 << 10  # bytes of the file and of a line, which has about 300
+_LARGEST, _LONGEST = 256 << 20, 64 << 10  # bytes of the file, and of a line, which has about 300
 
 
 def read_rows(workdir: StrPath) -> list[dict]:
@@ -41,15 +41,15 @@ def read_rows(workdir: StrPath) -> list[dict]:
     for number, line in enumerate(lines, 1):
         row = _parse(line)
         if row is None:
-            raise InputError(f"{path}: line {number} is no validation; delete it, or give another workdir")
+            raise InputError(f"{path}: line {number} is not a validation; delete it, or give another workdir")
         rows.append(row)
     if not rows:
-        raise InputError(f"{path}: has no validation yet; let the run come to its first")
+        raise InputError(f"{path}: has no validation yet; let the run reach its first")
     return rows
 
 
 def append_row(workdir: StrPath, row: dict) -> None:
-    """Add a validation to metrics.jsonl. Raises OSError, which names it."""
+    """Add a validation to metrics.jsonl. Raises OSError with the file's name."""
     path = os.path.join(workdir, "metrics.jsonl")
     try:
         with open(path, "a") as file:
@@ -59,7 +59,7 @@ def append_row(workdir: StrPath, row: dict) -> None:
 
 
 def drop_rows_after(workdir: StrPath, step: int) -> None:
-    """Drop the rows of metrics.jsonl after `step`, and the line that a killed run was writing."""
+    """Drop the rows of metrics.jsonl after `step`, and the unfinished line of a killed run."""
     path = os.path.join(workdir, "metrics.jsonl")
     try:
         rows = [row for row in map(_parse, _lines(path)) if row and row["step"] <= step]
@@ -67,13 +67,13 @@ def drop_rows_after(workdir: StrPath, step: int) -> None:
         return
     except (OSError, ValueError) as error:
         raise InputError(
-            f"{path}: cannot be read ({reason(error)}); move it away, and the run goes on"
+            f"{path}: cannot be read ({reason(error)}); move it away, and the run resumes"
         ) from None
     write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def _lines(path: str) -> list[bytes]:
-    """Return the whole lines of a file. Raises OSError, and ValueError if it is too long."""
+    """Return the complete lines of a file. Raises OSError, and ValueError if it is too long."""
     return retry(path, read_file, path, _LARGEST).split(b"\n")[:-1]
 
 
@@ -91,13 +91,13 @@ def _parse(line: bytes) -> dict | None:
 
 
 class Writer:
-    """Tell of a run in metrics.jsonl, in an event file and in the log; process 0 alone writes files.
+    """Report a run in metrics.jsonl, in an event file and in the log; only process 0 writes files.
 
-    All methods raise OSError, which names the file.
+    All methods raise OSError with the file's name.
     """
 
     def __init__(self, workdir: StrPath, step: int, fields: dict):
-        """Go on after `step`; `fields` of the configuration are TensorBoard's hyperparameters."""
+        """Continue after `step`; `fields` of the configuration are TensorBoard's hyperparameters."""
         self._workdir, self._fields, self._events = workdir, fields, None
         if processes.index() == 0:
             drop_rows_after(workdir, step)
@@ -117,7 +117,7 @@ class Writer:
         )
 
     def write_progress(self, step: int, last_step: int, epochs: int, loss: float, clock: "Clock") -> None:
-        """Write how far the run is: `epochs` are complete, `loss` is the mean since then."""
+        """Write the progress of the run: `epochs` are complete, and `loss` is the mean since then."""
         rate = clock.images_per_second()
         if not rate:
             return
@@ -130,7 +130,7 @@ class Writer:
             self._events.write_scalars(step, {SPEED: rate})
 
     def _epoch(self, epoch: int) -> str:
-        """Return "epoch 3/8", or "epoch 9": the last step may complete more than num_epochs."""
+        """Return "epoch 3/8", or "epoch 9": the last step may complete more epochs than num_epochs."""
         last = self._fields["num_epochs"]
         return f"epoch {epoch}/{last}" if epoch <= last else f"epoch {epoch}"
 
@@ -151,9 +151,9 @@ class Clock:
         self._reported = time.monotonic()
 
     def tick(self, loss) -> None:
-        """Count a step, whose loss may still be computed."""
+        """Count a step; its loss may still be in computation."""
         if self._start is None:
-            import jax  # here: rows are read without it
+            import jax  # here, because reading rows does not need it
 
             jax.block_until_ready(loss)
             self.restart()
@@ -164,7 +164,7 @@ class Clock:
         self._start, self._images, self._waited = time.monotonic(), 0, 0.0
 
     def waiting_for(self, batches: Iterable) -> Iterator:
-        """Yield the batches; the time until each is there counts as waiting."""
+        """Yield the batches, and count the time until each arrives as waiting."""
         asked = time.monotonic()
         for batch in batches:
             self._waited += time.monotonic() - asked
@@ -176,7 +176,7 @@ class Clock:
         return self._images / (time.monotonic() - self._start) if self._images else None
 
     def input_wait(self) -> float | None:
-        """Return the fraction of the time that was spent waiting for batches, or None likewise."""
+        """Return the fraction of the time spent waiting for batches, or None likewise."""
         return self._waited / (time.monotonic() - self._start) if self._images else None
 
     def report_is_due(self) -> bool:

@@ -1,6 +1,6 @@
 """The folder of a run: config.json, eval.json, statistics.npz, the lock and the log.
 
-Its checkpoints are in checkpoint.py, its rows of metrics in metrics.py, its identity.json in identity.py.
+Other modules handle checkpoints (checkpoint.py), metrics (metrics.py) and identity.json (identity.py).
 """
 
 import contextlib
@@ -24,20 +24,20 @@ from alexnet_jax.workdirs import identity
 log = logging.getLogger("alexnet_jax")
 
 LARGEST_JSON = 1 << 20  # bytes of config.json and eval.json, which have a few thousand
-# Fields of every evaluation; besides, one of a run has `step`, one of an ensemble `steps`.
+# Fields of every evaluation; a run's also has `step`, an ensemble's `steps`.
 RESULT_FIELDS = frozenset({"split", "views", "examples", "loss", "top1_error", "top5_error"})
 _NUMBERS = RESULT_FIELDS - {"split"}
 
 
 def _tuples(value):
-    """JSON has lists where a configuration has tuples."""
+    """Return a value of JSON with the tuples of a configuration in place of lists."""
     if isinstance(value, dict):
         return {key: _tuples(item) for key, item in value.items()}
     return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
 
 
 def config_of(content: dict) -> ml_collections.ConfigDict:
-    """Return the configuration whose JSON, as in config.json, has this content. Does not check it."""
+    """Return the configuration with this content of config.json, unchecked."""
     return ml_collections.ConfigDict(_tuples(content))
 
 
@@ -51,13 +51,13 @@ def read_config(workdir: StrPath) -> ml_collections.ConfigDict | None:
     ):
         content = read_json(path, LARGEST_JSON)
         if not isinstance(content, dict):
-            raise ValueError("no object of JSON")
+            raise ValueError("not a JSON object")
         return config_of(content)
     return None
 
 
 def write_config(config, workdir: StrPath) -> None:
-    """Write config.json, whole or not at all; an equal one is left alone."""
+    """Write config.json, completely or not at all, unless an equal one is there."""
     stored = read_config(workdir)
     if stored is None or stored.to_dict() != config.to_dict():
         text = json.dumps(config.to_dict(), indent=2) + "\n"
@@ -76,23 +76,23 @@ def read_result(workdir: StrPath) -> dict:
 
 
 def write_result(result: dict, workdir: StrPath) -> None:
-    """Write eval.json, whole or not at all."""
+    """Write eval.json, completely or not at all."""
     write_text(os.path.join(workdir, "eval.json"), json.dumps(result, indent=2) + "\n")
 
 
 def evaluated_data(config, source: Source) -> dict[str, Any]:
-    """Return the data and the views of an evaluation, as eval.json names them."""
+    """Return the data and the views of an evaluation, for eval.json."""
     data = {"data": config.data.name, "split": config.data.test_split, **identity.of_result(source)}
     return {**data, "views": config.eval.views}
 
 
 def evaluation(config, workdir: StrPath, source: Source, step: int | None) -> dict[str, Any]:
-    """Return what decides the error rates in eval.json: the data, the views and the weights."""
+    """Return the fields of eval.json that decide the error rates: the data, the views and the weights."""
     return {**evaluated_data(config, source), "run": identity.of_workdir(workdir), "step": step}
 
 
 def is_evaluated(config, workdir: StrPath, source: Source, step: int | None) -> bool:
-    """Return whether eval.json is of checkpoint `step` on the test split `source`; say so, or what is not."""
+    """Return whether eval.json is of checkpoint `step` on the test split `source`, and log the result."""
     result, wanted = read_result(workdir), evaluation(config, workdir, source, step)
     other = [name for name in wanted if result.get(name) != wanted[name]]
     if result and other:
@@ -113,7 +113,7 @@ def in_words(result: dict) -> str:
 
 
 def read_statistics(workdir: StrPath, config) -> dict[str, np.ndarray]:
-    """Read statistics.npz of the run of `config`. Raises InputError if it is not its own."""
+    """Read statistics.npz of the run of `config`. Raises InputError if it is not the run's own."""
     path = os.path.join(workdir, "statistics.npz")
     stored = statistics.load(path)
     if stored is None:
@@ -123,14 +123,14 @@ def read_statistics(workdir: StrPath, config) -> dict[str, np.ndarray]:
         there = "x".join(map(str, stored["mean_image"].shape))
         size, channels = config.data.image_size, config.data.channels
         raise InputError(
-            f"{path}: is of {there} images and {named} classes, and config.json of {size}x{size}x{channels}"
-            f" and {classes}, or has values that are not finite; put back the run's own"
+            f"{path}: is for {there} images and {named} classes, but config.json for {size}x{size}x{channels}"
+            f" and {classes}, or it has values that are not finite; restore the run's own file"
         )
     known, found = (identity.read(workdir) or {}).get("statistics"), statistics.fingerprint(stored)
     if known not in (None, found):  # None in a workdir of an earlier version
         raise InputError(
             f"{path}: is not the file of this run (fingerprint {known} in identity.json, {found} here);"
-            " put back the run's own"
+            " restore the run's own file"
         )
     return stored
 
@@ -147,17 +147,17 @@ class _Log(logging.FileHandler):
         raise OSError(error.errno, error.strerror, self.baseFilename)
 
     def close(self) -> None:
-        with contextlib.suppress(OSError):  # told by handleError
+        with contextlib.suppress(OSError):  # handleError has reported it
             super().close()
 
 
 @contextlib.contextmanager
 def take(config, workdir: StrPath, source: Source, of_run: identity.Identity) -> Iterator[None]:
-    """Take the workdir for training within the block: lock it, log there and write what its run needs.
+    """Take the workdir for training within the block: lock it, log there, and write the files of the run.
 
     Process 0 writes identity.json, statistics.npz of the training split `source`, and config.json, unless
-    they are there. Raises InputError if another process trains there, or it cannot be written or is not
-    shared by all.
+    they are there. Raises InputError if another process trains there, or if the workdir cannot be written or
+    is not shared by all processes.
     """
     with contextlib.ExitStack() as stack:
         processes.on_process_0(_take, stack, config, workdir, source, of_run)
@@ -176,14 +176,14 @@ def _take(stack, config, workdir: StrPath, source: Source, of_run: identity.Iden
         if new or statistics.load(path) is None:
             label_names = np.array(source.label_names)
             statistics.save(path, {**statistics.of_source(source), "label_names": label_names})
-        if (stored := statistics.load(path)) is not None:  # else `take` reports it
+        if (stored := statistics.load(path)) is not None:  # otherwise `take` reports it
             of_run = {**of_run, "statistics": statistics.fingerprint(stored)}
         if new:
             identity.write(workdir, of_run)
             write_config(config, workdir)
     except OSError as error:
         if may_pass(error):
-            todo = remedy(error, "the same command goes on")
+            todo = remedy(error, "the same command resumes")
             raise Unavailable(
                 f"{error.filename or workdir}: cannot be written ({reason(error)}){todo}"
             ) from None
@@ -197,5 +197,6 @@ def _take(stack, config, workdir: StrPath, source: Source, of_run: identity.Iden
 def _find(workdir: StrPath) -> None:
     if statistics.load(os.path.join(workdir, "statistics.npz")) is None:
         raise InputError(
-            f"--workdir={workdir}: what process 0 wrote there is not found; give a folder that all share"
+            f"--workdir={workdir}: the files that process 0 wrote there are missing; give a folder that all"
+            " processes share"
         )
