@@ -41,8 +41,8 @@ def _train_view(image, key, crop_key, colored, statistics, config):
     # All offsets: 33 on each axis for crops of 224 from 256.
     top, left = last // 2, last // 2
     if augment.crop:
-        # Without the barrier XLA draws the offset again for each pixel: on an H100 the crop's kernel has 1,859
-        # instructions, with the barrier 336.
+        # Without the barrier XLA draws the offset again for each pixel: the kernel of the crop has 1,859
+        # instructions on an H100, and 336 with it.
         top, left = lax.optimization_barrier(jax.random.randint(offset_key, (2,), 0, last + 1))
     flip = jax.random.bernoulli(flip_key) if augment.flip else False
     view = _crop_normalize_flip(image, top, left, flip, statistics, config)

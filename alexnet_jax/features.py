@@ -38,6 +38,7 @@ from alexnet_jax.datasets.source import Source, check_content, open_source
 from alexnet_jax.runtime import command_line, progress
 from alexnet_jax.runtime.errors import InputError, input_errors, os_errors, printable
 from alexnet_jax.runtime.files import atomic_write, folder_lock, read_json, write_text
+from alexnet_jax.workdirs import identity
 
 if TYPE_CHECKING:
     from alexnet_jax.trained import Trained
@@ -48,7 +49,7 @@ LABELS = "labels"
 _RECORD, _UNFINISHED = "features.json", "features.json.part"
 _LARGEST = 16 << 20  # bytes of them
 _FIELDS = {
-    "run": str | None, "step": int, "weights": str, "images": int, "classes": list, "fingerprint": str,
+    "run": str | None, "step": int, "weights": str, "examples": int, "classes": list, "fingerprint": str,
     "column": int | None, "layers": dict,
 }  # fmt: skip
 
@@ -99,10 +100,8 @@ def extract(
     `layers` and `column` are those of `Trained.activations`. Rows that an interrupted call wrote are kept.
     Raises InputError for a missing layer or column, and for a folder with other content.
     """
-    names = network.check_layers(layers, column)
+    shapes = network.check_layers(layers, column)
     check_content(source)
-    sample = network.activations(source.read([0])[0], names, column)
-    shapes = {name: rows.shape[1:] for name, rows in sample.items()}
     os.makedirs(folder, exist_ok=True)
     with folder_lock("--out", folder, "another program writes", "only one program writes"):
         _begin(folder, _record(network, source, shapes, column))
@@ -125,17 +124,14 @@ def _append(
     network: "Trained", source: Source, arrays: dict[str, Rows], first: int, column: int | None
 ) -> None:
     """Write the rows from `first` on, and log the progress."""
-    batches = [range(start, min(start + BATCH, len(source))) for start in range(first, len(source), BATCH)]
-    report = progress.Progress(f"features of {printable(source.split)}", len(source) - first)
-    read = progress.in_order(source.read, batches, progress.cores())
     layers = [name for name in arrays if name != LABELS]
+    what = f"features of {printable(source.split)}"
     with contextlib.ExitStack() as stack:
         append = {name: stack.enter_context(array.after(first)) for name, array in arrays.items()}
-        for indices, (images, labels) in zip(batches, read, strict=True):
+        for images, labels in progress.over(source, source.read, what, BATCH, first):
             append[LABELS](labels)
             for name, rows in network.activations(images, layers, column).items():
                 append[name](rows)
-            report(indices.stop - first)
 
 
 def _record(network: "Trained", source: Source, shapes: dict, column: int | None) -> dict[str, Any]:
@@ -144,9 +140,7 @@ def _record(network: "Trained", source: Source, shapes: dict, column: int | None
         "run": network.run,
         "step": network.step,
         "weights": network.fingerprint,
-        "images": len(source),
-        "classes": list(map(str, source.label_names)),
-        "fingerprint": source.fingerprint(),
+        **identity.of_split(source),
         "column": column,
         "layers": {name: list(shape) for name, shape in shapes.items()},
     }
@@ -160,9 +154,8 @@ def read_record(folder: str) -> dict[str, Any]:
 def _read(path: str) -> dict[str, Any]:
     with input_errors(f"{printable(path)}: cannot be read", "give another folder"):
         record = read_json(path, _LARGEST)
-        if not isinstance(record, dict) or record.keys() != _FIELDS.keys():
-            raise ValueError("is not of features")
-        if not all(isinstance(record[name], kind) for name, kind in _FIELDS.items()):
+        whole = isinstance(record, dict) and record.keys() == _FIELDS.keys()
+        if not whole or not all(isinstance(record[name], kind) for name, kind in _FIELDS.items()):
             raise ValueError("is not of features")
     return record
 
@@ -170,7 +163,7 @@ def _read(path: str) -> dict[str, Any]:
 def read_rows(folder: str, name: str) -> np.ndarray:
     """Return a layer's activations [images, …], or the "labels" [images]. Raises InputError."""
     record, path = read_record(folder), file_of(folder, name)
-    shape = record["images"], *record["layers"].get(name, ())
+    shape = record["examples"], *record["layers"].get(name, ())
     kind = np.int32 if name == LABELS else np.float32
     with input_errors(
         f"{printable(path)}: cannot be read", "write the features again", (OSError, ValueError, EOFError)

@@ -23,7 +23,7 @@ from alexnet_jax import config as configuration
 from alexnet_jax.datasets import fingerprints
 from alexnet_jax.datasets import images as pictures
 from alexnet_jax.datasets.labels import imagenet_classes
-from alexnet_jax.runtime.errors import InputError, UnreadableFiles, nearest, printable, reason
+from alexnet_jax.runtime.errors import InputError, nearest, printable
 from alexnet_jax.runtime.files import StrPath
 from alexnet_jax.runtime.mesh import make_mesh
 from alexnet_jax.step import make_activations, make_view_outputs, mean_output
@@ -96,14 +96,18 @@ class Trained:
         Both columns' maps are joined, column 0's first. `column` selects the maps of one column, except for
         fc8, the sum of both. Dropout scales, as in evaluation. Raises InputError for an unknown name.
         """
-        wanted = self.check_layers(names, column)
+        wanted = tuple(self.check_layers(names, column))
         found = self._in_batches(images, functools.partial(self._of_layers, wanted))
         return {name: self._column(name, x, column) for name, x in found.items()}
 
-    def check_layers(self, names: Sequence[str], column: int | None = None) -> tuple[str, ...]:
-        """Return the names. Raises InputError for a name or a column that the network lacks."""
-        if column is not None and not 0 <= column < self.config.model.columns:
-            raise InputError(f"column: {column}, but there are {self.config.model.columns}, from 0")
+    def check_layers(self, names: Sequence[str], column: int | None = None) -> dict[str, tuple[int, ...]]:
+        """Return the shape of one image's activations by name, of one column or of both joined.
+
+        Raises InputError for a name or a column that the network lacks.
+        """
+        columns = self.config.model.columns
+        if column is not None and not 0 <= column < columns:
+            raise InputError(f"column: {column}, but there are {columns}, from 0")
         wanted = (names,) if isinstance(names, str) else tuple(names)
         for name in wanted:
             if name not in self.layers:
@@ -111,7 +115,13 @@ class Trained:
                 raise InputError(
                     f"layers: {name!r} is not in this network{nearest(name, self.layers)}; {known}"
                 )
-        return wanted
+        shapes = {name: self.layers[name] for name in wanted}
+        if column is None:
+            return shapes
+        return {
+            name: shape if name == network.CLASSIFIER else (*shape[:-1], shape[-1] // columns)
+            for name, shape in shapes.items()
+        }
 
     def views(self, images: Images) -> jax.Array:
         """Return the input of `apply`: the central views, normalised, float32 [n, crop, crop, channels]."""
@@ -139,12 +149,8 @@ class Trained:
             if items.ndim != 4:
                 shape = f"[n, {size}, {size}, {channels}]"
                 raise InputError(f"images: expected uint8 {shape} or a list of pictures, got {items.shape}")
-        if (
-            isinstance(items, np.ndarray)
-            and items.dtype == np.uint8
-            and items.shape[1:] == (size, size, channels)
-        ):
-            return items
+            if items.dtype == np.uint8 and items.shape[1:] == (size, size, channels):
+                return items
         return np.stack([prepared_picture(item, size, channels) for item in items])
 
     def _in_batches(self, images: Images, function):
@@ -194,10 +200,7 @@ def _listed(images: Images):
 def prepared_picture(item, size: int, channels: int) -> np.ndarray:
     """Return one picture, a path or an array, as `Trained.prepared` does."""
     if isinstance(item, str | os.PathLike):
-        try:
-            return pictures.fit(pictures.decode(pictures.read_file(item), oriented=True), size, channels)
-        except (OSError, ValueError) as error:
-            raise UnreadableFiles({printable(item): reason(error)}) from None
+        return pictures.read_all([item], size, channels)[0]
     array = np.asarray(item)
     array = array[..., None] if array.ndim == 2 else array
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] not in (1, 3) or not array.size:

@@ -25,14 +25,8 @@ from alexnet_jax import features
 from alexnet_jax.runtime import command_line
 from alexnet_jax.runtime.errors import InputError, some
 
-PENALTIES = (
-    1.0,
-    1e-1,
-    1e-2,
-    1e-3,
-    1e-4,
-    1e-5,
-)  # the strongest first: each starts from the last one's weights
+# The strongest first: each starts from the weights of the one before.
+PENALTIES = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
 _TOLERANCE = 1e-5  # of the gradient's norm, at which the minimum is reached
 
 
@@ -118,17 +112,17 @@ def main(arguments: list[str]) -> None:
     (train, val, test), classes = load([given.train, given.val, given.test], given.layer)
     size = train.features.shape[1]
     params = {"weights": jnp.zeros((size, len(classes))), "biases": jnp.zeros(len(classes))}
-    best = (1.0, 0.0, params)
-    train = jax.device_put(train)
+    train, tried = jax.device_put(train), []
     for penalty in PENALTIES:
         params = fit(params, train, penalty, given.steps)
         found = error(params, val)
         print(
             f"penalty {penalty:g}: error {error(params, train):.4f} on TRAIN, {found:.4f} on VAL", flush=True
         )
-        best = min(best, (found, penalty, params), key=lambda each: each[0])
-    name = f"{given.layer}, {size:,} features, penalty {best[1]:g}"
-    print(f"{name}: top-1 error {error(best[2], test):.4f} on TEST ({len(test.labels):,} images)")
+        tried.append((found, penalty, params))
+    _, penalty, params = min(tried, key=lambda each: each[0])
+    name = f"{given.layer}, {size:,} features, penalty {penalty:g}"
+    print(f"{name}: top-1 error {error(params, test):.4f} on TEST ({len(test.labels):,} images)")
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ def test_rows_of_a_split_are_the_activations_of_its_images(net, workdir, tmp_pat
     name = source.label_names[labels[7]]
     assert row == {"row": "7", "image": f"{source.split} 7", "label": str(labels[7]), "class": name}
     record = json.loads((tmp_path / "f" / "features.json").read_text())
-    assert record["step"] == net.step and record["run"] == net.run and record["images"] == 100
+    assert record["step"] == net.step and record["run"] == net.run and record["examples"] == 100
     assert record["layers"]["conv5/pool"] == list(want["conv5/pool"].shape[1:])
 
 

@@ -31,7 +31,7 @@ def write(folder, rows, labels, **fields):
         "run": "a",
         "step": 7,
         "weights": "w",
-        "images": len(rows),
+        "examples": len(rows),
         "classes": CLASSES,
         "fingerprint": "f",
     }

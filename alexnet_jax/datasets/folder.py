@@ -10,7 +10,7 @@ import zlib
 import numpy as np
 
 from alexnet_jax.datasets import fingerprints, images, layouts, splits
-from alexnet_jax.runtime.errors import InputError, UnreadableFiles, input_errors, printable, reason, some
+from alexnet_jax.runtime.errors import InputError, input_errors, printable, reason, some
 
 
 class FolderSource:
@@ -85,14 +85,10 @@ class FolderSource:
 
         Raises InputError for a file that is not a picture.
         """
-        batch = images.empty_batch(len(indices), self._size, self._channels)
-        for row, index in enumerate(indices):
-            path = self.folder / self._files[index][0]
-            try:
-                images.decode_into(batch[row], images.read_file(path), oriented=True)
-            except (OSError, ValueError) as error:
-                raise UnreadableFiles({printable(path): reason(error)}) from None
-        return batch, np.array([self._files[index][1] for index in indices], np.int32)
+        files = [self._files[index] for index in indices]
+        paths = [self.folder / name for name, _, _ in files]
+        labels = np.array([label for _, label, _ in files], np.int32)
+        return images.read_all(paths, self._size, self._channels), labels
 
     def _list(self, split: str) -> list[tuple[str, int, fingerprints.Stamp]]:
         """Return (path within the folder, label, stamp) of every picture of a split, the classes mixed.

@@ -7,13 +7,14 @@ import os
 import re
 import tempfile
 import warnings
+from collections.abc import Sequence
 
 import numpy as np
 import simplejpeg
 from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 from alexnet_jax.runtime import files
-from alexnet_jax.runtime.errors import first_line
+from alexnet_jax.runtime.errors import UnreadableFiles, first_line, printable, reason
 
 # A file of a few kilobytes can claim any size. At the limit, decoding takes 1.1 to 1.4 GB of memory.
 MAX_PIXELS = 100_000_000
@@ -62,6 +63,17 @@ def decode_into(target: np.ndarray, content: bytes, *, oriented: bool = False) -
     image = decode(content, target, oriented=oriented)
     if image is not target:
         target[:] = fit(image, len(target), target.shape[2])
+
+
+def read_all(paths: Sequence[str | os.PathLike], size: int, channels: int) -> np.ndarray:
+    """Read pictures, set upright by their EXIF: uint8 [n, size, size, channels]. Raises UnreadableFiles."""
+    batch = empty_batch(len(paths), size, channels)
+    for target, path in zip(batch, paths, strict=True):
+        try:
+            decode_into(target, read_file(path), oriented=True)
+        except (OSError, ValueError) as error:
+            raise UnreadableFiles({printable(path): reason(error)}) from None
+    return batch
 
 
 def check(content: bytes, *, oriented: bool = False) -> None:

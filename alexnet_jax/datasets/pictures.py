@@ -63,14 +63,8 @@ class Pictures:
 
     def read(self, indices) -> tuple[np.ndarray, np.ndarray]:
         """Return (images uint8 [n, size, size, channels], labels int32 [n]). Raises UnreadableFiles."""
-        batch = images.empty_batch(len(indices), self._size, self._channels)
-        for row, index in enumerate(indices):
-            path = self.paths[index]
-            try:
-                images.decode_into(batch[row], images.read_file(path), oriented=True)
-            except (OSError, ValueError) as error:
-                raise UnreadableFiles({printable(path): reason(error)}) from None
-        return batch, self.labels[list(indices)]
+        paths = [self.paths[index] for index in indices]
+        return images.read_all(paths, self._size, self._channels), self.labels[list(indices)]
 
     def _digests(self, indices) -> list[bytes | str]:
         return [self._digest(self.paths[index]) for index in indices]

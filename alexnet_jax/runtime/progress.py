@@ -51,10 +51,10 @@ class Progress:
             )
 
 
-def over(source: Sized, function: Callable, what: str, batch: int) -> Iterator:
-    """Yield function(indices) for every `batch` examples of `source`, in order, on all cores; log it."""
-    batches = [range(start, min(start + batch, len(source))) for start in range(0, len(source), batch)]
-    progress = Progress(what, len(source))
+def over(source: Sized, function: Callable, what: str, batch: int, first: int = 0) -> Iterator:
+    """Yield function(indices) for every `batch` examples from `first` on, in order, on all cores; log it."""
+    batches = [range(start, min(start + batch, len(source))) for start in range(first, len(source), batch)]
+    progress = Progress(what, len(source) - first)
     for indices, result in zip(batches, in_order(function, batches, cores()), strict=True):
         yield result
-        progress(indices.stop)
+        progress(indices.stop - first)
