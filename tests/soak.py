@@ -87,8 +87,10 @@ def truncate(folder: pathlib.Path, workdir: pathlib.Path, draw: random.Random) -
     """Cut a file short; return the steps whose rows of metrics.jsonl are gone."""
     kind = draw.choice(("checkpoint", "checkpoint", "metrics", "cache"))
     saved, files = steps(workdir), []
-    if kind == "metrics" and not (workdir / "eval.json").exists():  # a finished run writes no row again
+    if kind == "metrics":
         files = list(workdir.glob("metrics.jsonl"))
+        if files and b'"step": %d,' % LAST_STEP in files[0].read_bytes():  # no row is written again
+            files = []
     elif kind == "cache":
         files = list(folder.glob("cache/*/*/*-cache"))
     elif len(saved) > 1:  # the only checkpoint is not to be replaced by a new start
