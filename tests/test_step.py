@@ -28,6 +28,7 @@ from alexnet_jax.step import (
     training_means,
 )
 from configs import paper, quickstart
+from experiments.benchmarks import compiled
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -396,7 +397,7 @@ def paper_step(request):
     return mesh, make_train_step(config, mesh, rule).lower(*arguments).compile(), arguments
 
 
-def collectives(text):
+def collectives(text, devices):
     """[(kind, groups of devices, shapes of its results)] of a compiled program, where a group has several."""
     found = []
     for line in text.splitlines():
@@ -407,12 +408,12 @@ def collectives(text):
         )
         if match:
             results, kind = match.groups()
-            groups = re.search(r"replica_groups=\{\{(.*?)\}\}", line)[1]
+            groups = compiled.groups_of(line, devices)
             shapes = [
                 tuple(map(int, dims.split(","))) if dims else ()
                 for dims in re.findall(r"\w\d+\[(.*?)\]", results)
             ]
-            if "," in groups.split("},{")[0]:
+            if len(groups[0]) > 1:
                 found.append((kind, groups, shapes))
     return found
 
@@ -421,8 +422,9 @@ def test_columns_exchange_the_maps_of_the_paper_and_no_parameters(paper_step):
     """28,288 values of an image each way (section 3.2, figure 2), and the sums of the logits."""
     mesh, step, _ = paper_step
     data = mesh.shape["data"]
-    pairs = "},{".join(f"{2 * pair},{2 * pair + 1}" for pair in range(data))
-    over_column = [(kind, shapes) for kind, groups, shapes in collectives(step.as_text()) if groups == pairs]
+    pairs = [[2 * pair, 2 * pair + 1] for pair in range(data)]
+    found = collectives(step.as_text(), 2 * data)
+    over_column = [(kind, shapes) for kind, groups, shapes in found if groups == pairs]
     met = [(13, 13, 128), (6, 6, 128), (2048,)]
     assert sum(map(math.prod, met)) == 28_288
     forward = [("all-gather", [(2, *shape[:-1], 2 * shape[-1])]) for shape in met]
@@ -430,7 +432,7 @@ def test_columns_exchange_the_maps_of_the_paper_and_no_parameters(paper_step):
     logits = [("all-reduce", [(2, 1000)])]
     assert sorted(over_column) == sorted(forward + backward + logits)
 
-    others = [(kind, shapes) for kind, groups, shapes in collectives(step.as_text()) if groups != pairs]
+    others = [(kind, shapes) for kind, groups, shapes in found if groups != pairs]
     if data == 1:
         assert others == []
     else:  # one mean of the gradients, of the loss and of the training error

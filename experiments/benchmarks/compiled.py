@@ -59,7 +59,7 @@ def exchanged(program: str, columns: int) -> dict[str, float]:
         ]
         # The start of an all-gather or a permutation also lists its operand.
         size = max(sizes) if re.search(r"(all-gather|permute)-start\(", line) else sum(sizes)
-        groups = _groups(line, devices)
+        groups = groups_of(line, devices)
         group = len(groups[0])
         if found[2] == "reduce-scatter":
             size *= group
@@ -69,8 +69,19 @@ def exchanged(program: str, columns: int) -> dict[str, float]:
     return sent
 
 
-def _groups(line: str, devices: int) -> list[list[int]]:
-    """Return the groups of devices that exchange with each other; for a permutation, (source, target)s."""
+def groups_of(line: str, devices: int) -> list[list[int]]:
+    """Return the groups of devices that exchange in a line of a program; of a permutation, (source, target)s.
+
+    XLA writes them as lists, as a grid or, since jax 0.11, as axes of the mesh.
+    """
+    named = re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", line)
+    if named:
+        sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", named[1])}
+        over = re.findall(r"'(\w+)'", named[2])
+        names = list(sizes)
+        order = [names.index(name) for name in [*(name for name in names if name not in over), *over]]
+        grid = np.arange(devices).reshape(*sizes.values()).transpose(order)
+        return grid.reshape(-1, math.prod(sizes[name] for name in over)).tolist()
     listed = re.search(r"(?:replica_groups|source_target_pairs)=\{((?:\{[\d,]+\},?)*)\}", line)
     if listed:
         groups = re.findall(r"[\d,]+(?=\})", listed[1])
