@@ -39,6 +39,11 @@ newest:
 scaling: .venv-scaling/installed
 	.venv-scaling/bin/python -m experiments.scaling
 
+# What GPUs would do, by the compiler of the CUDA plugin: no GPU, no CUDA.
+scaling-gpu: .venv-scaling-gpu/installed
+	.venv-scaling-gpu/bin/python -m experiments.scaling --out=experiments/results/scaling/gpu \
+	  --only=h100:1,h100:2,h100:8,h100:64,a100:1,a100:2,a100:8,a100:64
+
 lint: .venv/installed
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
@@ -60,4 +65,9 @@ lint: .venv/installed
 	.venv-scaling/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[scaling]'
 	touch $@
 
-.PHONY: quickstart check test oracle oldest newest soak scaling lint
+.venv-scaling-gpu/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-scaling-gpu
+	.venv-scaling-gpu/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[scaling-gpu]'
+	touch $@
+
+.PHONY: quickstart check test oracle oldest newest soak scaling scaling-gpu lint
