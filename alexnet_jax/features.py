@@ -161,9 +161,9 @@ def _read(path: str) -> dict[str, Any]:
     with input_errors(f"{printable(path)}: cannot be read", "give another folder"):
         record = read_json(path, _LARGEST)
         if not isinstance(record, dict) or record.keys() != _FIELDS.keys():
-            raise ValueError("is not of features")
+            raise ValueError("is not a record of features")
         if not all(isinstance(record[name], kind) for name, kind in _FIELDS.items()):
-            raise ValueError("is not of features")
+            raise ValueError("is not a record of features")
     return record
 
 

@@ -1,19 +1,20 @@
 """python -m experiments.scaling [--out=FILE] [--only=v5e:2x2,...] [--per_device=128]
 
-Compile the training step of configs/paper.py ahead of time for TPUs that are not there, and tabulate what
-the compiler reports per device: floating-point operations, memory, bytes exchanged over each axis of the
-mesh, and its estimate of the time. These give images per second, days and device-hours of 90 epochs of
-ILSVRC-2012, for the paper's global batch of 128 and for one that grows with the devices, with a column on
-each of two devices and with both on one. The table is written as FILE.json and FILE.md, its picture as
-FILE.png and FILE.pdf.
+Compile the training step of configs/paper.py ahead of time for TPUs, which need not be present, and tabulate
+the compiler's numbers per device: floating-point operations, memory, bytes exchanged over each axis of the
+mesh, and its estimate of the time. From these follow images per second, and days and device-hours for 90
+epochs of ILSVRC-2012, with the paper's global batch of 128 or a batch that grows with the devices, and with
+one column per device or both on one. The table is written as FILE.json and FILE.md, its figure as FILE.png
+and FILE.pdf.
 
-This needs libtpu, whose mere presence makes jax look for a TPU at every start: `make scaling` keeps it in a
-virtual environment of its own.
+This needs libtpu, whose mere presence makes JAX look for a TPU at every start. `make scaling` therefore keeps
+it in a separate virtual environment.
 
 The time of a step is the sum of the compiler's cycles over the operations of one device, loops included, plus
-the bytes exchanged over the links' bandwidth: an estimate of what does not overlap, not a measurement. Peak
-rates and bandwidths are those that Google publishes (Cloud TPU documentation, "TPU v4", "v5e", "v6e"), all
-links of a chip taken together, which a group of few devices does not use. The clock of v6e is assumed.
+the exchanged bytes divided by the bandwidth of the links: an estimate without overlap, not a measurement.
+Peak rates and bandwidths are those that Google publishes (Cloud TPU documentation, "TPU v4", "v5e", "v6e"),
+for all links of a chip together, although a small group of devices does not use all. The clock of v6e is
+assumed.
 """
 
 import dataclasses
@@ -35,11 +36,11 @@ KINDS = ("json", "md", "png", "pdf")
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """A device as jax sees it: one of the two TensorCores of a chip of v4, a whole chip of v5e and v6e."""
+    """A device in JAX: one of the two TensorCores of a v4 chip, or a whole v5e or v6e chip."""
 
-    clock: float  # Hz, the published peak over the products of one cycle
+    clock: float  # Hz, the published peak divided by the products per cycle
     links: float  # bytes per second, its share of the chip's links, one way
-    devices: int = 1  # of one chip
+    devices: int = 1  # per chip
 
 
 CHIPS = {
@@ -51,9 +52,9 @@ TOPOLOGIES = ("v5e:2x2", "v5e:4x4", "v5e:8x8", "v5e:16x16", "v4:2x2x1", "v6e:2x2
 
 
 def compiled_step(topology: str, columns: int, batch: int):
-    """Return (number of devices, the global batch, the training step of configs/paper.py compiled for them).
+    """Return the number of devices, the global batch and the compiled training step of configs/paper.py.
 
-    `batch` is the global one, or minus that of each device.
+    `batch` is the global batch or, if negative, the batch of each device.
     """
     import jax
     import jax.numpy as jnp
@@ -68,7 +69,7 @@ def compiled_step(topology: str, columns: int, batch: int):
 
     try:
         devices = np.array(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
-    except Exception as error:  # libtpu has none of its own
+    except Exception as error:  # libtpu has no exceptions of its own
         raise InputError(
             f"--only={topology}: cannot be compiled for ({first_line(error)[:100]}); is libtpu installed?"
         ) from None
@@ -95,7 +96,7 @@ def compiled_step(topology: str, columns: int, batch: int):
 
 
 def cycles(program: str) -> int:
-    """Return the compiler's estimate for one device: operations in a row, loops as often as they run."""
+    """Return the compiler's estimate for one device: all operations in sequence, with loops repeated."""
     bodies = dict(re.findall(r"^(?:ENTRY )?(%[\w.\-]+) \(.*?\{\n(.*?)^\}", program, re.MULTILINE | re.DOTALL))
     entry = re.search(r"^ENTRY (%[\w.\-]+)", program, re.MULTILINE)[1]  # type: ignore[index]
 
@@ -119,8 +120,8 @@ BYTES = {"f32": 4, "bf16": 2, "s32": 4, "u32": 4, "u8": 1, "pred": 1}
 def exchanged(program: str, columns: int) -> dict[str, float]:
     """Return the bytes that one device sends over each axis.
 
-    An all-reduce sends twice its size, the others once, less the part that a device keeps: one n-th of n
-    devices.
+    An all-reduce sends twice its size, the others once, each minus the part that a device keeps, one n-th of
+    n devices.
     """
     devices = int(re.search(r"num_partitions=(\d+)", program)[1])  # type: ignore[index]
     sent = {"column": 0.0, "data": 0.0}
@@ -146,7 +147,7 @@ def exchanged(program: str, columns: int) -> dict[str, float]:
 
 
 def _groups(line: str, devices: int) -> list[list[int]]:
-    """Return the groups of devices that exchange with each other; for a permutation, (source, target)s."""
+    """Return the groups of devices that exchange data; for a permutation, the pairs (source, target)."""
     listed = re.search(r"(?:replica_groups|source_target_pairs)=\{((?:\{[\d,]+\},?)*)\}", line)
     if listed:
         groups = re.findall(r"[\d,]+(?=\})", listed[1])
@@ -223,18 +224,18 @@ def markdown(rows: list[dict]) -> str:
 
 
 def main(arguments: list[str]) -> None:
-    """Write the table and its picture, a line as soon as it is there. Raises InputError."""
+    """Write the table, each line as soon as it is known, and its figure. Raises InputError."""
     parser = command_line.Parser(__doc__)
     parser.add_argument(
         "--out", metavar="FILE", default="experiments/results/scaling/scaling", help="where to write"
     )
-    parser.add_argument("--only", metavar="V5E:2X2,...", default=",".join(TOPOLOGIES), help="which TPUs")
+    parser.add_argument("--only", metavar="V5E:2X2,...", default=",".join(TOPOLOGIES), help="the TPUs")
     parser.add_argument(
         "--per_device",
         metavar="N",
         type=command_line.whole(1),
         default=BATCH,
-        help="images per device, for the batch that grows with the devices",
+        help="images per device, for a batch that grows with the devices",
     )
     given = parser.parse(arguments)
     topologies = given.only.split(",")
