@@ -437,7 +437,7 @@ def test_caffes_files_with_their_mean_image(old, tmp_path):
         for old_blob in (False, True):
             (tmp_path / "other").write_bytes(blob(array, old_blob))
             shape = shape if array.ndim == 3 or not old_blob else "1x256x256"
-            with pytest.raises(InputError, match=f"mean image of {shape}, and .* are 3x256x256;"):
+            with pytest.raises(InputError, match=f"mean image of {shape}, but .* are 3x256x256;"):
                 published_statistics("caffe", config.data, str(tmp_path / "other"))
 
 
