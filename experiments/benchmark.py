@@ -74,7 +74,7 @@ def _baselines(given) -> list[str]:
 
 
 def _check(config) -> None:
-    """Raise InputError if the configuration does not work. Import here what a mistake in flags need not."""
+    """Raise InputError if the configuration does not work. Slow imports are here, after the flags' check."""
     from alexnet_jax.runtime.mesh import mesh_shape
     from alexnet_jax.table import layer_table
 
