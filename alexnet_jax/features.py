@@ -156,7 +156,7 @@ def _read(path: str) -> dict[str, Any]:
         record = read_json(path, _LARGEST)
         whole = isinstance(record, dict) and record.keys() == _FIELDS.keys()
         if not whole or not all(isinstance(record[name], kind) for name, kind in _FIELDS.items()):
-            raise ValueError("is not of features")
+            raise ValueError("is not a record of features")
     return record
 
 

@@ -46,7 +46,7 @@ def local_response_norm(x: Maps, size: int, k: float, alpha: float, beta: float)
 
 
 def spatial_norm(x: Maps, size: int, k: float, alpha: float, beta: float) -> Maps:
-    """Normalise likewise over the size x size neighbours in the same map (layers-145.cfg:107)."""
+    """Normalise by the same formula over size x size neighbours in the same map (layers-145.cfg:107)."""
     return _divisive_norm(x, (1, size, size, 1), k, alpha, beta)
 
 

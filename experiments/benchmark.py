@@ -3,13 +3,14 @@
                                 [--baseline=NAME,...] [--variants=OVERRIDES;...] [--seconds=X]
 
 WHAT is
-    train    training steps on random images, augmentation and dropout included, without an input pipeline
+    train    training steps on random images, with augmentation and dropout but without an input pipeline
     infer    one central view of random images, forward and log-softmax (both: benchmarks/steps.py)
     input    images per second from storage to batches on the devices (benchmarks/inputs.py)
 
-Programs in processes of their own take turns. --variants are several of ours, each a set of overrides, as in
-'batch_size=64,model.dtype=bfloat16;batch_size=64'; a baseline runs configs/paper.py's network in PyTorch, or,
-of infer, in ONNX Runtime. Errors in what was given are one line on stderr and exit code 2.
+The programs take turns, each in its own process. --variants are several of our programs, each a set of
+overrides, as in 'batch_size=64,model.dtype=bfloat16;batch_size=64'. A baseline runs the network of
+configs/paper.py in PyTorch or, for infer, in ONNX Runtime. A mistake in the flags is reported in one line on
+stderr, with exit code 2.
 """
 
 import json
@@ -24,12 +25,12 @@ from alexnet_jax.runtime.files import write_text
 WHAT = {"train": ("torch",), "infer": ("torch", "onnxruntime"), "input": ()}  # and its baselines
 COUNT = command_line.whole(1)
 FLAGS = (
-    ("--batch", "N", COUNT, "images in a batch (default: the configuration's)"),
-    ("--steps", "N", COUNT, "steps of a turn; of input, batches in a pass (default: 5; of input 8)"),
-    ("--rounds", "N", COUNT, "how often the programs take turns (default: 5; of input 7)"),
-    ("--seconds", "X", float, "of input: how long a turn is, at least (default: 1)"),
+    ("--batch", "N", COUNT, "images per batch (default: the configuration's)"),
+    ("--steps", "N", COUNT, "steps per turn; for input, batches per pass (default: 5; for input 8)"),
+    ("--rounds", "N", COUNT, "number of turns of each program (default: 5; for input 7)"),
+    ("--seconds", "X", float, "for input: least duration of a turn (default: 1)"),
     ("--json", "FILE", str, "a file for the results"),
-    ("--baseline --peer", "NAME,...", str, "others' programs: torch, onnxruntime"),
+    ("--baseline --peer", "NAME,...", str, "programs to compare with: torch, onnxruntime"),
     ("--variants", "OVERRIDES;...", str, "our programs, as overrides: 'mesh.column=1;mesh.column=2'"),
 )
 
@@ -73,7 +74,7 @@ def _baselines(given) -> list[str]:
 
 
 def _check(config) -> None:
-    """Raise InputError if the configuration does not work; imports what a mistake in the flags need not."""
+    """Raise InputError if the configuration does not work. Slow imports are here, after the flags' check."""
     from alexnet_jax.runtime.mesh import mesh_shape
     from alexnet_jax.table import layer_table
 
@@ -99,7 +100,7 @@ def _measure(config, given) -> list[dict] | dict:
 def _variant(config, text: str):
     """Return the configuration with overrides FIELD=VALUE,FIELD=VALUE."""
     config = config.copy_and_resolve_references()
-    overrides = re.split(r",(?=[\w.]+=)", text.strip())  # not at the commas of a tuple
+    overrides = re.split(r",(?=[\w.]+=)", text.strip())  # not at commas inside a tuple
     try:
         if not all("=" in override for override in overrides):
             raise InputError(f"{text!r} has no FIELD=VALUE; see --help")

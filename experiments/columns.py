@@ -1,16 +1,17 @@
 """python -m experiments.columns DIR... [--config.eval.step=N]
 
 Measure whether the columns specialise, one in colour and the other not (section 6.1, figure 3). For each
-workdir this prints how much of the energy of each column's conv1 kernels is colour, the difference of the
-columns, and the difference by chance. For several workdirs it also prints the mean and standard deviation of
-the absolute difference.
+workdir this prints the share of colour in the energy of each column's conv1 kernels, the difference between
+the columns, and the difference by chance. For several workdirs it also prints the mean and standard deviation
+of the absolute difference.
 
-A kernel's energy is the sum of its squared weights. Its grey part lies along r = g = b, the rest is colour:
-0 % is grey, 100 % has no grey, and weights drawn at random have 2/3. The energies of a column are summed over
-its kernels. So a kernel that has learned nothing, and keeps its random colour, counts as little as it weighs.
+A kernel's energy is the sum of its squared weights. Its grey part lies along r = g = b, and the rest is
+colour: grey has 0 %, a kernel without grey 100 %, and random weights 2/3. The energies of a column are summed
+over its kernels, so that a kernel that learned nothing, and keeps its random colour, counts little.
 
-Chance: the kernels of both columns are shuffled and dealt out anew, 10,000 times. p is the share of deals
-with at least the absolute difference found. For several workdirs, the mean of the differences is compared.
+For the difference by chance, the kernels of both columns are shuffled and dealt out again, 10,000 times. p is
+the share of deals with at least the absolute difference found. For several workdirs, the mean of the
+differences is compared.
 """
 
 import numpy as np
@@ -31,27 +32,27 @@ def conv1(workdir: str, overrides: configuration.Overrides) -> tuple[int, np.nda
     from alexnet_jax.runtime.mesh import make_mesh
 
     config = configuration.of_run(workdir, overrides)
-    config.mesh.data = config.mesh.column = 1  # one device is always there, and nothing is computed
+    config.mesh.data = config.mesh.column = 1  # one device always exists, and nothing is computed
     step, params = evaluate.stored_params(config, workdir, make_mesh(config))
     if "conv1" not in params:
-        raise InputError(f"{workdir}: its network has no conv1, which has {', '.join(params)}")
+        raise InputError(f"{workdir}: its network has no conv1, only {', '.join(params)}")
     return step, np.asarray(params["conv1"]["kernel"], np.float64)
 
 
 def energies(kernels: np.ndarray) -> np.ndarray:
-    """Return [2, maps] of kernels [size, size, 3, maps]: each one's energy in colour, and all of it."""
+    """Return [2, maps] for kernels [size, size, 3, maps]: the colour energy of each, and its total energy."""
     mean = kernels.mean(axis=2, keepdims=True)
     return np.stack([np.sum(part**2, axis=(0, 1, 2)) for part in (kernels - mean, kernels)])
 
 
 def colorfulness(kernels: np.ndarray) -> float:
-    """Return the share of the energy of kernels [size, size, 3, maps] that is colour."""
+    """Return the share of colour in the energy of kernels [size, size, 3, maps]."""
     color, energy = energies(kernels).sum(axis=1)
     return float(color / energy)
 
 
 def differences_by_chance(columns: np.ndarray, draw: np.random.Generator) -> np.ndarray:
-    """Return [DEALS] absolute differences of two columns' colorfulness, with shuffled kernels."""
+    """Return [DEALS] absolute differences between two columns' colorfulness, with shuffled kernels."""
     both = np.concatenate([energies(kernels) for kernels in columns], axis=1)  # [2, kernels]
     deals = draw.permuted(np.tile(np.arange(both.shape[1]), (DEALS, 1)), axis=1)
     color, energy = both[:, deals].reshape(2, DEALS, 2, -1).sum(axis=-1)  # [DEALS, columns]
@@ -59,9 +60,9 @@ def differences_by_chance(columns: np.ndarray, draw: np.random.Generator) -> np.
 
 
 def p_value(found: float, by_chance: np.ndarray) -> float:
-    """Return the share of deals with at least the difference found, which counts as a deal itself.
+    """Return the share of deals with at least the difference found, which itself counts as a deal.
 
-    The tolerance is for deals that only exchange the columns: their sums may differ in the last digit.
+    The tolerance is for deals that only swap the columns: their sums may differ in the last digit.
     """
     return (1 + np.sum(by_chance >= found - 1e-12)) / (1 + len(by_chance))
 
@@ -73,7 +74,7 @@ def _in_points(found: str, by_chance: np.ndarray, p: float) -> str:
 
 
 def main(arguments: list[str]) -> None:
-    """Print a line per workdir, and one about all. Raises InputError."""
+    """Print one line per workdir, and one about all. Raises InputError."""
     parser = command_line.Parser(__doc__, overrides=True)
     parser.add_argument("workdirs", nargs="+", metavar="DIR", help="the folder of a run")
     given = parser.parse(arguments)

@@ -1,7 +1,7 @@
 """python -m experiments.ensemble DIR... [--out=FILE] [--config.FIELD=VALUE ...]
 
-Average the predictions of the best checkpoints of several workdirs over the test split (table 2), with 1 or
-10 views each as eval.views says, and print the top-1 and top-5 error. Fields that are not given come from the
+Average the predictions of the best checkpoints of several workdirs on the test split (table 2), with
+eval.views views each (1 or 10), and print the top-1 and top-5 error. Fields that are not given come from the
 first workdir's config.json. The networks may differ, and so may the order of their classes, which are matched
 by name.
 """
@@ -22,7 +22,7 @@ SAME = ("data.name", "data.test_split", "data.image_size", "data.channels", "mod
 
 
 def ensemble(workdirs: list[str], overrides: dict) -> dict:
-    """Evaluate the mean of the networks' softmax outputs; return what eval.json has. Raises InputError."""
+    """Evaluate the networks' mean softmax output; return a result as in eval.json. Raises InputError."""
     # Imported here, so that a mistake in the flags is reported at once.
     from alexnet_jax import evaluate
     from alexnet_jax.datasets.labels import with_labels_of
@@ -39,7 +39,7 @@ def ensemble(workdirs: list[str], overrides: dict) -> dict:
         for field in SAME:
             if ours[field] != theirs[field]:
                 raise InputError(
-                    f"{workdir}: {field} is {theirs[field]!r}, and {ours[field]!r} in {workdirs[0]}; give"
+                    f"{workdir}: {field} is {theirs[field]!r}, but {ours[field]!r} in {workdirs[0]}; give"
                     " networks of one data set"
                 )
         # Networks of one and of two columns share a mesh: every device runs all columns.
@@ -76,7 +76,7 @@ def ensemble(workdirs: list[str], overrides: dict) -> dict:
 
 
 def _places_of_classes(workdir: str, names: list[str], first: list[str]) -> np.ndarray | None:
-    """Return where a network has each class of the first one; None if they are in the same order."""
+    """Return the index of each class of the first network in this one; None if the order is the same."""
     from alexnet_jax.datasets.labels import classes_by_name
 
     try:
@@ -84,7 +84,9 @@ def _places_of_classes(workdir: str, names: list[str], first: list[str]) -> np.n
     except InputError as error:
         raise InputError(f"{workdir}: its classes are not those of the first network ({error})") from None
     if places is None and names != first:
-        log.info(f"{workdir}: its classes, or those of the first network, have no names; they go by position")
+        log.info(
+            f"{workdir}: its classes, or the first network's, have no names; they are matched by position"
+        )
     return None if places is None or places == list(range(len(places))) else np.array(places)
 
 
@@ -92,7 +94,7 @@ def main(arguments: list[str]) -> None:
     """Evaluate an ensemble. Raises InputError."""
     parser = command_line.Parser(__doc__, overrides=True)
     parser.add_argument("workdirs", nargs="+", metavar="DIR", help="the folder of a run")
-    parser.add_argument("--out", metavar="FILE", help="a JSON file for the result, as eval.json")
+    parser.add_argument("--out", metavar="FILE", help="a JSON file for the result, like eval.json")
     given = parser.parse(arguments)
     if given.out:
         command_line.check_writable("--out", given.out)

@@ -3,14 +3,14 @@
 
 NAME is one of
     curves     errors and losses of any workdirs against epochs, with the drops of the learning rate
-    effects    the change of the top-1 error by each line of a sweep's table
-    figure1    training error against epochs, ReLU and tanh, with the epochs to 25 % (section 3.1)
-    figure3    the kernels of conv1, the first column's above the second's; prints how much colour each has
-    figure4    test images with their five most probable labels, and the six training images whose activations
-               in the last hidden layer are nearest
+    effects    the change of the top-1 error in each line of a sweep's table
+    figure1    training error against epochs, for ReLU and tanh, with the epochs to 25 % (section 3.1)
+    figure3    the kernels of conv1, the first column's above the second's; prints the share of colour in each
+    figure4    test images with their five most probable labels, and the six training images with the nearest
+               activations in the last hidden layer
 
-A DIR that holds workdirs, such as a sweep's, stands for all of them; effects takes a sweep's. Each figure is
-written as FILE.png and FILE.pdf. --config.FIELD is for figure3 and figure4.
+A DIR that contains workdirs, such as a sweep's, stands for all of them; effects takes the DIR of a sweep.
+Each figure is written as FILE.png and FILE.pdf. --config.FIELD is for figure3 and figure4.
 """
 
 import argparse
@@ -40,9 +40,9 @@ def _parse(arguments: list[str]):
         action="append",
         type=os.path.expanduser,
         required=True,
-        help="the folder of a run or a sweep; of several runs, give each",
+        help="the folder of a run or a sweep; repeat it for several runs",
     )
-    parser.add_argument("--out", metavar="FILE", help="where to write; NAME in the first DIR if left out")
+    parser.add_argument("--out", metavar="FILE", help="where to write (default: NAME in the first DIR)")
     parser.add_argument(
         "--images", metavar="I,I,...", type=_indices, default="0,1,2,3,4", help="test images of figure4"
     )
@@ -63,7 +63,7 @@ def _find(given) -> list[str]:
         find = runs.find_workdirs if given.name in OF_CHECKPOINT else runs.find_validated
         found = [workdir for folder in given.workdir for workdir in find(folder)]
     if given.name in ("effects", *OF_CHECKPOINT) and len(found) > 1:
-        raise InputError(f"--workdir: {given.name} is of one workdir; these are {len(found)}")
+        raise InputError(f"--workdir: {given.name} takes one workdir; these are {len(found)}")
     return found
 
 

@@ -1,7 +1,7 @@
 r"""python -m experiments.linear_classifier TRAIN VAL TEST --layer=LAYER [--steps=200]
 
-Trains a linear classifier, multinomial logistic regression, on frozen features, and prints its test error.
-TRAIN, VAL and TEST are folders of `alexnet_jax.features`, of the same network and classes:
+Train a linear classifier (multinomial logistic regression) on frozen features, and print its test error.
+TRAIN, VAL and TEST are folders from `alexnet_jax.features`, for the same network and classes:
 
     for split in train val test; do
         python -m alexnet_jax.features --workdir=runs/quickstart --layers=fc7,conv5/pool \
@@ -9,8 +9,8 @@ TRAIN, VAL and TEST are folders of `alexnet_jax.features`, of the same network a
     done
     python -m experiments.linear_classifier features/train features/val features/test --layer=fc7
 
-Features are standardized by the mean and the deviation of TRAIN, all of which is in each step of L-BFGS. Of
-several weights of the L2 penalty the one with the lowest error on VAL is taken; TEST is looked at once.
+Features are standardised by the mean and standard deviation of TRAIN. Each step of L-BFGS uses all of TRAIN.
+The weight of the L2 penalty is the one with the lowest error on VAL; TEST is used only once.
 """
 
 from typing import Any, NamedTuple
@@ -25,9 +25,8 @@ from alexnet_jax import features
 from alexnet_jax.runtime import command_line
 from alexnet_jax.runtime.errors import InputError, some
 
-# The strongest first: each starts from the weights of the one before.
-PENALTIES = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
-_TOLERANCE = 1e-5  # of the gradient's norm, at which the minimum is reached
+PENALTIES = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5)  # strongest first: each fit starts from the one before
+_TOLERANCE = 1e-5  # of the gradient's norm at the minimum
 
 
 class Examples(NamedTuple):
@@ -47,7 +46,7 @@ def objective(params: dict[str, Array], examples: Examples, penalty: float | Arr
 @jax.jit
 def fit(params: dict[str, Array], examples: Examples, penalty: float, steps: int) -> dict[str, Array]:
     """Return the parameters that minimize the objective, or those after `steps` steps of L-BFGS."""
-    rule = optax.lbfgs()
+    tx = optax.lbfgs()
 
     def loss(params):
         return objective(params, examples, penalty)
@@ -57,14 +56,14 @@ def fit(params: dict[str, Array], examples: Examples, penalty: float, steps: int
     def step(carry):
         params, state, done, _ = carry
         value, grad = gradient(params, state=state)
-        updates, state = rule.update(grad, state, params, value=value, grad=grad, value_fn=loss)
+        updates, state = tx.update(grad, state, params, value=value, grad=grad, value_fn=loss)
         return optax.apply_updates(params, updates), state, done + 1, optax.tree.norm(grad)
 
-    def goes_on(carry):
+    def unfinished(carry):
         *_, done, norm = carry
         return (done < steps) & (norm > _TOLERANCE)
 
-    return jax.lax.while_loop(goes_on, step, (params, rule.init(params), 0, jnp.inf))[0]
+    return jax.lax.while_loop(unfinished, step, (params, tx.init(params), 0, jnp.inf))[0]
 
 
 def error(params: dict[str, Array], examples: Examples) -> float:
@@ -74,16 +73,16 @@ def error(params: dict[str, Array], examples: Examples) -> float:
 
 
 def load(folders: list[str], layer: str) -> tuple[list[Examples], list[str]]:
-    """Return the examples of each folder, standardized by those of the first, and the names of the classes.
+    """Return the examples of each folder, standardised by those of the first, and the class names.
 
-    Raises InputError if they are not of the same network, layer and classes, or an image has no class.
+    Raises InputError if their network, layer or classes differ, or an image has no class.
     """
     records = [features.read_record(folder) for folder in folders]
     for folder, record in zip(folders, records, strict=True):
         for key in ("run", "step", "weights", "column", "classes"):
             if record[key] != records[0][key]:
                 raise InputError(
-                    f"{folder}: is of another {key} than {folders[0]}; give features of one network"
+                    f"{folder}: has another {key} than {folders[0]}; give features of one network"
                 )
         if layer not in record["layers"]:
             raise InputError(
@@ -92,11 +91,11 @@ def load(folders: list[str], layer: str) -> tuple[list[Examples], list[str]]:
     arrays = [features.read_rows(folder, layer) for folder in folders]
     rows = [array.reshape(len(array), -1) for array in arrays]
     mean, deviation = rows[0].mean(axis=0), rows[0].std(axis=0)
-    scale = np.where(deviation > 0, deviation, 1)  # a unit that is always 0
+    scale = np.where(deviation > 0, deviation, 1)  # 1 for a unit that is always 0
     labels = [features.read_rows(folder, features.LABELS) for folder in folders]
     for folder, own in zip(folders, labels, strict=True):
         if own.min() < 0:
-            raise InputError(f"{folder}: has images without a class; make features of a split or of folders")
+            raise InputError(f"{folder}: has images without a class; write features of a split or of folders")
     return [Examples((x - mean) / scale, y) for x, y in zip(rows, labels, strict=True)], records[0]["classes"]
 
 
@@ -105,9 +104,9 @@ def main(arguments: list[str]) -> None:
     parser = command_line.Parser(__doc__)
     parser.add_argument("train", metavar="TRAIN", help="features to fit")
     parser.add_argument("val", metavar="VAL", help="features to choose the penalty on")
-    parser.add_argument("test", metavar="TEST", help="features to state the error on")
-    parser.add_argument("--layer", required=True, help="of the layers in these folders")
-    parser.add_argument("--steps", type=command_line.whole(1), default=200, help="of L-BFGS, at most")
+    parser.add_argument("test", metavar="TEST", help="features to report the error on")
+    parser.add_argument("--layer", required=True, help="one of the layers in these folders")
+    parser.add_argument("--steps", type=command_line.whole(1), default=200, help="most steps of L-BFGS")
     given = parser.parse(arguments)
     (train, val, test), classes = load([given.train, given.val, given.test], given.layer)
     size = train.features.shape[1]

@@ -1,7 +1,7 @@
 """python -m experiments.report DIR [--out=FILE]
 
 Write one page about a workdir, or about a sweep with its table, effects and runs: errors, throughput,
-differences to configs/paper.py, curves and kernels. The page is one file, pictures included.
+differences from configs/paper.py, curves and kernels. The page is a single file that includes its pictures.
 """
 
 import base64
@@ -24,7 +24,7 @@ summary { cursor: pointer; font-weight: bold; margin: .6em 0 }"""
 
 
 def page(folder: str) -> str:
-    """Return the HTML. Raises InputError if the folder holds no run."""
+    """Return the page in HTML. Raises InputError if the folder contains no run."""
     from experiments.plots.runs import find_workdirs
 
     title = html.escape(os.path.basename(os.path.abspath(folder)))
@@ -36,7 +36,7 @@ def page(folder: str) -> str:
             name = html.escape(os.path.relpath(workdir, folder))
             try:
                 content = _workdir(workdir)
-            except InputError as error:  # one of many
+            except InputError as error:  # the page has other runs
                 content = [f"<p>{html.escape(str(error))}</p>"]
             parts += [f"<details><summary>{name}</summary>", *content, "</details>"]
     else:
@@ -51,13 +51,13 @@ def _sweep(folder: str) -> list[str]:
     from experiments.plots import effects
     from experiments.sweeps import table
 
-    if not table.exists(folder):  # a folder of runs that no sweep made
+    if not table.exists(folder):  # a folder of runs without a sweep
         return []
-    parts = ["<p>Errors are fractions; differences are to the first line.</p>"]
+    parts = ["<p>Errors are fractions; differences are from the first line.</p>"]
     try:
         rows = table.read(folder)
         parts.append(_table(rows[0], [row.values() for row in rows]))
-        parts.append(_image(effects.draw(folder), "differences to the first line"))
+        parts.append(_image(effects.draw(folder), "differences from the first line"))
     except InputError as error:
         parts.append(f"<p>{html.escape(str(error))}</p>")
     return parts
@@ -104,7 +104,7 @@ def _workdir(workdir: str) -> list[str]:
     return [
         _table(("", ""), facts),
         *parts,
-        "<h3>Differences to configs/paper.py</h3>",
+        "<h3>Differences from configs/paper.py</h3>",
         _table(("field", "paper", "here"), different) if different else "<p>none</p>",
         "<details><summary>network</summary>",
         f"<pre>{html.escape(describe(config))}</pre></details>",
@@ -136,10 +136,10 @@ def main(arguments: list[str]) -> None:
     """Write the page and print its path. Raises InputError."""
     parser = command_line.Parser(__doc__)
     parser.add_argument("folder", metavar="DIR", help="the folder of a run or of a sweep")
-    parser.add_argument("--out", metavar="FILE", help="where to write; DIR/report.html if left out")
+    parser.add_argument("--out", metavar="FILE", help="where to write (default: DIR/report.html)")
     given = parser.parse(arguments)
     out = given.out or os.path.join(given.folder, "report.html")
-    text = page(given.folder)  # first: a DIR that is not there is the likelier mistake
+    text = page(given.folder)  # first, because a missing DIR is the likelier mistake
     command_line.check_writable("--out", out)
     write_text(out, text)
     print(out)

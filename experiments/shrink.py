@@ -1,12 +1,12 @@
 """python -m experiments.shrink FROM TO SIZE
 
-Copy a folder of pictures, each prepared for data.image_size=SIZE as the program prepares it when it reads it
-(alexnet_jax/datasets/images.py, `fit`). Names stay, the content is BMP. A run on the copy reads the same
-pixels in the same order in a sixth of the time, which helps to train many small networks on photographs.
+Copy a folder of pictures, each prepared for data.image_size=SIZE, as it would be when it is read
+(alexnet_jax/datasets/images.py, `fit`). Names are kept, and the content is BMP. A run on the copy reads the
+same pixels in the same order in a sixth of the time, which helps to train many small networks on photographs.
 
-Of a data set, FROM/SPLIT/CLASS/*, only the pictures of classes are copied. The layout of Tiny ImageNet
-(train/CLASS/images, val/images with val_annotations.txt) becomes this one. TO is a new folder. The copy grows
-in TO.part and is renamed once it is whole; the same command goes on with one that was interrupted.
+From a data set, FROM/SPLIT/CLASS/*, only the pictures of classes are copied. The layout of Tiny ImageNet
+(train/CLASS/images, val/images with val_annotations.txt) is converted to this one. TO is a new folder. The
+copy grows in TO.part, which is renamed once it is complete; the same command resumes an interrupted copy.
 """
 
 import contextlib
@@ -26,9 +26,9 @@ from alexnet_jax.runtime.files import file_lock
 
 log = logging.getLogger("alexnet_jax")
 
-# In FROM, what training leaves there; hidden files, such as its fingerprints, are passed over anyway.
+# Files that training leaves in FROM; hidden files, such as its fingerprints, are skipped anyway.
 _LEFT_BY_TRAINING = re.compile(r"statistics-.*\.npz(\.\d+\.part)?")
-_OWN = ".shrink"  # a folder in TO.part: what is copied, a lock, and pictures that are being written
+_OWN = ".shrink"  # a folder in TO.part with the arguments, a lock, and unfinished pictures
 
 
 def main(arguments: list[str]) -> None:
@@ -55,7 +55,7 @@ def shrink(source: pathlib.Path, target: pathlib.Path, size: int) -> None:
         left = {name: path for name, path in copies.items() if not (part / name).is_file()}
         if len(left) < len(copies):
             log.info(
-                f"{printable(part)}: goes on after {len(copies) - len(left):,} of {len(copies):,} pictures"
+                f"{printable(part)}: resuming after {len(copies) - len(left):,} of {len(copies):,} pictures"
             )
         for name in {os.path.dirname(name) for name in copies}:
             (part / name).mkdir(parents=True, exist_ok=True)
@@ -63,7 +63,7 @@ def shrink(source: pathlib.Path, target: pathlib.Path, size: int) -> None:
         if unreadable:
             raise InputError(
                 f"{printable(source)}: {unreadable:,} of {len(copies):,} files cannot be read as pictures"
-                " (see above); replace or remove them, and the same command goes on"
+                " (see above); replace or remove them, and the same command resumes"
             )
         os.rename(part, target)
         shutil.rmtree(target / _OWN)
@@ -73,29 +73,29 @@ def shrink(source: pathlib.Path, target: pathlib.Path, size: int) -> None:
 def _check_apart(source: pathlib.Path, target: pathlib.Path, part: pathlib.Path) -> None:
     """Raise InputError unless `target` is new and neither it nor `part` overlaps `source`, links followed."""
     if not source.is_dir():
-        raise InputError(f"{printable(source)}: is no folder; give a folder of pictures")
+        raise InputError(f"{printable(source)}: is not a folder; give a folder of pictures")
     real = os.path.realpath(source)
     for other in map(os.path.realpath, (target, part)):
         if os.path.commonpath([real, other]) in (real, other):
-            what = "is the folder of the originals, holds it or lies in it"
+            what = "is the folder of the originals, contains it or is inside it"
             raise InputError(f"{printable(target)}: {what}; give a folder beside {printable(real)}")
     _check_new(target)
 
 
 def _check_new(target: pathlib.Path) -> None:
     if target.is_symlink() or (target.exists() and not (target.is_dir() and not any(target.iterdir()))):
-        raise InputError(f"{printable(target)}: is there already; give a new folder")
+        raise InputError(f"{printable(target)}: exists already; give a new folder")
 
 
 @contextlib.contextmanager
 def _part_of(part: pathlib.Path, target: pathlib.Path, what: dict) -> Iterator[None]:
-    """Hold the folder of an unfinished copy, and check that it is one of `what`. Raises InputError."""
+    """Lock the folder of an unfinished copy, and check that it belongs to `what`. Raises InputError."""
     own = part / _OWN
     if part.exists() and not own.is_dir():
-        raise InputError(f"{printable(part)}: is no unfinished copy of this command; move it away")
+        raise InputError(f"{printable(part)}: is not an unfinished copy of this command; move it away")
     own.mkdir(parents=True, exist_ok=True)
     with file_lock(own / "lock"):
-        _check_new(target)  # another process may have made it meanwhile
+        _check_new(target)  # another process may have created it meanwhile
         mark = own / "copy.json"
         if not mark.exists():
             mark.write_text(json.dumps(what))
@@ -105,7 +105,7 @@ def _part_of(part: pathlib.Path, target: pathlib.Path, what: dict) -> Iterator[N
 
 
 def _copies(source: pathlib.Path) -> dict[str, pathlib.Path]:
-    """Return the file of each name in the copy. Raises InputError."""
+    """Return {name in the copy: file}. Raises InputError."""
     found = dict(_files(source, "", ()))
     names = [name for name in found if not _LEFT_BY_TRAINING.fullmatch(os.path.basename(name))]
     if (source / "train").is_dir():
@@ -116,13 +116,13 @@ def _copies(source: pathlib.Path) -> dict[str, pathlib.Path]:
             places = {name: name if name.count("/") >= 2 else None for name in names}
         over = [name for name, place in places.items() if place is None]
         if over:
-            log.info(f"{printable(source)}: passes over what is no picture of a class: {some(over)}")
+            log.info(f"{printable(source)}: skipping files that are not pictures of a class: {some(over)}")
         return {place: found[name] for name, place in places.items() if place is not None}
     return {name: found[name] for name in names}
 
 
 def _place_of_tiny_imagenet(name: str, annotations: dict[str, str]) -> str | None:
-    """Return where a file of Tiny ImageNet belongs in our layout, or None if it is no picture of a class."""
+    """Return the place of a Tiny ImageNet file in our layout, or None if it is not a picture of a class."""
     match name.split("/"):
         case ["train", label, "images", picture]:
             return f"train/{label}/{picture}"
@@ -132,10 +132,10 @@ def _place_of_tiny_imagenet(name: str, annotations: dict[str, str]) -> str | Non
 
 
 def _files(place: pathlib.Path, name: str, above: tuple[str, ...]) -> Iterator[tuple[str, pathlib.Path]]:
-    """Yield (name within the source, path) of all that is not hidden and no folder; links are followed."""
+    """Yield (name within the source, path) of all files that are not hidden, following links."""
     real = os.path.realpath(place)
     if real in above:
-        raise InputError(f"{printable(place)}: is a link to a folder that it lies in; remove it")
+        raise InputError(f"{printable(place)}: is a link to a folder above it; remove it")
     for path in sorted(place.iterdir()):
         if path.name.startswith("."):
             continue
@@ -146,7 +146,7 @@ def _files(place: pathlib.Path, name: str, above: tuple[str, ...]) -> Iterator[t
 
 
 def _changed(path: pathlib.Path) -> int:
-    """Return when a file was written last, or moved to its place; 0 if there is none."""
+    """Return the time when a file was last written or moved; 0 if there is none."""
     try:
         return max(path.stat().st_mtime_ns, path.stat().st_ctime_ns)
     except OSError:
@@ -154,7 +154,7 @@ def _changed(path: pathlib.Path) -> int:
 
 
 def _copy(left: dict[str, pathlib.Path], part: pathlib.Path, size: int) -> int:
-    """Write the pictures that are missing in `part`. Return the number of those that cannot be read."""
+    """Write the pictures that are missing in `part`, and return the number of unreadable ones."""
     report, unreadable = progress.Progress("copying", len(left)), 0
     jobs = (
         (path, part / name, part / _OWN / str(number), size)
@@ -169,7 +169,7 @@ def _copy(left: dict[str, pathlib.Path], part: pathlib.Path, size: int) -> int:
 
 
 def _copy_one(job: tuple[pathlib.Path, pathlib.Path, pathlib.Path, int]) -> str | None:
-    """Write the copy of a picture, whole or not at all. Return why not, if it cannot be read."""
+    """Write the copy of a picture, completely or not at all. Return the reason if it cannot be read."""
     from PIL import Image
 
     from alexnet_jax.datasets import images
@@ -177,7 +177,7 @@ def _copy_one(job: tuple[pathlib.Path, pathlib.Path, pathlib.Path, int]) -> str 
     path, copy, unfinished, size = job
     try:
         if not path.is_file():
-            raise ValueError("no file")
+            raise ValueError("not a file")
         picture = images.fit(images.decode(images.read_file(path), oriented=True), size, 3)
     except (OSError, ValueError) as error:
         return f"{printable(path)}: cannot be read as a picture ({reason(error)})"

@@ -2,13 +2,13 @@
                             [--seeds=3] [--launcher=local|slurm] [--jobs=N] [--slurm=KEY=VALUE,...]
                             [--config.FIELD=VALUE ...]
 
-Train every variant of a sweep with seeds 0, 1, …, each in a workdir of its own, DIR/VARIANT/seed-N, by the
-command of main.py. The same command again skips finished runs and resumes interrupted ones. A run that fails
-is reported and stops no other. Whenever a run ends, DIR/results.csv and DIR/results.md are written anew. The
-exit code is 1 if a run failed, 2 for a mistake in the arguments.
+Train every variant of a sweep with seeds 0, 1, …, each in its own workdir, DIR/VARIANT/seed-N, with the
+command main.py. The same command again skips finished runs and resumes interrupted ones. A failed run is
+reported and does not stop the others. Whenever a run ends, DIR/results.csv and DIR/results.md are rewritten.
+The exit code is 1 if a run failed, and 2 for a mistake in the arguments.
 
-experiments/sweeps/ has the files ablations, table1, table2, figure1 and precision; variants.py there says
-what such a file holds.
+experiments/sweeps/ has the files ablations, table1, table2, figure1 and precision; variants.py there defines
+the format of such a file.
 """
 
 import concurrent.futures
@@ -32,7 +32,7 @@ log = logging.getLogger("alexnet_jax")
 
 
 class Sweep:
-    """Run what is planned and keep the table."""
+    """Run the planned runs and keep the table."""
 
     def __init__(self, plan: Plan, workdir: str, title: str):
         self.plan, self.workdir, self.title = plan, workdir, title
@@ -40,7 +40,7 @@ class Sweep:
         self.failed, self.stopped = set(), 0
 
     def go(self, launcher, jobs: int) -> None:
-        """Return when all runs have ended; after SIGTERM or SIGINT, when those that were running have."""
+        """Return when all runs have ended or, after SIGTERM or SIGINT, when the active ones have."""
         waiting = [run for run in self.plan.runs if not self.results[run.name]]
         runs = len(self.plan.runs)
         log.info(f"{runs} runs, {runs - len(waiting)} finished; {jobs} at a time")
@@ -57,7 +57,7 @@ class Sweep:
                     elif all(self.results[need.name] for need in run.needs) and len(running) < jobs:
                         waiting.remove(run)
                         for line in run.set_aside_what_is_stale():
-                            log.info(f"{run.name}: was made of something else; {line}")
+                            log.info(f"{run.name}: was made from something else; {line}")
                         running[pool.submit(_start, launcher, run)] = run
                 ended, _ = concurrent.futures.wait(running, 1, concurrent.futures.FIRST_COMPLETED)
                 for future in ended:
@@ -107,7 +107,7 @@ def _start(launcher, run: Run) -> int | None:
 
 
 def _last_line(run: Run) -> str:
-    """Return the last line that the run printed; main.py's is the reason of its end."""
+    """Return the last line that the run printed; main.py ends with the reason of a failure."""
     path = os.path.join(run.workdir, "console.log")
     try:
         with open(path, errors="replace") as file:
@@ -117,7 +117,7 @@ def _last_line(run: Run) -> str:
 
 
 class _Progress:
-    """Report how far all runs are, every half minute and when one ends."""
+    """Report the progress of all runs, every half minute and whenever one ends."""
 
     def __init__(self, sweep: Sweep):
         self._sweep, self._start, self._last = sweep, time.monotonic(), time.monotonic()
@@ -204,14 +204,14 @@ def _parse(arguments: list[str]):
 
 
 def main(arguments: list[str]) -> int:
-    """Return the exit code: 1 if a run failed, 128 and its number after a signal. Raises InputError."""
+    """Return the exit code: 1 if a run failed, 128 plus its number after a signal. Raises InputError."""
     given = _parse(arguments)
     config, overrides = (
         configuration.load(given.config, given.overrides),
         configuration.typed(given.overrides),
     )
     if "seed" in overrides:
-        raise InputError("--config.seed: every seed from 0 is run; give their number, --seeds")
+        raise InputError("--config.seed: a sweep runs every seed from 0; give their number, --seeds")
     workdir = os.path.abspath(os.path.expanduser(given.workdir))
     check_workdir(workdir)  # before the plan, which prepares the data
     slurm = launchers.Submitit(workdir, _slurm_parameters(given.slurm)) if given.launcher == "slurm" else None
@@ -226,8 +226,8 @@ def main(arguments: list[str]) -> int:
         sweep = Sweep(plan, workdir, title)
         try:
             sweep.go(launcher, jobs)
-        except OSError as error:  # such as a full disk; the runs have ended by now, and what they saved stays
-            command_line.fail(f"{workdir}: {first_line(error)}; the same command goes on from there", 1)
+        except OSError as error:  # such as a full disk; the runs have ended, and their saved files stay
+            command_line.fail(f"{workdir}: {first_line(error)}; the same command resumes from there", 1)
     log.info(f"the table is in {workdir}/results.md")
     if sweep.failed and not sweep.stopped:
         command_line.fail(f"{len(sweep.failed)} of {len(plan.runs)} runs failed", 1)

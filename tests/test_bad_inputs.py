@@ -141,14 +141,14 @@ TABLE = [
     ("experiments.report", "nowhere", 2, "nowhere: has no config.json"),
     ("experiments.report", "deep", 2, "is not a configuration"),
     ("experiments.ensemble", "run EMPTY", 2, "EMPTY: has no config.json"),
-    ("experiments.ensemble", "run size", 2, "size: data.image_size is 30, and 28 in run"),
+    ("experiments.ensemble", "run size", 2, "size: data.image_size is 30, but 28 in run"),
     ("experiments.ensemble", "size size", 2, "size/statistics.npz: is for 28x28x1 images"),
     ("experiments.ensemble", "run --out=no/x", 2, "--out=no/x: cannot be written"),
     ("experiments.benchmark", f"fly {Q}", 2, "expected one of train, infer, input"),
     ("experiments.benchmark", f"train {Q} --seconds=2", 2, "--seconds: is for input"),
     ("experiments.benchmark", f"train {Q} --variants=x", 2, "--variants: 'x' has no FIELD=VALUE"),
     ("experiments.shrink", "EMPTY new 8", 2, "EMPTY: has no files"),
-    ("experiments.shrink", "data FILE 8", 2, "is there already; give a new folder"),
+    ("experiments.shrink", "data FILE 8", 2, "exists already; give a new folder"),
     ("experiments.shrink", "data new 0", 2, "expected a whole number of at least 1"),
 ]  # fmt: skip
 

@@ -78,7 +78,7 @@ def test_figure1_gives_no_ratio_where_a_run_never_came_there_or_no_two_are_a_pai
     fake_run(runs / "short", "tanh", [0.6, 0.5], seed=2)
     figures.main(["figure1", f"--workdir={runs}"])
     printed = capsys.readouterr().out
-    assert "tanh: 1 of 3 runs never came to 25%" in printed and "no ratio" in printed
+    assert "tanh: 1 of 3 runs never got to 25%" in printed and "no ratio" in printed
 
 
 def test_runs_without_a_validation_are_left_out_of_those_of_a_folder(runs, capsys):
@@ -208,7 +208,7 @@ def test_nearest_images_are_those_of_all_distances(swept):
         (("figure9", "--workdir=x"), "NAME: expected one of curves, effects, .* got .figure9"),
         (("curves",), "--workdir"),
         (("curves", "--workdir={folder}/nowhere"), "nowhere"),
-        (("figure3", "--workdir={runs}"), "is of one workdir; these are 4"),
+        (("figure3", "--workdir={runs}"), "takes one workdir; these are 4"),
         (("figure1", "--workdir={run}", "--workdir={run}"), "another run with relu and seed 0"),
         (
             ("figure4", "--workdir={run}", "--images=one"),
@@ -228,11 +228,11 @@ def test_nearest_images_are_those_of_all_distances(swept):
             "--config.eval.step=7: is for figure3 and figure4",
         ),
         (("effects", "--workdir={runs}"), "has no results.csv; give the workdir of a sweep"),
-        (("effects", "--workdir={damaged}"), "is no table of a sweep .could not convert"),
-        (("effects", "--workdir={negative}"), "is no table of a sweep .it has 0.01 ± -0.01"),
+        (("effects", "--workdir={damaged}"), "is not a table of a sweep .could not convert"),
+        (("effects", "--workdir={negative}"), "is not a table of a sweep .it has 0.01 ± -0.01"),
         (("effects", "--workdir={table}"), "no line of its table has a difference"),
-        (("effects", "--workdir={other}"), "is no table of a sweep"),
-        (("effects", "--workdir={runs}", "--workdir={run}"), "is of one workdir; these are 2"),
+        (("effects", "--workdir={other}"), "is not a table of a sweep"),
+        (("effects", "--workdir={runs}", "--workdir={run}"), "takes one workdir; these are 2"),
     ],
 )
 def test_bad_input_is_named(flags, words, runs, tmp_path):

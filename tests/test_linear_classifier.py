@@ -85,7 +85,7 @@ def test_features_of_several_networks_are_refused(tmp_path):
         "weights": "v",
     }.items():
         other = write(tmp_path / field, rows, labels, **{field: value})
-        with pytest.raises(InputError, match=f"{field}: is of another {field} than .*train"):
+        with pytest.raises(InputError, match=f"{field}: has another {field} than .*train"):
             linear_classifier.load([train, train, other], "fc7")
     with pytest.raises(InputError, match="--layer=fc6: .*train has 'fc7'; give one"):
         linear_classifier.load([train] * 3, "fc6")
@@ -100,5 +100,5 @@ def test_features_of_several_networks_are_refused(tmp_path):
         with pytest.raises(InputError, match=r"fc7.npy: cannot be read \("):
             linear_classifier.load([train] * 3, "fc7")
     (tmp_path / "train" / "features.json").write_text("{}")
-    with pytest.raises(InputError, match=r"features.json: cannot be read \(is not of features\)"):
+    with pytest.raises(InputError, match=r"features.json: cannot be read \(is not a record of features\)"):
         linear_classifier.load([train] * 3, "fc7")

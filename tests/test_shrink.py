@@ -75,9 +75,9 @@ def test_originals_are_not_written_to(data, tmp_path, source, target):
 def test_a_folder_that_is_there_is_not_written_to(data, tmp_path):
     (tmp_path / "small").mkdir()
     (tmp_path / "small" / "mine.txt").write_text("mine")
-    assert "is there already" in refused(data, tmp_path / "small")
+    assert "exists already" in refused(data, tmp_path / "small")
     (tmp_path / "other.part").mkdir()
-    assert "no unfinished copy" in refused(data, tmp_path / "other")
+    assert "is not an unfinished copy" in refused(data, tmp_path / "other")
     assert not list((tmp_path / "other.part").iterdir())
 
 
@@ -88,7 +88,9 @@ def test_what_training_left_and_what_is_in_no_class_is_passed_over(data, tmp_pat
     (data / "noisy.csv").write_text("a,b")
     run(data, tmp_path / "small")
     assert names(tmp_path / "small") == pictures
-    assert any("passes over what is no picture of a class: 'noisy.csv'" in line for line in caplog.messages)
+    assert any(
+        "skipping files that are not pictures of a class: 'noisy.csv'" in line for line in caplog.messages
+    )
 
 
 def test_a_folder_of_pictures_without_classes_is_copied_whole(data, tmp_path):
@@ -120,7 +122,7 @@ def test_an_interrupted_copy_goes_on(data, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(shrink, "_copy_one", lambda job: again.append(job[0]) or copy(job))
     run(data, tmp_path / "small")
     assert first not in again and changed in again
-    assert any(f"small.part: goes on after {len(made) - 2} of 23" in line for line in caplog.messages)
+    assert any(f"small.part: resuming after {len(made) - 2} of 23" in line for line in caplog.messages)
     assert names(tmp_path / "small") == names(data)
     assert (tmp_path / "small/train/ant/1.bmp").read_bytes() != (
         tmp_path / "small/train/ant/0.bmp"
@@ -147,7 +149,7 @@ def test_classes_that_are_links_are_copied_and_loops_refused(data, tmp_path):
     run(data, tmp_path / "small")
     assert len(names(tmp_path / "small")) == 24
     (data / "train" / "up").symlink_to(data)
-    assert "is a link to a folder that it lies in" in refused(data, tmp_path / "other")
+    assert "is a link to a folder above it" in refused(data, tmp_path / "other")
 
 
 def tiny_imagenet(folder):

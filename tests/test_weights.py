@@ -437,7 +437,7 @@ def test_caffes_files_with_their_mean_image(old, tmp_path):
         for old_blob in (False, True):
             (tmp_path / "other").write_bytes(blob(array, old_blob))
             shape = shape if array.ndim == 3 or not old_blob else "1x256x256"
-            with pytest.raises(InputError, match=f"mean image of {shape}, and .* are 3x256x256;"):
+            with pytest.raises(InputError, match=f"mean image of {shape}, but .* are 3x256x256;"):
                 published_statistics("caffe", config.data, str(tmp_path / "other"))
 
 
@@ -655,7 +655,7 @@ def attacks(folder, proof):
     (folder / "b.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
     yield "b.safetensors", "damaged"
     (folder / "empty").write_bytes(b"")
-    yield "empty", "is not of"
+    yield "empty", "is not from"
     (folder / "folder").mkdir()
     yield "folder", "is not a file"
     yield "nowhere", "there is no such file"
@@ -725,13 +725,13 @@ OTHERS = [
     (b'# AlexNet\n\nname: "AlexNet"\nlayer {\n', "as text .*give the .caffemodel"),
     (b'layers { name: "conv1" }', "as text .*give the .caffemodel"),
     (b'net: "models/train_val.prototxt"\nbase_lr: 0.01\n', "as text .*give the .caffemodel"),
-    (b"\n" * 4000 + b"nothing", "damaged|is not of"),
+    (b"\n" * 4000 + b"nothing", "damaged|is not from"),
     (
         field(1, 450_000) + field(2, b"x/caffe_alexnet_train_iter_450000.caffemodel") + field(3, b""),
         "solverstate",
     ),
     (field(1, 450_000) + field(3, blob(np.ones(3), old=False)), "solverstate"),
-    (blob(np.ones((3, 4, 4)), old=True), "binaryproto.*give it as --mean|is not of"),
+    (blob(np.ones((3, 4, 4)), old=True), "binaryproto.*give it as --mean|is not from"),
     (tar_of(b""), "is a tar archive; unpack it"),
     (gzip.compress(b"weights", mtime=0), "is compressed; unpack it"),
     (npz(), "is a ZIP archive, but not from torch.save; give"),

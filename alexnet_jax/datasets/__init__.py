@@ -1,1 +1,1 @@
-"""Data sets: what their files hold, in which order it is read, and batches of it on the devices."""
+"""Data sets: their files, the order of their examples, and batches of them on the devices."""

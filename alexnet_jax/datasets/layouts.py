@@ -33,7 +33,7 @@ def tiny_imagenet(folder: pathlib.Path) -> dict[str, str] | None:
 
 
 def right_folder(folder: pathlib.Path) -> pathlib.Path | None:
-    """Return the folder with train/CLASS/* that lies up to two levels above or below `folder`, or None."""
+    """Return the folder with train/CLASS/* up to two levels above or below `folder`, or None."""
     folder = folder.absolute()
     below = list(_folders(folder))
     near = itertools.chain(below, itertools.chain.from_iterable(map(_folders, below)), folder.parents[:2])

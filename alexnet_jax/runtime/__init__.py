@@ -1,1 +1,1 @@
-"""What a run is on: processes, devices, files, signals, the command line."""
+"""The environment of a run: processes, devices, files, signals and the command line."""

@@ -298,7 +298,7 @@ class _AwaitingLoops(asyncio.DefaultEventLoopPolicy):
 
 @contextlib.contextmanager
 def _orbax_is_quiet() -> Iterator[None]:
-    """Within the block, let Orbax finish every read and write, and keep its log quiet: it also raises errors.
+    """Let Orbax finish every read and write within the block, and silence its log: it also raises errors.
 
     If one array cannot be read or written, Orbax closes its event loop before the others are done. Each of
     them would then print a traceback at some later time, and so would each thread that fails.

@@ -176,7 +176,7 @@ class Clock:
         return self._images / (time.monotonic() - self._start) if self._images else None
 
     def input_wait(self) -> float | None:
-        """Return the fraction of the time spent waiting for batches, or None likewise."""
+        """Return the fraction of the time spent waiting for batches, or None if no step was counted yet."""
         return self._waited / (time.monotonic() - self._start) if self._images else None
 
     def report_is_due(self) -> bool:

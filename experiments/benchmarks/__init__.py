@@ -1,1 +1,1 @@
-"""The parts of benchmarks: programs in processes of their own that take turns."""
+"""The parts of benchmarks: programs that take turns, each in its own process."""

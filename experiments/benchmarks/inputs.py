@@ -1,21 +1,21 @@
-"""Images per second from storage to batches on the devices, beside what TensorFlow and PyTorch do.
+"""Images per second from storage to batches on the devices, beside TensorFlow and PyTorch.
 
     raw, jpeg    the two stores, through training_batches as in training, with data.threads=workers
     tf.data      tf.io.read_file, tf.io.decode_jpeg, batch, prefetch, with num_parallel_calls=workers
     torch        Pillow in a DataLoader with num_workers=workers processes
 
-All read the same images in the same order, the training split's first steps, and give batches of uint8
-[batch, size, size, channels] with labels: on JAX's devices for the two stores, as the library's own tensors
-in the host's memory for the baselines. The baselines read the very JPEGs of the data set, one file each, as
-is usual with them. The programs take turns (program.py). Each first passes over these images without being
-measured, so everything comes from the system's cache. Then, in each round, each passes over them for
-`seconds` at least while the others wait. A pass is timed from its first call to its last batch. The median
-of the rounds counts, and for the ratio to a baseline the median of the ratios within a round: machines
-drift, and what disturbs one round disturbs all programs in it.
+All read the same images in the same order, those of the training split's first steps, and give batches of
+uint8 [batch, size, size, channels] with labels: on JAX's devices for the two stores, and as the library's own
+tensors in the host's memory for the baselines. The baselines read the same JPEGs as the data set, one file
+each, as is usual with them. The programs take turns (program.py). Each first passes over these images without
+being measured, so that everything comes from the system's cache. Then, in each round, each passes over them
+for at least `seconds` while the others wait. A pass is timed from its first call to its last batch. The
+result is the median of the rounds and, for the ratio to a baseline, the median of the ratios within a round.
+Machines drift, but a disturbance of a round affects all programs in it.
 
-Per core: a program with one worker is pinned to one CPU, with two to two, all its threads and processes. So
-handing batches over, which the main thread does in parallel to the workers, is paid for as well. Dividing by
-the CPU time used instead would leave out the waiting that a pipeline causes itself.
+For rates per core, a program with one worker is pinned to one CPU, and with two workers to two, with all its
+threads and processes. The rate therefore includes the transfer of batches, which the main thread does in
+parallel with the workers. Dividing by CPU time instead would ignore the waiting that a pipeline causes.
 """
 
 import importlib.util
@@ -34,7 +34,7 @@ from experiments.benchmarks.program import Program
 
 WORKERS = (1, 2)
 STORES = ("raw", "jpeg")
-BASELINES = {"tf.data": "tensorflow", "torch": "torch"}  # and the package that each needs
+BASELINES = {"tf.data": "tensorflow", "torch": "torch"}  # with the package that each needs
 
 log = logging.getLogger("alexnet_jax")
 
@@ -42,9 +42,9 @@ log = logging.getLogger("alexnet_jax")
 def run(config, steps: int, rounds: int, seconds: float) -> list[dict]:
     """Measure and print; return a dict for each program and number of workers.
 
-    `what`, `workers`, `images_per_second` (median), `times_better_baseline` (None without baselines),
-    `rounds` (each round's images per second). Raises InputError if the data set cannot be read,
-    ChildProcessError if a program ends.
+    It has `what`, `workers`, `images_per_second` (the median), `times_better_baseline` (None without
+    baselines) and `rounds` (images per second of each round). Raises InputError if the data set cannot be
+    read, and ChildProcessError if a program ends.
     """
     from alexnet_jax.datasets.source import open_source
 
@@ -53,7 +53,7 @@ def run(config, steps: int, rounds: int, seconds: float) -> list[dict]:
     if not hasattr(os, "sched_setaffinity"):
         raise InputError("benchmark input: this system cannot pin a process to CPUs; use Linux")
     for store in STORES:
-        open_source(_with(config, store=store), "train_split")  # prepared where it is not yet
+        open_source(_with(config, store=store), "train_split")  # prepares it if necessary
     with tempfile.TemporaryDirectory(prefix="input-benchmark-") as folder:
         files = _write_files(config, steps, folder)
         names = [*STORES, *_baselines(files, config)]
@@ -74,7 +74,7 @@ def _with(config, **data):
 
 
 def _write_files(config, steps: int, folder: str) -> list[tuple[str, int]]:
-    """Return (file, label) of every example of these steps; an image that comes twice has one file."""
+    """Return (file, label) of every example of these steps; a repeated image has one file."""
     import tensorflow_datasets as tfds
 
     from alexnet_jax.datasets.batches import examples_of_step
@@ -94,7 +94,7 @@ def _write_files(config, steps: int, folder: str) -> list[tuple[str, int]]:
 
 
 def _baselines(files, config) -> list[str]:
-    """Return the baselines that are installed and can do the same work; log a line about each other one."""
+    """Return the baselines that are installed and can do the same work, and log the others."""
     from alexnet_jax.datasets import images
 
     wanted = (config.data.image_size, config.data.image_size, config.data.channels)
@@ -146,8 +146,8 @@ def _row(rates: dict, name: str, workers: int) -> dict:
 
 
 def start(name: str, workers: int, config, steps: int, files):
-    """Return (seconds -> images per second of passes that take so long, facts) of the program `name`."""
-    # Before any library counts the CPUs and starts its threads.
+    """Return (seconds -> images per second of passes over that time, facts) for the program `name`."""
+    # Pin the process before any library counts the CPUs and starts its threads.
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:workers])
     if name in STORES:
         one_pass = _ours(_with(config, store=name, threads=workers), steps)
@@ -185,7 +185,7 @@ def _tf_data(files, batch: int, channels: int, workers: int):
     import tensorflow as tf
 
     def read(path, label):
-        # TensorFlow's default is the fast, inexact DCT; it reads PNG as well.
+        # By default TensorFlow uses the fast, inexact DCT. This function also reads PNG.
         return tf.io.decode_jpeg(tf.io.read_file(path), channels), label
 
     options = tf.data.Options()

@@ -17,7 +17,7 @@ SHAPES = {
 
 
 def random_weights() -> dict[str, np.ndarray]:
-    """Draw N(0, 0.01^2), and biases of 0.1, in PyTorch's names and layout."""
+    """Draw weights from N(0, 0.01^2), with biases of 0.1, in PyTorch's names and layout."""
     draw, weights = np.random.default_rng(0), {}
     for name, shape in SHAPES.items():
         weights[f"{name}.weight"] = 0.01 * draw.standard_normal(shape, np.float32)
@@ -26,7 +26,7 @@ def random_weights() -> dict[str, np.ndarray]:
 
 
 def network(weights: dict[str, np.ndarray]):
-    """Return the model: views, float [batch, 3, 224, 224], less the mean, -> log_softmax [batch, 1000]."""
+    """Return the model: views minus the mean, float [batch, 3, 224, 224], -> log_softmax [batch, 1000]."""
     constants = [numpy_helper.from_array(array, name) for name, array in weights.items()]
     constants.append(numpy_helper.from_array(np.float32(0.5), "half"))
     nodes = []
@@ -41,7 +41,7 @@ def network(weights: dict[str, np.ndarray]):
         return add("Relu", add("Conv", x, *parts, strides=[stride] * 2, pads=pads, group=group))
 
     def response_norm(x, maps, side):
-        """Normalise each column (section 3.3), as images of their own. ONNX divides alpha by the size."""
+        """Normalise each column (section 3.3) as a separate image. ONNX divides alpha by the size."""
         for features in (maps // 2, maps):
             shape = np.array([-1, features, side, side])
             constants.append(numpy_helper.from_array(shape, f"shape {len(constants)}"))
@@ -74,7 +74,7 @@ def network(weights: dict[str, np.ndarray]):
 
 
 def session(weights: dict[str, np.ndarray], threads: int, platform: str = "cpu"):
-    """Return an inference session of the network; `platform` is jax's."""
+    """Return an inference session of the network; `platform` is JAX's."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     provider = "CUDAExecutionProvider" if platform == "gpu" else "CPUExecutionProvider"
@@ -82,7 +82,7 @@ def session(weights: dict[str, np.ndarray], threads: int, platform: str = "cpu")
 
 
 def start(batch: int, threads: int, platform: str):
-    """Return (a step, which is a forward pass, facts); `platform` is jax's, cpu or gpu."""
+    """Return (a step, which is a forward pass, facts); `platform` is JAX's, cpu or gpu."""
     running = session(random_weights(), threads, platform)
     views = np.random.default_rng(1).standard_normal((batch, 3, 224, 224), np.float32)
     facts = {"threads": threads, "device": running.get_providers()[0]}

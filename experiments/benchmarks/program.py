@@ -1,7 +1,7 @@
-"""Programs that take turns, each in a process of its own.
+"""Programs that take turns, each in its own process.
 
-A program is a function at the top of a module, `start(*arguments)`, that returns (turn, facts):
-`turn(*request)` does what is measured and returns the measurement; `facts` is a dict about the program.
+A program is a function at the top of a module, `start(*arguments)`, that returns (turn, facts).
+`turn(*request)` does the measured work and returns the measurement; `facts` is a dict about the program.
 """
 
 import contextlib
@@ -12,7 +12,7 @@ from typing import Any
 from alexnet_jax.runtime.errors import InputError, first_line
 from experiments.environment import environment, huge_pages
 
-# Every program compiles anew, and none takes most of a GPU's memory at its start: the others need a share.
+# Every program compiles again, and none takes most of a GPU's memory at its start: the others need a share.
 VARIABLES = {
     "JAX_ENABLE_COMPILATION_CACHE": "false",
     "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1",
@@ -21,15 +21,15 @@ VARIABLES = {
 
 
 class Program:
-    """A running program; `facts`, and then `turn` as often as wanted.
+    """A running program: call `facts` once, and then `turn` any number of times.
 
-    Both raise InputError if the program does, and ChildProcessError, of one line, if it fails otherwise or
-    its process ends.
+    Both raise InputError if the program does, and a one-line ChildProcessError if it fails otherwise or its
+    process ends.
     """
 
     def __init__(self, name: str, start: Callable, *arguments):
         self.name = name
-        # Spawned, not forked: nothing that this process has started, such as JAX's threads, may be in it.
+        # Spawned, not forked, so that it has nothing that this process has started, such as JAX's threads.
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, start, arguments))
@@ -38,12 +38,12 @@ class Program:
         theirs.close()
 
     def facts(self) -> dict:
-        """Wait until the program is ready, and return its facts; called once, before `turn`."""
+        """Wait until the program is ready, and return its facts. Call this once, before `turn`."""
         return self._receive()
 
     def turn(self, *request) -> Any:
-        """Have the program take a turn while this process waits, and return its measurement."""
-        with contextlib.suppress(ConnectionError):  # it has ended, which the answer will tell
+        """Let the program take a turn while this process waits, and return its measurement."""
+        with contextlib.suppress(ConnectionError):  # the program has ended, as `_receive` reports
             self._connection.send(request)
         return self._receive()
 
@@ -73,7 +73,7 @@ class Program:
 
 
 def _serve(connection, start: Callable, arguments: tuple) -> None:
-    # Nobody listens once the benchmark has stopped this program or has ended. A Ctrl-C in the terminal is for
+    # Nobody listens once the benchmark has ended or has stopped this program. A Ctrl-C in the terminal is for
     # the benchmark, which then stops its programs.
     with contextlib.suppress(ConnectionError, KeyboardInterrupt):
         try:
@@ -83,7 +83,7 @@ def _serve(connection, start: Callable, arguments: tuple) -> None:
                 connection.send(turn(*request))
         except InputError as error:
             connection.send(error)
-        except Exception as error:  # a program of others may raise any
+        except Exception as error:  # baselines may raise any exception
             connection.send(ChildProcessError(f"{type(error).__name__}: {first_line(error)}"))
 
 

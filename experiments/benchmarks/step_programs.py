@@ -1,19 +1,19 @@
-"""The programs of steps.py: ours, those of others, and the product of matrices as a yardstick.
+"""The programs of steps.py: ours, the baselines, and the product of two matrices as a reference.
 
-Each returns (a step, facts). Libraries are imported inside: a program loads its own only.
+Each returns (a step, facts). Libraries are imported inside functions, so that a program loads only its own.
 """
 
 import resource
 import sys
 import time
 
-PRODUCT = 2048  # rows and columns of the matrices whose product says what this machine can do
+PRODUCT = 2048  # rows and columns of the matrices whose product measures the machine's speed
 
 
 def timed(start, started: float, *arguments):
-    """Return (n -> the seconds of n steps and the peak memory, facts) of a program of this module.
+    """Return (n -> the seconds of n steps and the peak memory, facts) for a program of this module.
 
-    Two steps are not measured; `first_step_seconds` is from the time `started` to the end of the first.
+    Two steps are not measured. `first_step_seconds` is the time from `started` to the end of the first.
     """
     step, facts = start(*arguments)
     step()
@@ -29,17 +29,17 @@ def _seconds(step) -> float:
 
 
 def peak_memory() -> int:
-    """Return the most bytes of this process that were ever resident."""
+    """Return the peak resident memory of this process in bytes."""
     try:
         with open("/proc/self/status") as file:
             return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM"))
-    except (OSError, StopIteration):  # not Linux; there getrusage would tell of the parent too
+    except (OSError, StopIteration):  # not Linux; on Linux getrusage would include the parent
         most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return most if sys.platform == "darwin" else most * 1024
 
 
 def ours(what: str, config):
-    """Return a step of our program, "train" or "infer". Raises InputError for a mesh that cannot be."""
+    """Return a step of our program, "train" or "infer". Raises InputError for an impossible mesh."""
     import jax
     import ml_collections
     import numpy as np
@@ -67,9 +67,9 @@ def ours(what: str, config):
         args = init_state(config, mesh, tx), images, labels, statistics
     else:
         outputs = make_view_outputs(config, mesh, views=1)
-        # To be compiled apart from its first run; nothing but the place of the view is fixed by this.
+        # A jit of its own, to compile before the first run; it fixes only the place of the view.
         function = jax.jit(lambda *args: outputs(*args)[0])
-        params = jax.tree.map(  # not init_state, whose momentum would count as memory
+        params = jax.tree.map(  # not init_state, whose momentum would count in the memory
             lambda x: jax.device_put(0.01 * draw.standard_normal(x.shape, np.float32), x.sharding),
             abstract_state(config, mesh, tx).params,
         )
@@ -87,13 +87,13 @@ def ours(what: str, config):
         nonlocal args
         results = jax.block_until_ready(compiled(*args))
         if what == "train":
-            args = (results[0], *args[1:])  # the last state's buffers were given away
+            args = (results[0], *args[1:])  # the last state's buffers were donated
 
     return step, facts
 
 
 def product():
-    """Return a product of two square matrices on one device."""
+    """Return a step that multiplies two square matrices on one device."""
     import jax
 
     x = jax.random.normal(jax.random.key(0), (PRODUCT, PRODUCT))

@@ -1,18 +1,18 @@
-"""Images per second of a training step or of a forward pass, beside PyTorch and ONNX Runtime.
+"""Images per second of a training step or a forward pass, beside PyTorch and ONNX Runtime.
 
-Ours is the step of make_train_step, augmentation and dropout included, on random uint8 images; or the
-forward pass of make_view_outputs, of one central view. The baselines are in torch_baseline.py and
-onnx_baseline.py: the paper's network, in float32. None of them has an input pipeline.
+Our program is the step of make_train_step, with augmentation and dropout, on random uint8 images, or the
+forward pass of make_view_outputs for one central view. The baselines in torch_baseline.py and
+onnx_baseline.py are the paper's network in float32. None of them has an input pipeline.
 
-Each program has a process of its own (program.py), so that they share neither threads nor memory, and starts
-in the same environment. It compiles and takes two steps unmeasured. Then, in each round, each takes `steps`
-steps while the others wait, and the order is reversed from one round to the next: machines drift, and what
-disturbs one round disturbs all programs in it. Images per second are the batch over the median of all steps;
-a ratio is the median of those within a round.
+Each program has its own process (program.py) in the same environment, so that programs share neither threads
+nor memory. It compiles, and takes two steps that are not measured. Then, in each round, each program takes
+`steps` steps while the others wait, in reversed order in every other round. Machines drift, but a disturbance
+of a round affects all programs in it. Images per second are the batch divided by the median of all steps; a
+ratio is the median of the ratios within a round.
 
-In every round jax also multiplies two float32 matrices of 2048x2048 on one device, which shows what this
-machine can do. A program's FLOP/s are those of its convolutions and matrix products, as their definitions
-count them, over its time: an algorithm may do fewer (alexnet_jax/kernels/winograd.py).
+In every round JAX also multiplies two float32 matrices of 2048x2048 on one device, to measure the machine's
+speed. A program's FLOP/s are the operations of its convolutions and matrix products by definition, divided by
+its time; an algorithm may need fewer (alexnet_jax/kernels/winograd.py).
 """
 
 import importlib.metadata
@@ -31,7 +31,7 @@ from experiments.benchmarks.program import Program
 from experiments.benchmarks.step_programs import PRODUCT, onnxruntime, ours, product, timed, torch
 
 STARTS = {"torch": torch, "onnxruntime": onnxruntime}
-PROGRAMS: dict[str, dict[str, dict]] = {  # of each baseline, with their own arguments
+PROGRAMS: dict[str, dict[str, dict]] = {  # the programs of each baseline, with their arguments
     "torch": {
         "torch eager NCHW": {"compiled": False, "channels_last": False},
         "torch eager channels_last": {"compiled": False, "channels_last": True},
@@ -48,20 +48,21 @@ log = logging.getLogger("alexnet_jax")
 def flop_per_image(config, what: str) -> int:
     """Count the floating-point operations of the convolutions and products by definition.
 
-    A multiply-add is two. Backward is twice forward, for the gradients to the weights and to the inputs; the
-    images have none. Normalisation, pooling and the update are not counted. `what` is "train" or "infer".
+    A multiply-add counts as two. The backward pass takes twice the forward pass, for the gradients of weights
+    and of inputs, except those of the images. Normalisation, pooling and the update are not counted. `what`
+    is "train" or "infer".
     """
     work = [layer.multiply_adds for layer in layer_table(config)]
     return 2 * sum(work) if what == "infer" else 2 * (3 * sum(work) - work[0])
 
 
 def run(what: str, variants: list[tuple], baselines: list[str], steps: int, rounds: int) -> dict:
-    """Measure `what`, "train" or "infer", print a table, and return what --json holds.
+    """Measure `what`, "train" or "infer", print a table, and return the results for --json.
 
-    `variants`: (name, configuration) of each of our programs; ratios are of the first of them.
-    `baselines`: "torch", "onnxruntime"; one that is not installed is left out.
-    Raises InputError if the baselines do not run such a network or the devices do not allow a mesh;
-    ChildProcessError if a program ends.
+    `variants` has (name, configuration) for each of our programs; ratios are those of the first program.
+    `baselines` are "torch" and "onnxruntime"; one that is not installed is left out. Raises InputError if the
+    baselines do not run such a network or the devices do not fit the mesh, and ChildProcessError if a program
+    ends.
     """
     baselines = [baseline for baseline in baselines if can_run(baseline, variants)]
     measured = []
@@ -88,7 +89,7 @@ def run(what: str, variants: list[tuple], baselines: list[str], steps: int, roun
 
 
 def can_run(baseline: str, variants: list[tuple]) -> bool:
-    """Return whether a baseline is installed. Raises InputError for a network that it is not written for."""
+    """Return whether a baseline is installed. Raises InputError for a network that it does not support."""
     for _, config in variants:
         if _network(config) != _network(paper.get_config()):
             raise InputError(
@@ -102,22 +103,22 @@ def can_run(baseline: str, variants: list[tuple]) -> bool:
 
 
 def _network(config) -> dict:
-    """Return what decides the work of a step, but for the type of our computation."""
+    """Return the fields that decide the work of a step, except for the type of our computation."""
     model = dict(configuration.flatten(config.model))
     return model | {"dtype": "", "crop_size": config.data.crop_size, "channels": config.data.channels}
 
 
 class Measured:
-    """A program with what is measured of it: `rounds` has the seconds of each step of each round."""
+    """A program with its measurements: `rounds` has the seconds of each step of each round."""
 
     def __init__(self, name: str, batch: int, config, start, *arguments):
-        self.name, self.batch, self.config, self.rounds = name, batch, config, []  # config of ours only
+        self.name, self.batch, self.config, self.rounds = name, batch, config, []  # config: only for ours
         self.peak_memory = 0
         self.facts: dict = {}
         self.program = Program(name, timed, start, time.time(), *arguments)
 
     def images_per_second(self, number: int | None = None) -> float:
-        """Return the rate of one round, or of all."""
+        """Return the rate of one round, or of all rounds."""
         seconds = sum(self.rounds, []) if number is None else self.rounds[number]
         return self.batch / statistics.median(seconds)
 
@@ -128,7 +129,7 @@ class Measured:
 
 
 def _start_all(measured: list, what: str, variants: list[tuple], baselines: list[str]) -> None:
-    """Add our programs, the baselines' and the product of matrices, one after the other as they are ready."""
+    """Add our programs, the baselines' and the product of matrices, each once the one before is ready."""
 
     def add(name, batch, config, start, *arguments):
         measured.append(Measured(name, batch, config, start, *arguments))
@@ -144,7 +145,7 @@ def _start_all(measured: list, what: str, variants: list[tuple], baselines: list
         for name, own in PROGRAMS[baseline].items():
             try:
                 add(name, batch, None, STARTS[baseline], what, common | own)
-            except ChildProcessError as error:  # no compiler, say
+            except ChildProcessError as error:  # for example, without a compiler
                 measured.pop().program.stop()
                 log.info(f"{error}; left out")
     add(f"{PRODUCT}x{PRODUCT} product", 0, None, product)
@@ -161,11 +162,11 @@ def _take_turns(measured: list[Measured], steps: int, rounds: int) -> None:
 
 
 def _row(each: Measured, first: Measured, what: str, product_rate: float) -> dict:
-    """Return a program's results. `first_over_this` are the ratios to it of our first program."""
+    """Return a program's results. `first_over_this` has ratios of our first program's rate to its rate."""
     facts, rate = each.facts, each.images_per_second()
     ratios = [first.images_per_second(n) / each.images_per_second(n) for n in range(len(first.rounds))]
     flops = rate * flop_per_image(each.config or first.config, what)
-    # A CPU is one machine, into however many devices it is split; other devices are one each.
+    # A CPU is one machine, however many devices it is split into; other devices count separately.
     devices = 1 if facts.get("platform") == "cpu" else math.prod(facts.get("mesh", {}).values())
     return {
         "name": each.name,
@@ -213,4 +214,4 @@ def _version(name: str) -> str:
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
-        return "unknown"  # onnxruntime-gpu, say
+        return "unknown"  # for example onnxruntime-gpu

@@ -1,7 +1,7 @@
-"""The paper's two-column network in PyTorch, as its users write it, for experiments/benchmark.py.
+"""The paper's two-column network in idiomatic PyTorch, for experiments/benchmark.py.
 
-The columns are groups of convolutions. The work is that of configs/paper.py, in float32; the images are
-random floats that are on the device already, so that nothing is augmented here.
+The columns are groups of convolutions. The work is that of configs/paper.py, in float32. The images are
+random floats that are on the device already, so that there is no augmentation.
 """
 
 import torch
@@ -35,7 +35,7 @@ class AlexNet(nn.Module):
         return self.fc8(x)
 
     def dropout(self, x):
-        """Apply section 4.2: PyTorch doubles what it keeps in training, the paper halves all at test."""
+        """Apply section 4.2: PyTorch doubles kept units in training, the paper halves all at test."""
         return 0.5 * F.dropout(x, 0.5, self.training)
 
 
@@ -43,11 +43,11 @@ def response_norm(x):
     """Normalise over the maps of one column (section 3.3); F.local_response_norm has no groups."""
     squares = x.square().unflatten(1, (2, -1))  # [batch, columns, maps, height, width]
     means = F.avg_pool3d(squares, (5, 1, 1), stride=1, padding=(2, 0, 0)).flatten(1, 2)
-    return x / (2 + 5e-4 * means).pow(0.75)  # of five maps, so that 5e-4 is the paper's 1e-4 of their sum
+    return x / (2 + 5e-4 * means).pow(0.75)  # 5e-4 of a mean of five maps is the paper's 1e-4 of their sum
 
 
 def start(what: str, batch: int, compiled: bool, channels_last: bool, threads: int, platform: str):
-    """Return (a step of `train` or `infer`, facts); `platform` is jax's, cpu or gpu."""
+    """Return (a step of `train` or `infer`, facts); `platform` is JAX's, cpu or gpu."""
     torch.manual_seed(0)
     torch.set_num_threads(threads)
     device = torch.device("cuda" if platform == "gpu" else "cpu")

@@ -11,7 +11,7 @@ from experiments.plots.runs import short_names
 
 def draw(workdirs: list[str]) -> Figure:
     """Draw validation errors, and the losses of training and validation, against epochs."""
-    keys = -(-len(workdirs) // 3)  # lines of the legend, below both axes
+    keys = -(-len(workdirs) // 3)  # lines of the legend below both axes
     figure = Figure(figsize=(10, 4.2 + 0.2 * keys), layout="constrained")
     errors, losses = figure.subplots(1, 2)
     for number, (workdir, label) in enumerate(zip(workdirs, short_names(workdirs), strict=True)):
@@ -37,5 +37,5 @@ def draw(workdirs: list[str]) -> Figure:
     lines = errors.get_legend_handles_labels()[0][::2]  # each run's first
     legend = figure.legend(handles=lines, fontsize="small", loc="outside lower center", ncols=3)
     for text in legend.get_texts():
-        text.set_parse_math(False)  # a $ in a folder's name is no mathematics
+        text.set_parse_math(False)  # a $ in a folder's name does not start mathematics
     return figure

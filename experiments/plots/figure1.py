@@ -17,12 +17,12 @@ NAMES = {"relu": "ReLU", "tanh": "tanh"}
 def training_errors(workdir: str) -> tuple[np.ndarray, np.ndarray]:
     """Return (epochs, training errors) of a run. Raises InputError if its rows lack them.
 
-    metrics.jsonl has means over the steps between two validations, while the network improves: to first order
-    the error halfway between them. The first point, at 0, is the error of guessing.
+    metrics.jsonl has means over the steps between two validations, while the network improves. To first order
+    a mean is the error halfway between them. The first point, at 0, is the error of guessing.
     """
     rows = read_rows(workdir)
     if any("train_top1_error" not in row for row in rows):
-        raise InputError(f"{workdir}: its metrics.jsonl has no train_top1_error; train it anew")
+        raise InputError(f"{workdir}: its metrics.jsonl has no train_top1_error; train it again")
     guessing = 1 - 1 / configuration.of_run(workdir).model.num_classes
     ends = np.array([0, *(row["epoch"] for row in rows)])
     epochs = np.array([0, *(ends[1:] + ends[:-1]) / 2])
@@ -30,7 +30,7 @@ def training_errors(workdir: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def epochs_to(target: float, epochs, errors) -> float:
-    """Return the epochs until the training error is `target`, interpolated; inf if it never is."""
+    """Return the interpolated epochs until the training error reaches `target`; inf if it never does."""
     points = itertools.pairwise(zip(epochs, errors, strict=True))
     for (start, before), (end, after) in points:
         if after <= target:
@@ -39,7 +39,7 @@ def epochs_to(target: float, epochs, errors) -> float:
 
 
 def draw(workdirs: list[str]) -> Figure:
-    """Draw training error against epochs: a thin line per run, a thick one for each activation's mean."""
+    """Draw training error against epochs: a thin line per run, and a thick one per activation's mean."""
     runs = _runs(workdirs)
     reached = {
         activation: {seed: epochs_to(TARGET, *run) for seed, run in of_seeds.items()}
@@ -87,16 +87,16 @@ def _mean_and_deviation(values) -> str:
 
 
 def _epochs_in_words(epochs: list[float]) -> str:
-    """Return the mean, or how many runs never reached the target: a mean over the rest would flatter."""
+    """Return the mean, or the number of runs that missed the target: a mean of the others would flatter."""
     late = np.isinf(epochs).sum()
-    return f"{late} of {len(epochs)} runs never came" if late else f"{_mean_and_deviation(epochs)} epochs"
+    return f"{late} of {len(epochs)} runs never got" if late else f"{_mean_and_deviation(epochs)} epochs"
 
 
 def _ratio_in_words(reached: dict) -> str:
-    """Return tanh's epochs over ReLU's, by pairs: runs of one seed share initial weights and batches."""
+    """Return the ratio of tanh's epochs to ReLU's, in pairs of one seed, initial weights and batches."""
     relu, tanh = reached["relu"], reached["tanh"]
     seeds = sorted(relu.keys() & tanh.keys())
     if not seeds or np.inf in (*relu.values(), *tanh.values()):
-        return "no ratio: ReLU and tanh must both come there, with the same seeds"
+        return "no ratio: ReLU and tanh must both get there, with the same seeds"
     ratio = _mean_and_deviation([tanh[seed] / relu[seed] for seed in seeds])
     return f"tanh takes {ratio} times the epochs of ReLU to {TARGET:.0%} (seeds: {len(seeds)})"

@@ -9,8 +9,7 @@ from experiments import columns
 def draw(workdir: str, overrides: dict) -> Figure:
     """Draw conv1's kernels of the best checkpoint, all on one scale from black to white.
 
-    There are 16 in a row, as the released code draws them (shownet.py:187), and one picture per column of the
-    network.
+    There are 16 per row, as in the released code (shownet.py:187), and one picture per column of the network.
     """
     step, kernels = columns.conv1(workdir, overrides)
     scaled = (kernels - kernels.min()) / (kernels.max() - kernels.min())

@@ -14,7 +14,7 @@ from alexnet_jax.trained import BATCH, Trained
 
 
 def draw(workdir: str, overrides: dict, indices: list[int]) -> Figure:
-    """Draw a row per test image: itself, its five most probable labels, its six nearest training images."""
+    """Draw a row per test image: the image, its five most probable labels, six nearest training images."""
     config = configuration.of_run(workdir, overrides)
     network = Trained(config, workdir)
     test, train = (
@@ -48,7 +48,7 @@ def draw(workdir: str, overrides: dict, indices: list[int]) -> Figure:
 
 
 def nearest(network: Trained, images: np.ndarray, train: Source, count: int = 6) -> np.ndarray:
-    """Return [n, count] indices of the images of `train` whose features are nearest to each image's.
+    """Return indices [n, count] of the images of `train` with the nearest features to each image's.
 
     Features are the last hidden layer's activations for the central view; the distance is Euclidean.
     """
@@ -61,12 +61,12 @@ def nearest(network: Trained, images: np.ndarray, train: Source, count: int = 6)
 
 
 def features_layer(network: Trained) -> str:
-    """Return the name of the last hidden layer's activations, fc7's of the paper's network."""
+    """Return the name of the last hidden layer's activations: fc7's in the paper's network."""
     layer = layer_table(network.config)[-2]
     return f"{layer.name}/activation" if "activation" in layer.then else layer.name
 
 
 def features(network: Trained, images: np.ndarray) -> np.ndarray:
-    """Return [n, features] of images, the last hidden layer's for the central view."""
+    """Return the last hidden layer's activations [n, features] for the central view of images."""
     name = features_layer(network)
     return network.activations(images, [name])[name].reshape(len(images), -1)

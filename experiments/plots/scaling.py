@@ -1,4 +1,4 @@
-"""Throughput against devices, as experiments/scaling.py estimates it."""
+"""Throughput against devices, as estimated by experiments/scaling.py."""
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator

@@ -1,1 +1,1 @@
-"""Parts of experiments/sweep.py, and the files that list variants."""
+"""The parts of experiments/sweep.py, and the files that list variants."""

@@ -1,6 +1,6 @@
-r"""List every ablation of the paper as a change of the configuration given.
+r"""List every ablation of the paper as a change of the given configuration.
 
-    python -m experiments.sweep --config=configs/paper.py:2010 --sweep=experiments/sweeps/ablations.py \\
+    python -m experiments.sweep --config=configs/paper.py:2010 --sweep=experiments/sweeps/ablations.py \
         --workdir=DIR
     … --sweep='experiments/sweeps/ablations.py:baseline,no dropout'    # some of them
 
@@ -14,9 +14,9 @@ def get_variants(config, names: str = "") -> list[Variant]:
     """Return all variants, or those of `names`, separated by commas."""
     hidden = [name for name in config.model.layers if name != "fc8"]
     convolutions = [name for name in hidden if name.startswith("conv")]
-    # Section 3.2, footnote 2: one column with half the kernels, except where all maps are joined.
+    # Section 3.2, footnote 2: one column with half the kernels, except where the columns' maps are joined.
     one_gpu = {f"model.layers.{c}.features": config.model.layers[c].features // 2 for c in convolutions[:-1]}
-    # Section 5 gives biases of 1 for the sake of ReLUs; with them tanh may not learn at all.
+    # Section 5 sets biases to 1 for the sake of ReLUs; with them tanh may not learn at all.
     no_ones = {f"model.layers.{name}.bias": 0.0 for name in hidden if config.model.layers[name].bias}
     variants = [
         Variant("baseline", {}, "37.5 / 17.0 % (ILSVRC-2010 test, table 1)"),

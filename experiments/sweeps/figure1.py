@@ -1,6 +1,6 @@
 r"""List the networks of figure 1: ReLU and tanh on CIFAR-10.
 
-    python -m experiments.sweep --config=configs/cifar10.py --sweep=experiments/sweeps/figure1.py \\
+    python -m experiments.sweep --config=configs/cifar10.py --sweep=experiments/sweeps/figure1.py \
         --workdir=DIR
 
     python -m experiments.figures figure1 --workdir=DIR
@@ -12,9 +12,9 @@ from experiments.sweeps.variants import Variant
 
 
 def get_variants(config) -> list[Variant]:
-    """Return both, for configs/cifar10.py alone."""
+    """Return both networks, for configs/cifar10.py only."""
     if config.name != "cifar10":
-        raise ValueError("give --config=configs/cifar10.py, whose network tanh's has to be")
+        raise ValueError("give --config=configs/cifar10.py, the network of both")
     return [
         Variant("ReLU", {"model.activation": "relu"}, "25 % training error in a sixth of tanh's epochs"),
         Variant("tanh", {}, "", config="configs/cifar10.py:tanh"),

@@ -1,7 +1,7 @@
 """Run the commands of a sweep on this machine, or as jobs of a cluster through submitit.
 
-`run` of a launcher takes a plan.Run and returns its command's exit code once it has ended, or None if `stop`
-was called meanwhile. WORKDIR/console.log gets what the command prints.
+`run` of a launcher takes a plan.Run and returns the exit code of its command once it has ended, or None if
+`stop` was called meanwhile. The output of the command goes to WORKDIR/console.log.
 """
 
 import json
@@ -14,7 +14,7 @@ import threading
 from alexnet_jax.runtime.errors import InputError
 from experiments.environment import huge_pages
 
-# Linux kills what this starts when the thread that started it ends, also if SIGKILL ended it.
+# Linux kills the started program when the thread that started it ends, even by SIGKILL.
 _WITH_PARENT = """
 import ctypes, os, signal, sys
 if sys.platform == "linux":
@@ -25,9 +25,9 @@ os.execv(sys.argv[1], sys.argv[1:])
 
 
 def run_here(command: list[str], workdir: str, started=lambda _: None) -> int:
-    """Return the exit code of a command, whose first part is a path. The command ends with this process."""
+    """Run a command, whose first part is a path, and return its exit code. It ends with this process."""
     with open(os.path.join(workdir, "console.log"), "ab") as console:
-        # In a session of its own: Ctrl-C in a terminal is for the sweep, which then asks its runs to save.
+        # In its own session: Ctrl-C in a terminal is for the sweep, which then asks its runs to save.
         process = subprocess.Popen(
             [sys.executable, "-c", _WITH_PARENT, *command],
             stdout=console,
@@ -42,11 +42,11 @@ def run_here(command: list[str], workdir: str, started=lambda _: None) -> int:
 class Local:
     """Processes of this machine, `jobs` at a time, each on its share of the CPUs.
 
-    Two small networks that share two cores train at three quarters of their rate on one core each.
+    If two small networks share two cores, they train at three quarters of their rate with one core each.
     """
 
     def __init__(self, jobs: int):
-        # An RLock, because a signal may come while the handler of another one is in `stop`.
+        # An RLock, because a signal may come while the handler of another signal is in `stop`.
         self._processes, self._lock, self._stopping = [], threading.RLock(), False
         self._shares = queue.SimpleQueue()
         for job in range(jobs):
@@ -57,7 +57,7 @@ class Local:
         cpus = self._shares.get()
         try:
             if cpus:
-                os.sched_setaffinity(0, cpus)  # on Linux of this thread, and of the process that it starts
+                os.sched_setaffinity(0, cpus)  # on Linux for this thread and the process that it starts
             code = run_here(run.command, run.workdir, self._add)
         finally:
             self._shares.put(cpus)
@@ -74,12 +74,12 @@ class Local:
         with self._lock:
             self._stopping = True
             for process in self._processes:
-                process.terminate()  # one that has ended is left alone
+                process.terminate()  # does nothing to a process that has ended
         return "the runs are saving"
 
 
 def _share(job: int, jobs: int) -> list[int]:
-    """Return the CPUs of one of `jobs`; [], for all, if there are fewer or the system does not tell."""
+    """Return the CPUs of one of `jobs`, or [] for all if there are fewer CPUs or the system does not say."""
     cpus = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     return cpus[job * len(cpus) // jobs : (job + 1) * len(cpus) // jobs] if jobs <= len(cpus) else []
 
@@ -87,12 +87,12 @@ def _share(job: int, jobs: int) -> list[int]:
 class Submitit:
     """Jobs of SLURM, or processes here if `cluster` is "local".
 
-    Jobs outlive the sweep. job.json keeps their numbers, and the next sweep takes up those that have not
-    failed and whose results would be equal.
+    Jobs outlive the sweep. job.json keeps their numbers, and the next sweep adopts those that have not failed
+    and would give the same result.
     """
 
     def __init__(self, folder: str, parameters: dict, cluster: str = "slurm", poll_seconds: float = 2):
-        """Raise InputError if there is no SLURM, or for parameters that submitit does not know."""
+        """Raise InputError if SLURM is missing or submitit does not know the parameters."""
         import submitit
 
         self._folder = os.path.join(folder, "submitit")
@@ -101,9 +101,9 @@ class Submitit:
         try:
             self._executor = submitit.AutoExecutor(self._folder, cluster=cluster)
             self._executor.update_parameters(**{"name": "alexnet_jax", "timeout_min": 24 * 60, **parameters})
-        except Exception as error:  # submitit raises many kinds, NameError and AssertionError among them
+        except Exception as error:  # submitit raises many exceptions, such as NameError and AssertionError
             raise InputError(f"--launcher=slurm: {' '.join(str(error).split())}") from None
-        self._lock = threading.Lock()  # submitit's executors are not for several threads
+        self._lock = threading.Lock()  # submitit's executors are not thread-safe
 
     def run(self, run) -> int | None:
         """Submit the command of a run, unless its job is there already, and wait for its end."""
@@ -119,7 +119,7 @@ class Submitit:
         return _exit_code(job)
 
     def _former_job(self, run):
-        """Return the job of a former sweep for this very run, or None if there is none or it failed."""
+        """Return the job of an earlier sweep for the same run, or None if there is none or it failed."""
         try:
             with open(os.path.join(run.workdir, "job.json")) as file:
                 job_id, made_by = json.load(file)
@@ -132,7 +132,7 @@ class Submitit:
     def stop(self) -> str:
         """Stop waiting for the jobs; return a line for the user."""
         self._stop.set()
-        return "the jobs go on; the same command waits for them again"
+        return "the jobs continue; the same command waits for them again"
 
 
 def _exit_code(job) -> int:

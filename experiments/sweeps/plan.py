@@ -1,7 +1,7 @@
 """The runs of a sweep: every line of its table with every seed, as commands with workdirs.
 
-load_variants    the lines that a sweep's file lists
-Plan             their runs, each with those that must be finished before it
+load_variants    return the lines that a sweep's file lists
+Plan             the runs of all lines, each with the runs that must finish before it
 Run              one command, and its result
 """
 
@@ -30,25 +30,25 @@ FOLDER = "experiments/sweeps"
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """One command and the workdir in which it leaves eval.json."""
+    """One command and the workdir in which it writes eval.json."""
 
     line: str
     seed: int
     workdir: str
     command: list[str]
-    needs: list["Run"]  # which must be finished before
+    needs: list["Run"]  # runs that must finish first
     num_epochs: int = 0
-    config: str = ""  # as JSON: the configuration's file may be edited before the sweep goes on
+    config: str = ""  # as JSON: the configuration's file may be edited before the sweep resumes
     data: str = ""  # data_of its configuration
 
     @property
     def name(self) -> str:
-        """Return the name that the log gives the run."""
+        """Return the name of the run in the log."""
         return f"{self.line}, seed {self.seed}"
 
     @property
     def made_by(self) -> list:
-        """Return all that decides the result. Another interpreter does not."""
+        """Return all that decides the result, which does not include the interpreter."""
         data = fingerprints.combined(self.data)
         return [self.command[1:], self.config, data, *(need.made_by for need in self.needs)]
 
@@ -62,7 +62,7 @@ class Run:
             return 0
 
     def result(self) -> dict:
-        """Return the result that `keep_result` stored for this very run, or {}."""
+        """Return the result that `keep_result` stored for the same run, or {}."""
         try:
             with open(self._kept) as file:
                 kept = json.load(file)
@@ -71,7 +71,7 @@ class Run:
             return {}
 
     def keep_result(self) -> bool:
-        """Mark the run as finished; return False if it has left no result.
+        """Mark the run as finished; return False if it left no result.
 
         This copies eval.json, because evaluating the workdir by hand overwrites that file.
         """
@@ -81,9 +81,9 @@ class Run:
         return bool(result)
 
     def set_aside_what_is_stale(self) -> list[str]:
-        """Rename what the workdir holds of another configuration, other data or other pre-training.
+        """Rename files of another configuration, other data or other pre-training in the workdir.
 
-        Return a line for each. A run that only lacks its last epochs stays.
+        Return one line for each. A run that only lacks its last epochs stays.
         """
         stored = read_config(self.workdir)
         if stored is not None and self.config:
@@ -104,12 +104,12 @@ class Run:
         return []
 
     def _is_of_other_data(self) -> bool:
-        """Return whether the run learned from other data than there is now."""
+        """Return whether the run learned from other data than the present data."""
         stored, now = identity.read(self.workdir), json.loads(self.data or "{}")
         return any(stored and stored[name] and now and stored[name] != now[name] for name in identity.SPLITS)
 
     def _starts_from_another(self) -> bool:
-        """Return whether the run started from other parameters than those it is to start from now."""
+        """Return whether the run started from other parameters than it would start from now."""
         origin = (identity.read(self.workdir) or {}).get("origin", {})
         wanted = [need.result() for need in self.needs]
         return any(
@@ -133,7 +133,7 @@ def _rename(path: str) -> str:
 def data_of(config) -> str:
     """Return the identity of the splits that a run reads, as JSON, or "" if they cannot be opened here.
 
-    A run that cannot open them says why.
+    The run itself then reports the reason.
     """
     from alexnet_jax.datasets.source import open_source
 
@@ -148,7 +148,7 @@ def data_of(config) -> str:
 def load_variants(sweep: str, config) -> list[Variant | Ensemble]:
     """Return the lines that --sweep=FILE[:ARG] lists for a configuration. Raises InputError.
 
-    A FILE that is not in experiments/ is looked for in experiments/sweeps/.
+    A FILE that is missing in experiments/ is searched in experiments/sweeps/.
     """
     path, colon, argument = sweep.partition(":")
     file = pathlib.Path(path)
@@ -158,16 +158,16 @@ def load_variants(sweep: str, config) -> list[Variant | Ensemble]:
     variants = command_line.call_file("--sweep", value, "get_variants", config, folder=FOLDER)
     kinds = Variant | Ensemble
     if not isinstance(variants, list) or not all(isinstance(variant, kinds) for variant in variants):
-        raise InputError(f"--sweep={sweep}: its get_variants returns no list of Variant and Ensemble")
+        raise InputError(f"--sweep={sweep}: its get_variants does not return a list of Variant and Ensemble")
     folders = [_folder(variant.name) for variant in variants]
     if not variants or not all(folders) or len(set(folders)) < len(folders):
-        raise InputError(f"--sweep={sweep}: lists nothing, or two of one name; give each its own")
+        raise InputError(f"--sweep={sweep}: lists nothing, or two with one name; give each its own name")
     _check_order(sweep, variants)
     return variants
 
 
 def _check_order(sweep: str, variants: list) -> None:
-    """Raise InputError unless each line comes after those that it is made of."""
+    """Raise InputError unless each line comes after the lines that it uses."""
     networks = set()
     for variant in variants:
         ensemble = isinstance(variant, Ensemble)
@@ -175,21 +175,21 @@ def _check_order(sweep: str, variants: list) -> None:
         for name in named:
             if name not in networks:
                 raise InputError(
-                    f"--sweep={sweep}: {variant.name} names {name!r}, no network listed before it"
+                    f"--sweep={sweep}: {variant.name} names {name!r}, which is not a network listed before it"
                 )
         if not ensemble:
             networks.add(variant.name)
 
 
 def _folder(name: str) -> str:
-    """Return the folder of a line, or "" if the name allows none."""
+    """Return the folder of a line, or "" if its name gives none."""
     return re.sub(r"[^\w.-]+", "-", name).lstrip(".")
 
 
 class Plan:
     """The runs of a sweep, the first seed of all lines first.
 
-    Of each line by its name: `overrides`, as flags; `task`, by which errors can be compared.
+    For each line by name, `overrides` has its flags, and `task` is equal for lines with comparable errors.
     """
 
     def __init__(
@@ -217,7 +217,7 @@ class Plan:
         return [run for run in self.runs if run.line == name]
 
     def _seeds_of(self, name: str, seeds: int) -> int:
-        """Return how many seeds a line has: those wanted, and those that later lines are made of."""
+        """Return the number of seeds of a line, for itself and for later lines that use it."""
         wanted = [seeds]
         for variant in self.variants:
             if isinstance(variant, Ensemble):
@@ -265,7 +265,7 @@ class Plan:
         (self.task[variant.name],) = tasks
         members = " and ".join(f"{n} of {name}" for name, n in variant.members.items())
         self.overrides[variant.name] = " ".join([members, *as_flags(variant.overrides)])
-        # A member's config.json may say where the data lay on another machine, and how to evaluate by hand.
+        # A member's config.json may name a data folder of another machine, or other evaluation fields.
         where = {
             field: value
             for field, value in self._given.items()
@@ -285,7 +285,7 @@ class Plan:
         return runs
 
     def _data_of_config(self, config) -> str:
-        """Return `data_of` a configuration, opened once for all with the same fields."""
+        """Return `data_of` a configuration, computed once for all with the same data fields."""
         key = json.dumps(config.data.to_dict(), sort_keys=True)
         if key not in self._data:
             self._data[key] = self._data_of(config)

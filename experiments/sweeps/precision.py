@@ -1,15 +1,17 @@
-r"""List float32 and bfloat16 (model.dtype); parameters, sums of logits and losses stay float32.
+r"""List float32 and bfloat16 (model.dtype).
 
-python -m experiments.sweep --config=configs/quickstart.py --sweep=experiments/sweeps/precision.py \\
+    python -m experiments.sweep --config=configs/quickstart.py --sweep=experiments/sweeps/precision.py \
         --workdir=DIR
+
+Parameters, sums of logits and losses stay float32.
 """
 
 from experiments.sweeps.variants import Variant
 
 
 def get_variants(config) -> list[Variant]:
-    del config
     """Return both, float32 first."""
+    del config
     return [
         Variant("float32", {"model.dtype": "float32"}, ""),
         Variant("bfloat16", {"model.dtype": "bfloat16"}, ""),

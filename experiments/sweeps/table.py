@@ -1,7 +1,7 @@
-"""The table of a sweep: results.csv, the only module that knows it, and results.md.
+"""The table of a sweep: results.csv, whose format only this module knows, and results.md.
 
-results.csv has one line per variant: its errors over seeds, as fractions, and their differences to the first
-line's.
+results.csv has one line per variant: its errors over seeds, as fractions, and their differences from the
+first line's.
 """
 
 import csv
@@ -14,11 +14,11 @@ from alexnet_jax.runtime.errors import InputError
 from alexnet_jax.runtime.files import write_text
 from experiments.sweeps.plan import Plan, Run
 
-AGAIN = "the sweep's command writes it anew"
+AGAIN = "the sweep's command rewrites it"
 
 
 def write(workdir: str, title: str, plan: Plan, results: dict[str, dict], failed: set[str]) -> None:
-    """Write both files. `results` has the result of every run by its name, or {}."""
+    """Write both files. `results` has the result of every run by name, or {}."""
     rows, text = make_rows(plan, results, failed), io.StringIO()
     writer = csv.DictWriter(text, rows[0], lineterminator="\n")
     writer.writeheader()
@@ -55,10 +55,10 @@ def make_rows(plan: Plan, results: dict[str, dict], failed: set[str]) -> list[di
 
 
 def _differences(plan: Plan, results: dict[str, dict], runs: list[Run], error: str) -> list[float]:
-    """Return each run's difference to the first line; none for that line itself, or another task.
+    """Return each run's difference from the first line; none for that line itself, or another task.
 
-    A run is compared with the runs of the first line that it is made of, or else with the run of its seed,
-    which had the same order of images. So the differences of a line are independent of each other.
+    A run is compared with the runs of the first line that it uses or, without any, with the run of its seed,
+    which had the same order of images. The differences of a line are therefore independent of each other.
     """
     first = plan.of_line(plan.variants[0].name)
     if runs == first or plan.task[runs[0].line] != plan.task[first[0].line]:
@@ -140,5 +140,5 @@ def read_differences(folder: str) -> list[tuple[str, float, float]]:
                     raise ValueError(f"it has {change} ± {error}")
                 found.append((row["variant"], change, error))
     except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{folder}/results.csv: is no table of a sweep ({error}); {AGAIN}") from None
+        raise InputError(f"{folder}/results.csv: is not a table of a sweep ({error}); {AGAIN}") from None
     return found

@@ -4,15 +4,15 @@
     … --sweep=experiments/sweeps/table2.py:AUTUMN2011 --seeds=1 …
 
 AUTUMN2011 is the folder of ImageNet's release of autumn 2011 (configs/pretrain22k.py). Without it the table
-lacks the lines with a star, whose networks are pre-trained on that release. One seed of the table is five
-networks, or seven and two pre-trainings.
+lacks the lines with a star, whose networks are pre-trained on that release. One seed of the table takes five
+networks, or seven networks and two pre-trainings.
 """
 
 from experiments.sweeps.variants import Ensemble, Variant
 
 
 def get_variants(config, autumn2011: str = "") -> list[Variant | Ensemble]:
-    """Return the published lines; with `autumn2011` also those with a star."""
+    """Return the published lines, including those with a star if `autumn2011` is given."""
     del config
     one, star = "1 CNN", "1 CNN*"
     published: list[Variant | Ensemble] = [

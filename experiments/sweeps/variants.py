@@ -9,13 +9,13 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """A network to be trained."""
+    """A network to train."""
 
     name: str
     overrides: dict  # field of the configuration -> value
-    paper: str  # what the paper reports
-    config: str = ""  # configs/NAME.py[:ARG], if not that of --config
-    init_from: str = ""  # the name of an earlier variant, from whose run of the same seed it starts
+    paper: str  # the paper's result
+    config: str = ""  # configs/NAME.py[:ARG], if it differs from --config
+    init_from: str = ""  # name of an earlier variant; training starts from its run with the same seed
 
     def __post_init__(self):
         _check_overrides(self.name, self.overrides)
