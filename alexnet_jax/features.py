@@ -116,7 +116,8 @@ def extract(
         else:
             _append(network, source, arrays, first // BATCH * BATCH, column)
         _write_index(folder, source)
-        os.replace(os.path.join(folder, _UNFINISHED), os.path.join(folder, _RECORD))
+        with contextlib.suppress(FileNotFoundError):  # they were whole before
+            os.replace(os.path.join(folder, _UNFINISHED), os.path.join(folder, _RECORD))
     log.info(f"{len(source):,} rows of {', '.join(shapes)} are in {printable(folder)}")
 
 
@@ -184,7 +185,6 @@ def _begin(folder: str, record: dict[str, Any]) -> None:
             raise InputError(
                 f"--out={printable(folder)}: has features of another {' and '.join(other)}; give another"
             )
-        os.replace(path, paths[1])
         return
     taken = [name for name in sorted(os.listdir(folder)) if not re.fullmatch(r"\..*|.*\.part", name)]
     if taken:
