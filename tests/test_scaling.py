@@ -24,6 +24,11 @@ MB = 1024 * 1024
         ("bf16[1048576]{0} all-gather(%x), replica_groups=[2,4]<=[4,2]T(1,0)", "data", 1.5),
         ("bf16[1048576]{0} all-gather(%x), replica_groups=[4,2]<=[2,4]T(1,0)", "data", 1),
         ("(f32[524288]{0}, f32[1048576]{0}) all-gather-start(%x), replica_groups={{0,1},{2,3}}", "column", 2),
+        (
+            "((f32[2097152]), f32[1048576]) reduce-scatter-start(%x), replica_groups={{0,1},{2,3}}",
+            "column",
+            4,
+        ),
         ("f32[1048576]{0} reduce-scatter(%x), replica_groups={{0,1},{2,3}}", "column", 4),
         ("f32[1048576]{0} collective-permute(%x), source_target_pairs={{0,1},{1,0}}", "column", 4),
         ("f32[1048576]{0} collective-permute(%x), source_target_pairs={{0,2},{2,4}}", "data", 4),

@@ -145,8 +145,10 @@ def _detect(coordinator: str | None, processes: int | None, process: int | None,
                 coordinator, processes, process, None, None, seconds
             )
     except Exception as error:  # Kubernetes and metadata servers have exceptions of their own
-        if None not in (coordinator, processes, process):
-            return coordinator, processes, process, None
+        # Newer versions of JAX detect Open MPI 5, and fail without mpi4py.
+        found = _from_launcher(coordinator, processes, process, None)
+        if None not in found[:3]:
+            return found
         raise InputError(
             f"--processes: a cluster was detected, but not its processes ({first_line(error)});"
             " give --coordinator, --processes and --process, or --processes=1"

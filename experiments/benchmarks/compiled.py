@@ -57,8 +57,9 @@ def exchanged(program: str, columns: int) -> dict[str, float]:
             BYTES.get(kind, 4) * math.prod(_numbers(shape))
             for kind, shape in re.findall(r"(\w+)\[([\d,]*)\]", found[1])
         ]
-        # The start of an all-gather or a permutation also lists its operand.
+        # The start of an exchange also lists its operand.
         size = max(sizes) if re.search(r"(all-gather|permute)-start\(", line) else sum(sizes)
+        size = min(sizes) if "reduce-scatter-start(" in line else size
         groups = groups_of(line, devices)
         group = len(groups[0])
         if found[2] == "reduce-scatter":
