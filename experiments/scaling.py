@@ -8,13 +8,15 @@ FILE.md; that of TPUs has a picture, FILE.png and FILE.pdf.
 TPUs need libtpu, whose mere presence makes jax look for a TPU at every start, and GPUs the CUDA plugin:
 `make scaling` and `make scaling-gpu` keep them in virtual environments of their own.
 
-    time            TPU: the compiler's cycles of one device's operations in a row, loops included. GPU: XLA's
-                    estimate of its kernels (H100 only), and of convolutions, which are cuDNN's and have none,
-                    their arithmetic at the peak. Both: plus the bytes exchanged over the links' bandwidth.
-                    Nothing overlaps. It is an estimate, of a GPU a bound, and no measurement.
-    floor, bytes    what a step must move (benchmarks/compiled.py: `floors`) at the memory's bandwidth
-    floor, FLOP     its products at the peak of the default precision: TF32 on GPUs, a bfloat16 pass on TPUs
-    times floor     the time without exchange over the larger floor; of a GPU bytes moved over the floor's
+    compute            of TPUs: the compiler's cycles of one device's operations in a row, loops included
+    the others         of GPUs: XLA's estimate of the kernels that are not convolutions; none for A100
+    exchange           the bytes exchanged over the bandwidth of the links, without overlap
+    floor of bytes     the bytes that a step must move (benchmarks/compiled.py) at the memory's bandwidth
+    floor of FLOP      its products at the peak of the default precision: TF32 (GPUs), a bfloat16 pass (TPUs)
+    times the floor    of TPUs: compute over the larger floor; of GPUs: bytes moved over those of the floor
+
+These are estimates, not measurements. GPUs have no rate of images: nothing tells the time of cuDNN's
+convolutions. TPUs have one, from compute and exchange.
 
 Peak rates and bandwidths are those that Google and NVIDIA publish (Cloud TPU documentation, "TPU v4", "v5e",
 "v6e"; data sheets of H100 SXM and A100 80GB SXM), all links of a device taken together, which a group of few
@@ -142,22 +144,28 @@ def row(topology: str, columns: int, batch: int, dtype: str = "float32") -> dict
     device, sent = DEVICES[topology.partition(":")[0]], compiled.exchanged(program, columns)
     peak = device.flops_bfloat16 if dtype == "bfloat16" else device.flops
     moved, flop = compiled.floors(config, batch, devices // columns, columns)
-    of_gpu = {}
-    if device.platform == "tpu":
-        compute = compiled.cycles(program) / device.clock
-        times_floor = compute / max(moved / device.memory, flop / peak)
-    else:
-        found = compiled.traffic(program)
-        compute = found.estimated + _convolutions(config, batch * columns / devices) / columns / peak
-        times_floor = found.moved / moved
-        of_gpu = {
-            "launches": found.launches, "moved_gb": found.moved / 1e9,
-            "kernels_ms": 1e3 * found.estimated, "convolutions": found.convolutions,
-        }  # fmt: skip
     links = device.links if device.platform == "tpu" or devices <= GPU_HOST else GPU_NETWORK
     exchange = sent["column"] / device.links + sent["data"] / links
-    images_per_second = batch / (compute + exchange)
-    hours = IMAGES * EPOCHS / images_per_second / 3600
+    if device.platform == "tpu":
+        compute = compiled.cycles(program) / device.clock
+        images_per_second = batch / (compute + exchange)
+        hours = IMAGES * EPOCHS / images_per_second / 3600
+        own = {
+            "compute_ms": 1e3 * compute,
+            "times_floor": compute / max(moved / device.memory, flop / peak),
+            "images_per_second": images_per_second,
+            "days": hours / 24,
+            "device_hours": hours * devices,
+        }
+    else:
+        found = compiled.traffic(program)
+        own = {
+            "launches": found.launches,
+            "convolutions": found.convolutions,
+            "kernels_ms": 1e3 * found.estimated if found.estimated else None,
+            "moved_gb": found.moved / 1e9,
+            "times_floor": found.moved / moved,
+        }
     return {
         "topology": topology,
         "devices": devices,
@@ -166,26 +174,13 @@ def row(topology: str, columns: int, batch: int, dtype: str = "float32") -> dict
         "global_batch": batch,
         "gflop": flop / 1e9,
         "memory_mb": (memory.argument_size_in_bytes + memory.temp_size_in_bytes) / 1e6,
-        **of_gpu,
         "column_mb": sent["column"] / 1e6,
         "data_mb": sent["data"] / 1e6,
-        "compute_ms": 1e3 * compute,
         "exchange_ms": 1e3 * exchange,
         "floor_bytes_ms": 1e3 * moved / device.memory,
         "floor_flop_ms": 1e3 * flop / peak,
-        "times_floor": times_floor,
-        "images_per_second": images_per_second,
-        "days": hours / 24,
-        "device_hours": hours * devices,
+        **own,
     }
-
-
-def _convolutions(config, images: float) -> float:
-    """Return the floating-point operations of the convolutions in a step on so many images."""
-    from alexnet_jax.table import layer_table
-
-    work = [row.multiply_adds for row in layer_table(config) if len(row.output) == 3]
-    return 2 * (3 * sum(work) - work[0]) * images
 
 
 def cases(topologies, per_device: int) -> list[tuple[str, int, int]]:
@@ -206,34 +201,38 @@ def _number(topology: str) -> int:
     return DEVICES[kind].devices * math.prod(int(n) for n in chips.split("x"))
 
 
+COLUMNS = {  # key of a row: (its head, its format)
+    "global_batch": ("global batch", ",d"),
+    "gflop": ("GFLOP", ".1f"),
+    "memory_mb": ("memory, MB", ",.0f"),
+    "launches": ("launches", "d"),
+    "convolutions": ("of them cuDNN's convolutions", "d"),
+    "kernels_ms": ("the others, ms", ".2f"),
+    "moved_gb": ("GB moved", ".2f"),
+    "column_mb": ("over `column`, MB", ".2f"),
+    "data_mb": ("over `data`, MB", ".0f"),
+    "compute_ms": ("compute, ms", ".2f"),
+    "exchange_ms": ("exchange, ms", ".2f"),
+    "floor_bytes_ms": ("floor of bytes, ms", ".2f"),
+    "floor_flop_ms": ("floor of FLOP, ms", ".2f"),
+    "times_floor": ("times the floor", ".2f"),
+    "images_per_second": ("images/s", ",.0f"),
+    "days": ("90 epochs, days", ".3f"),
+    "device_hours": ("device-hours", ",.1f"),
+}
+
+
 def markdown(rows: list[dict]) -> str:
     """Return the table."""
-    gpu = "launches" in rows[0]
-    head = (
-        "devices", "mesh", "global batch", "GFLOP", "memory, MB",
-        *(("launches", "GB moved", "kernels without convolutions, ms") if gpu else ()),
-        "over `column`, MB", "over `data`, MB", "compute, ms", "exchange, ms", "floor, bytes, ms",
-        "floor, FLOP, ms", "times floor", "images/s", "90 epochs, days", "device-hours",
-    )  # fmt: skip
+    columns = {key: column for key, column in COLUMNS.items() if key in rows[0]}
+    head = ("devices", "mesh", *(head for head, _ in columns.values()))
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for r in rows:
-        own = (f"{r['launches']}", f"{r['moved_gb']:.2f}", f"{r['kernels_ms']:.2f}") if gpu else ()
-        cells = (
-            f"{r['topology']} ({r['devices']})" + ", bfloat16" * (r["dtype"] == "bfloat16"),
-            "{} x {}".format(*r["mesh"]), f"{r['global_batch']:,}", f"{r['gflop']:.1f}",
-            f"{r['memory_mb']:,.0f}", *own, f"{r['column_mb']:.2f}", f"{r['data_mb']:.0f}",
-            f"{r['compute_ms']:.2f}", f"{r['exchange_ms']:.2f}", f"{r['floor_bytes_ms']:.2f}",
-            f"{r['floor_flop_ms']:.2f}", f"{r['times_floor']:.2f}", f"{r['images_per_second']:,.0f}",
-            f"{r['days']:.3f}", f"{r['device_hours']:,.1f}",
-        )  # fmt: skip
-        lines.append("| " + " | ".join(cells) + " |")
+        devices = f"{r['topology']} ({r['devices']})" + ", bfloat16" * (r["dtype"] == "bfloat16")
+        numbers = ("-" if r[key] is None else format(r[key], kind) for key, (_, kind) in columns.items())
+        lines.append("| " + " | ".join((devices, "{} x {}".format(*r["mesh"]), *numbers)) + " |")
     if any(r["topology"].startswith("v6e") for r in rows):
         lines += ["", f"v6e: a clock of {DEVICES['v6e'].clock / 1e9} GHz is assumed."]
-    if gpu:
-        lines += [
-            "",
-            "Compute: XLA's estimate of the kernels (none on A100), and convolutions at the peak: a bound.",
-        ]
     return "\n".join(lines) + "\n"
 
 
@@ -278,7 +277,7 @@ def main(arguments: list[str]) -> None:
         left = (time.monotonic() - start) / number * (len(todo) - number)
         r = rows[-1]
         print(f"{number} of {len(todo)}: {r['topology']}, mesh {r['mesh']}, batch {r['global_batch']}:"
-              f" {r['images_per_second']:,.0f} images/s; {left:.0f} s left", flush=True)  # fmt: skip
+              f" {r['times_floor']:.2f} times the floor; {left:.0f} s left", flush=True)  # fmt: skip
 
     if "launches" in rows[0]:
         return
