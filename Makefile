@@ -53,21 +53,21 @@ lint: .venv/installed
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
 	  { echo "error: $(PYTHON) is not 3.11, 3.12 or 3.13; give another: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 2; }
 	$(PYTHON) -m venv .venv
-	.venv/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	.venv/bin/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[test]'
 	touch $@
 
 .venv/oracle-installed: .venv/installed
-	.venv/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[oracle]'
+	.venv/bin/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[oracle]'
 	touch $@
 
 .venv-scaling/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-scaling
-	.venv-scaling/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[scaling]'
+	.venv-scaling/bin/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[scaling]'
 	touch $@
 
 .venv-scaling-gpu/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-scaling-gpu
-	.venv-scaling-gpu/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[scaling-gpu]'
+	.venv-scaling-gpu/bin/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[scaling-gpu]'
 	touch $@
 
 .PHONY: quickstart check test oracle oldest newest soak scaling scaling-gpu lint

@@ -91,6 +91,8 @@ def test_nothing_is_compiled_after_the_first_epoch(data_dir, tmp_path, monkeypat
     config.data.val_split, config.data.test_split = "train[59500:]", "test[:250]"
     config.num_epochs, config.checkpoint.every_steps, config.batch_size = 4, 3, 64
     config.model.width = 0.25
+    for layer in ("conv3", "conv4", "conv5", "fc6"):
+        config.model.layers[layer].enabled = False
     config.optimizer.learning_rate, config.eval.views = 1e-9, 1  # no better, so that the rate drops
     jax.config.update("jax_disable_most_optimizations", True)  # in half the time
     try:
