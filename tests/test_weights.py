@@ -630,6 +630,12 @@ def attacks(folder, proof):
     yield "bomb.pth", "compressed"
     torch_zip(folder / "large.pth", {}, b"N" * (1 << 21))
     yield "large.pth", "too large"
+    torch_zip(folder / "entry.pth", tensors)  # an entry's two sizes differ, and one of them is gigabytes
+    content = bytearray((folder / "entry.pth").read_bytes())
+    entry = content.index(b"PK\1\2")
+    content[entry + 20 : entry + 24] = struct.pack("<I", 1 << 30)
+    (folder / "entry.pth").write_bytes(content)
+    yield "entry.pth", "compressed or too large"
     torch_zip(folder / "path.pth", {}, folder="../../up")
     yield "path.pth", "has no features.0.weight"
     torch_zip(folder / "half.pth", tensors, state_pickle(tensors, "Half"))

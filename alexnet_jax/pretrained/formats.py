@@ -273,7 +273,8 @@ def _torch(file: BoundedReader) -> Weights:
 
     def content(name: str, limit: int = _MAX_STORAGE) -> bytes:
         member = archive.getinfo(folders[0] + name)
-        if member.compress_type != zipfile.ZIP_STORED or member.file_size > limit:
+        stored = member.compress_type == zipfile.ZIP_STORED and member.compress_size == member.file_size
+        if not stored or member.file_size > limit:
             raise _Unusable(
                 f"has {ascii(name)[:60]} compressed or too large; torch.save does not write it so"
             )
