@@ -76,6 +76,20 @@ def swept(data_dir, tmp_path_factory):
     return folder / "w", done.stdout
 
 
+@pytest.fixture(scope="module")
+def workdir(swept):
+    """The folder of a run of that sweep."""
+    return swept[0] / "ReLU" / "seed-0"
+
+
+@pytest.fixture(scope="module")
+def net(workdir):
+    """Its network, for use from Python."""
+    import alexnet_jax
+
+    return alexnet_jax.load(workdir)
+
+
 STARTING = {"finished", "swept"}  # fixtures of which each runs a program
 
 

@@ -8,22 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import alexnet_jax
 from alexnet_jax import features
 from alexnet_jax.datasets import pictures
 from alexnet_jax.runtime.errors import InputError, Stopped, UnreadableFiles
 
 LAYERS = ["fc7", "conv5/pool"]
-
-
-@pytest.fixture(scope="module")
-def workdir(swept):
-    return pathlib.Path(swept[0] / "ReLU" / "seed-0")
-
-
-@pytest.fixture(scope="module")
-def net(workdir):
-    return alexnet_jax.load(workdir)
 
 
 @pytest.fixture

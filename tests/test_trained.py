@@ -1,7 +1,5 @@
 """alexnet_jax/trained.py, as a notebook uses it: predictions, activations, gradients."""
 
-import pathlib
-
 import jax
 import numpy as np
 import pytest
@@ -14,16 +12,6 @@ from alexnet_jax.runtime.errors import InputError
 from alexnet_jax.runtime.mesh import make_mesh
 from alexnet_jax.step import make_activations
 from alexnet_jax.workdirs.workdir import read_result
-
-
-@pytest.fixture(scope="module")
-def workdir(swept):
-    return pathlib.Path(swept[0] / "ReLU" / "seed-0")
-
-
-@pytest.fixture(scope="module")
-def net(workdir):
-    return alexnet_jax.load(workdir)
 
 
 @pytest.fixture(scope="module")

@@ -101,9 +101,7 @@ def digests(
 def _load(folder: pathlib.Path) -> dict[str, tuple[Stamp, bytes]]:
     entries: dict[str, tuple[Stamp, bytes]] = {}
     for path in _places(folder):  # a read-only folder may have an old file
-        with contextlib.suppress(
-            Exception
-        ):  # zipfile and NumPy raise nearly any exception for a damaged file
+        with contextlib.suppress(Exception):  # zipfile and NumPy raise nearly any for a damaged file
             with np.load(path, allow_pickle=False) as file:
                 names = file["names"].tobytes().decode("utf-8", "surrogateescape").split("\0")
                 stamps = [tuple(row) for row in file["stamps"].tolist()]

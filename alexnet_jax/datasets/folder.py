@@ -68,9 +68,7 @@ class FolderSource:
         return fingerprints.combined("\0".join(name for name, _ in files), b"".join(digests))
 
     def _digest(self, name: str) -> bytes:
-        content = images.read_file(os.path.join(self.folder, name))
-        images.check(content, oriented=True)
-        return fingerprints.of_bytes(content)
+        return images.digest(os.path.join(self.folder, name))
 
     @functools.cached_property
     def paths(self) -> list[str]:

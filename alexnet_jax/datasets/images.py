@@ -13,6 +13,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
+from alexnet_jax.datasets import fingerprints
 from alexnet_jax.runtime import files
 from alexnet_jax.runtime.errors import UnreadableFiles, first_line, printable, reason
 
@@ -74,6 +75,13 @@ def read_all(paths: Sequence[str | os.PathLike], size: int, channels: int) -> np
         except (OSError, ValueError) as error:
             raise UnreadableFiles({printable(path): reason(error)}) from None
     return batch
+
+
+def digest(path: str | os.PathLike) -> bytes:
+    """Return a picture's digest for a fingerprint. Raises OSError and ValueError for an unreadable one."""
+    content = read_file(path)
+    check(content, oriented=True)
+    return fingerprints.of_bytes(content)
 
 
 def check(content: bytes, *, oriented: bool = False) -> None:

@@ -72,11 +72,9 @@ class Pictures:
     def _digest(self, path: str) -> bytes | str:
         """Return a file's digest, or why it is not a picture (an exception would keep its content)."""
         try:
-            content = images.read_file(path)
-            images.check(content, oriented=True)
+            return images.digest(path)
         except (OSError, ValueError) as error:
             return reason(error)
-        return fingerprints.of_bytes(content)
 
 
 def paths_in(folder: str) -> list[str]:
