@@ -15,8 +15,18 @@ import numpy as np
 from alexnet_jax.table import layer_table
 from experiments.benchmarks.steps import flop_per_image
 
-BYTES = {"f64": 8, "f32": 4, "bf16": 2, "f16": 2, "s64": 8, "s32": 4, "u32": 4, "u8": 1, "s8": 1, "pred": 1}
-_SHAPE = re.compile(r"\b(" + "|".join(BYTES) + r")\[([\d,]*)\]")
+BYTES = {
+    "f64": 8,
+    "f32": 4,
+    "bf16": 2,
+    "f16": 2,
+    "s64": 8,
+    "s32": 4,
+    "u32": 4,
+    "u8": 1,
+    "pred": 1,
+    "token": 0,
+}
 _NO_KERNEL = {"parameter", "get-tuple-element", "bitcast", "tuple", "constant", "after-all"}
 
 
@@ -53,10 +63,7 @@ def exchanged(program: str, columns: int) -> dict[str, float]:
         found = re.search(pattern, line)
         if not found:
             continue
-        sizes = [
-            BYTES.get(kind, 4) * math.prod(_numbers(shape))
-            for kind, shape in re.findall(r"(\w+)\[([\d,]*)\]", found[1])
-        ]
+        sizes = _sizes(found[1])
         # The start of an exchange also lists its operand.
         size = max(sizes) if re.search(r"(all-gather|permute)-start\(", line) else sum(sizes)
         size = min(sizes) if "reduce-scatter-start(" in line else size
@@ -108,7 +115,7 @@ class Traffic(NamedTuple):
 def traffic(program: str) -> Traffic:
     """Return what a GPU's program launches and moves.
 
-    The time is there only if XLA_FLAGS has --xla_gpu_collect_cost_model_stats=true.
+    The time is there only if it was compiled with xla_gpu_collect_cost_model_stats.
     """
     sizes: dict[str, int] = {}
     launches = moved = convolutions = 0
@@ -118,7 +125,7 @@ def traffic(program: str) -> Traffic:
         if not found:
             continue
         name, shape, operation, rest = found.groups()
-        sizes[name] = _size(shape)
+        sizes[name] = sum(_sizes(shape))
         if operation in _NO_KERNEL or operation.endswith("-done"):
             continue
         operands = re.findall(r"%([\w.\-]+)", rest.split("), ")[0])
@@ -130,8 +137,10 @@ def traffic(program: str) -> Traffic:
     return Traffic(launches, moved, estimated, convolutions)
 
 
-def _size(shapes: str) -> int:
-    return sum(BYTES[kind] * math.prod(_numbers(shape)) for kind, shape in _SHAPE.findall(shapes))
+def _sizes(shapes: str) -> list[int]:
+    """Return the bytes of each array in a type, such as `(f32[2,3]{1,0}, u8[4])`."""
+    found = re.findall(r"(\w+)\[([\d,]*)\]", shapes)
+    return [BYTES.get(kind, 4) * math.prod(_numbers(shape)) for kind, shape in found]
 
 
 def floors(config, batch: int, data: int, columns: int) -> tuple[float, float]:
