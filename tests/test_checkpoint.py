@@ -1,6 +1,7 @@
 """alexnet_jax/workdirs/checkpoint.py: which checkpoints are kept, and what happens to damaged ones."""
 
 import asyncio
+import errno
 import logging
 import os
 import pathlib
@@ -8,16 +9,18 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from typing import Any
 
 import flax.struct
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from helpers.arrays import assert_same_trees
 
 from alexnet_jax import optimizer
-from alexnet_jax.runtime import processes
+from alexnet_jax.runtime import files, processes
 from alexnet_jax.runtime.errors import InputError, Stopped
 from alexnet_jax.runtime.mesh import make_mesh
 from alexnet_jax.step import abstract_state, init_state
@@ -232,6 +235,27 @@ def test_a_damaged_checkpoint_is_one_line_on_stderr_whatever_is_read_beside_it(t
     assert len(lines) == len(folders) >= 6, done.stderr
     for line, folder in zip(lines, folders, strict=True):
         assert f"warning: checkpoint {folder}/checkpoints/2 cannot be read (" in line
+
+
+def test_orbax_has_ended_when_a_folder_cannot_be_opened(tmp_path, monkeypatch):
+    """It removes in a thread what a killed run left; a page would follow if Python ended before it."""
+    for number in range(300):
+        (tmp_path / "checkpoints" / f"{number}.orbax-checkpoint-tmp-{number}").mkdir(parents=True)
+
+    class Failing(ocp.CheckpointManager):
+        def all_steps(self, *args, **kwargs):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            self.all_steps()
+
+    monkeypatch.setattr(ocp, "CheckpointManager", Failing)
+    monkeypatch.setattr(files, "WAITS", (0,))
+    with pytest.raises(InputError, match="cannot be read now"), Checkpoints(tmp_path, 2):
+        pass
+    assert not [t for t in threading.enumerate() if type(t).__module__.startswith("orbax.")]
+    assert not os.listdir(tmp_path / "checkpoints")
 
 
 def test_a_damaged_checkpoint_changes_nothing_in_the_process(tmp_path, state):

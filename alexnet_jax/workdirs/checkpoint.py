@@ -67,7 +67,18 @@ class Checkpoints:
     def __init__(self, workdir: StrPath, keep: int | None = None):
         """Keep the `keep` latest and the best; None opens for reading only, even beside an active run."""
         self._folder = os.path.join(os.path.abspath(workdir), "checkpoints")
-        if keep is None:
+        self._keep = keep
+
+    def __enter__(self):
+        with contextlib.ExitStack() as quiet:
+            quiet.enter_context(_orbax_is_quiet())
+            with hold_signals():
+                self._manager = files.retry(self._folder, self._open, waits=_waits())
+            self._quiet = quiet.pop_all()
+        return self
+
+    def _open(self) -> ocp.CheckpointManager:
+        if self._keep is None:
             options = ocp.CheckpointManagerOptions(read_only=True, lightweight_initialize=True)
         else:
             processes.on_process_0(self._put_aside_unrated)
@@ -78,24 +89,15 @@ class Checkpoints:
             )
             options = ocp.CheckpointManagerOptions(
                 best_fn=error,  # the policy overrides it, but without it Orbax writes no metrics
-                preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), best]),
+                preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(self._keep), best]),
                 cleanup_tmp_directories=True,  # left by a killed run
             )
-        self._quiet = contextlib.ExitStack()
-        with _orbax_is_quiet(), hold_signals():
-            self._manager = files.retry(self._folder, self._open, options, waits=_waits())
-
-    def _open(self, options) -> ocp.CheckpointManager:
         return ocp.CheckpointManager(self._folder, item_names=("params", "rest"), options=options)
-
-    def __enter__(self):
-        self._quiet.enter_context(_orbax_is_quiet())
-        return self
 
     def __exit__(self, kind, error, traceback):
         with self._quiet:
             try:
-                with self._os_errors():
+                with os_errors(self._folder):
                     self._manager.close()
             except OSError:
                 if error is None:  # otherwise it was reported
@@ -111,7 +113,7 @@ class Checkpoints:
         if step in self._steps():
             return
         items = {name: ocp.args.StandardSave(item) for name, item in _items(state).items()}
-        with self._os_errors():
+        with os_errors(self._folder):
             self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics)
 
     def rate(self, step: int, metrics: dict[str, float]) -> None:
@@ -174,7 +176,7 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Wait until all writes are complete. Raises OSError if one fails."""
-        with self._os_errors():
+        with os_errors(self._folder):
             self._manager.wait_until_finished()
         processes.barrier(True)
 
@@ -261,19 +263,6 @@ class Checkpoints:
                 f" to {_ASIDE}{step} to resume from an earlier one, and restart all of them"
             ) from None
 
-    @contextlib.contextmanager
-    def _os_errors(self) -> Iterator[None]:
-        """Raise OSError, with the folder's name, if Orbax fails because of the system."""
-        try:
-            with os_errors(self._folder):
-                yield
-        except OSError:
-            for thread in threading.enumerate():
-                if type(thread).__module__.startswith("orbax."):  # still writing after another one failed
-                    with contextlib.suppress(Exception):  # Orbax raises the thread's own failure here
-                        thread.join(_PATIENCE)
-            raise
-
     def _warn(self, step: int, error: Exception) -> None:
         reason = (str(error).splitlines() or [""])[0][:120]
         log.warning(
@@ -301,7 +290,8 @@ def _orbax_is_quiet() -> Iterator[None]:
     """Let Orbax finish every read and write within the block, and silence its log: it also raises errors.
 
     If one array cannot be read or written, Orbax closes its event loop before the others are done. Each of
-    them would then print a traceback at some later time, and so would each thread that fails.
+    them would then print a traceback at some later time, and so would each thread that fails. A manager that
+    cannot be opened leaves such a thread, too.
     """
     libraries, former = logging.getLogger("absl"), asyncio.get_event_loop_policy()
     level = libraries.level
@@ -310,6 +300,10 @@ def _orbax_is_quiet() -> Iterator[None]:
     try:
         yield
     finally:
+        for thread in threading.enumerate():
+            if type(thread).__module__.startswith("orbax."):
+                with contextlib.suppress(Exception):  # Orbax raises the thread's own failure here
+                    thread.join(_PATIENCE)
         asyncio.set_event_loop_policy(former)
         libraries.setLevel(level)
 
