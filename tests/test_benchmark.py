@@ -5,13 +5,12 @@ import importlib
 import json
 import os
 import pathlib
-import subprocess
 import sys
 import time
 
 import numpy as np
 import pytest
-from helpers import small_archives
+from helpers import programs, small_archives
 from helpers.networks import TWO_COLUMNS, assert_close, draw_views, draw_weights, our_activations
 
 from alexnet_jax.runtime.errors import InputError
@@ -27,11 +26,7 @@ PAPER = "--config=configs/paper.py"
 
 def run(*flags, code=0):
     """stdout and stderr of the finished program."""
-    command = [sys.executable, "-m", "experiments.benchmark", *map(str, flags)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert done.returncode == code, done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
-    return done.stdout + done.stderr
+    return programs.run("-m", "experiments.benchmark", *flags, code=code, timeout=120)
 
 
 @pytest.fixture(scope="module")

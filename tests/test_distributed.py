@@ -8,14 +8,12 @@ import re
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import time
 
 import jax
 import numpy as np
 import pytest
-from helpers import folders
+from helpers import folders, programs
 from helpers.runs import FEW_LAYERS, rows
 
 from alexnet_jax import optimizer
@@ -108,22 +106,18 @@ def started(folder, number, *flags, program=("-m", "alexnet_jax.main"), launcher
     """
     folder.mkdir(parents=True, exist_ok=True)
     coordinator = f"--coordinator=127.0.0.1:{free_port()}"
-    fixed = dict(os.environ)
-    fixed.pop("TF_CPP_MIN_LOG_LEVEL", None)  # JAX has set it for this process; users have none
     with contextlib.ExitStack() as stack:
         processes = []
         for process in range(number):
             environment, several = launcher(number, process)
             if launcher is by_flags:
                 several = (coordinator, *several) if number > 1 else ()
-            command = [sys.executable, *program, *flags, *several, *(own or {}).get(process, ())]
+            words = *program, *flags, *several, *(own or {}).get(process, ())
             out, err = (
                 stack.enter_context(open(folder / f"{process}.{name}", "w")) for name in ("out", "err")
             )
-            env = fixed | {name: str(value) for name, value in environment.items()}
-            processes.append(
-                subprocess.Popen([str(word) for word in command], cwd=ROOT, env=env, stdout=out, stderr=err)
-            )
+            environment = {name: str(value) for name, value in environment.items()}
+            processes.append(programs.start(*words, stdout=out, stderr=err, environment=environment))
             stack.callback(processes[-1].wait)
             stack.callback(processes[-1].kill)
         yield processes

@@ -1,5 +1,6 @@
 """The whole program, as its user runs it: modes, resuming, kills, bad input."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -13,6 +14,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from helpers import programs
 from helpers.arrays import assert_same_trees
 from helpers.runs import FEW_LAYERS, rows
 
@@ -37,16 +39,21 @@ SMALL = (
 LAST_STEP = 64
 
 
-def command(*flags):
-    return [sys.executable, "-m", "alexnet_jax.main", *map(str, flags)]
-
-
-def run(*flags, code=0, timeout=240):
+def run(*flags, code=0):
     """stdout and stderr of the finished program."""
-    done = subprocess.run(command(*flags), cwd=ROOT, capture_output=True, text=True, timeout=timeout)
-    assert done.returncode == code, done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
-    return done.stdout + done.stderr
+    return programs.run("-m", "alexnet_jax.main", *flags, code=code)
+
+
+@contextlib.contextmanager
+def started(*flags):
+    """The program, running; what it prints is dropped."""
+    with open(os.devnull, "w") as nowhere:
+        program = programs.start("-m", "alexnet_jax.main", *flags, stdout=nowhere, stderr=nowhere)
+    try:
+        yield program
+    finally:
+        program.kill()
+        program.wait()
 
 
 def small(data_dir, workdir):
@@ -220,13 +227,11 @@ def test_sigkill_at_any_moment_changes_nothing(finished, data_dir, tmp_path):
         lambda: (workdir / "metrics.jsonl").exists(),  # between a validation and its checkpoint
         lambda: max(steps(), default=0) >= 45,
     ):
-        process = subprocess.Popen(
-            command(*small(data_dir, workdir)), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        wait_for(condition, process)
-        time.sleep(moments.random() * 0.2)
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
+        with started(*small(data_dir, workdir)) as process:
+            wait_for(condition, process)
+            time.sleep(moments.random() * 0.2)
+            process.send_signal(signal.SIGKILL)
+            assert process.wait() == -signal.SIGKILL
     printed = run(*small(data_dir, workdir))
     assert "resuming" in printed
     same_end(undisturbed, workdir)
@@ -237,7 +242,8 @@ def test_sigterm_saves_and_the_same_command_goes_on(finished, data_dir, tmp_path
     undisturbed, _ = finished
     workdir = tmp_path / "stopped"
     flags = small(data_dir, workdir) + ("--config.checkpoint.every_steps=0",)
-    process = subprocess.Popen(command(*flags), cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, "-m", "alexnet_jax.main", *flags]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     wait_for(lambda: (workdir / "metrics.jsonl").exists(), process)
     time.sleep(0.3)
     process.send_signal(signal.SIGTERM)
@@ -316,11 +322,9 @@ def test_layers_that_cannot_be_taken_are_named(finished, data_dir, tmp_path):
 @pytest.mark.program
 def test_a_workdir_takes_one_training_at_a_time(data_dir, tmp_path):
     flags = small(data_dir, tmp_path / "busy")
-    first = subprocess.Popen(command(*flags), cwd=ROOT, stdout=subprocess.DEVNULL)
-    wait_for(lambda: (tmp_path / "busy" / "checkpoints").exists(), first)
-    (line,) = run(*flags, code=2).splitlines()
-    first.kill()
-    first.wait()
+    with started(*flags) as first:
+        wait_for(lambda: (tmp_path / "busy" / "checkpoints").exists(), first)
+        (line,) = run(*flags, code=2).splitlines()
     assert "busy" in line and "another process" in line
 
 

@@ -1,16 +1,12 @@
 """alexnet_jax/runtime/processes.py: how a process among several ends; the others are only pretended here."""
 
-import pathlib
-import subprocess
-import sys
-
 import pytest
+from helpers import programs
 
 from alexnet_jax.runtime import processes
 from alexnet_jax.runtime.errors import InputError
 
 pytestmark = pytest.mark.program
-ROOT = pathlib.Path(__file__).parent.parent
 
 
 def run(program):
@@ -23,9 +19,7 @@ def run(program):
         "class State: client, process_id, num_processes = Client(), 1, 2\n"
         "processes._private_jax = lambda: (State, None)\n"
     )
-    command = [sys.executable, "-c", pretend + program]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    return done.returncode, done.stdout, done.stderr
+    return programs.finish("-c", pretend + program)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from helpers import folders
+from helpers import folders, programs
 from helpers.sweeps import sweep_command
 
 import alexnet_jax
@@ -591,10 +591,7 @@ def test_an_ensemble_is_the_mean_of_the_softmax_outputs(swept, data_dir):
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(flags, words, tmp_path):
-    command = [sys.executable, "-m", "experiments.sweep", *flags, f"--workdir={tmp_path}/w"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 2, done.stdout + done.stderr
-    (line,) = done.stderr.splitlines()
+    (line,) = programs.run("-m", "experiments.sweep", *flags, f"--workdir={tmp_path}/w", code=2).splitlines()
     assert line.startswith("error: ") and words in line and not (tmp_path / "w" / "results.md").exists()
 
 

@@ -19,6 +19,7 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
+from helpers import programs
 
 from alexnet_jax import augment, evaluate, main, optimizer, train, weights
 from alexnet_jax.datasets import fashion_mnist, images, statistics
@@ -264,12 +265,12 @@ def test_flags_that_contradict_an_export_are_told_and_others_are_taken(tmp_path)
 @pytest.mark.program
 def test_the_same_checkpoint_gives_the_same_file(tmp_path):
     own_run(tmp_path / "own")
-    for seed in ("1", "2", "3"):
+    for seed in ("1", "2"):
         command = [sys.executable, "-m", "alexnet_jax.weights", "export", f"--workdir={tmp_path / 'own'}"]
         environment = os.environ | {"PYTHONHASHSEED": seed}
         subprocess.run([*command, tmp_path / f"{seed}.safetensors"], cwd=ROOT, env=environment, check=True)
-    first, *others = [(tmp_path / f"{seed}.safetensors").read_bytes() for seed in "123"]
-    assert others == [first, first]
+    first, second = [(tmp_path / f"{seed}.safetensors").read_bytes() for seed in "12"]
+    assert first == second
     weights.import_weights(None, str(tmp_path / "1.safetensors"), str(tmp_path / "again"))
     exported(tmp_path / "again", tmp_path / "again.safetensors")
     files = [safetensors.safe_open(tmp_path / f"{name}.safetensors", "numpy") for name in ("1", "again")]
@@ -824,26 +825,24 @@ def test_the_command_line(tmp_path):
     (tmp_path / "net.caffemodel").write_bytes(caffemodel(random_tensors(narrow(caffe))))
     new = f"--workdir={tmp_path / 'run'}"
 
-    def start(*flags):
-        command = [sys.executable, "-m", "alexnet_jax.weights", *map(str, flags)]
-        return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    def run(*flags):
+        return programs.finish("-m", "alexnet_jax.weights", *flags)
 
     cases = [
         (("import", "--from=torchvision", tmp_path / "attack.pth", new), "nothing was run"),
         (("import", "file", "another", "--from=caffe", new), "'another'"),
         (("export", "x.safetensors", new, "--lables=x"), "lables"),
     ]
-    started = [start(*flags) for flags, _ in cases]
-    for process, (_, words) in zip(started, cases, strict=True):
-        out, err = process.communicate(timeout=120)
+    for flags, words in cases:
+        code, out, err = run(*flags)
         (line,) = err.splitlines()
-        assert process.returncode == 2 and line.startswith("error: ") and words in line and not out
+        assert code == 2 and line.startswith("error: ") and words in line and not out
     assert {path.name for path in tmp_path.iterdir()} == {"attack.pth", "net.caffemodel"}
     width = ("--config=configs/caffe.py", "--config.model.width=0.0625")
-    out, err = start("import", "--from=caffe", tmp_path / "net.caffemodel", new, *width).communicate()
-    assert "10 classes" in out and not err
-    out, err = start("export", new, tmp_path / "net.safetensors").communicate()
-    assert out.endswith("net.safetensors: conv1.weight to fc8.bias\n") and not err
+    code, out, err = run("import", "--from=caffe", tmp_path / "net.caffemodel", new, *width)
+    assert code == 0 and "10 classes" in out and not err
+    code, out, err = run("export", new, tmp_path / "net.safetensors")
+    assert code == 0 and out.endswith("net.safetensors: conv1.weight to fc8.bias\n") and not err
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,56 @@
+"""Starts programs for `helpers.programs`: it imports JAX and the project once, and forks.
+
+Each message on stdin is JSON, with three files: stdout and stderr of the program, and the pipe that is told
+its process number and, at its end, its exit code.
+"""
+
+import gc
+import json
+import os
+import runpy
+import signal
+import socket
+import sys
+
+
+def request():
+    """Return, in the new process of each program, the words that follow `python`."""
+    messages = socket.socket(fileno=0)
+    while True:
+        message, (out, err, told), *_ = socket.recv_fds(messages, 1 << 20, 3)
+        if not message:
+            sys.exit(0)
+        if os.fork():
+            for file in (out, err, told):
+                os.close(file)
+            continue
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        process = os.fork()  # this one waits for it: the server waits for the next message
+        if process:
+            os.write(told, b"%d\n" % process)
+            _, status = os.waitpid(process, 0)
+            os.write(told, b"%d\n" % os.waitstatus_to_exitcode(status))
+            os._exit(0)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        os.dup2(out, 1)
+        os.dup2(err, 2)
+        for file in (out, err, told):
+            os.close(file)
+        asked = json.loads(message)
+        os.environ.update(asked["environment"])
+        os.chdir(asked["folder"])
+        return asked["words"]
+
+
+if __name__ == "__main__":
+    sys.path[0] = os.getcwd()
+
+    gc.freeze()
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    kind, what, *flags = request()
+    if kind == "-m":
+        sys.argv = [what, *flags]
+        runpy.run_module(what, run_name="__main__", alter_sys=True)
+    else:
+        sys.argv = [kind, *flags]
+        exec(what, {"__name__": "__main__"})
