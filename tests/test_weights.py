@@ -1044,9 +1044,9 @@ def test_imported_weights_give_torchs_outputs_and_errors(config, tmp_path):
     np.testing.assert_allclose(ours, theirs, atol=1e-4, rtol=0)
 
 
-def readmes_lines():
-    """The two lines of README that halve the outputs of fc6 and fc7 for PyTorch."""
-    lines = (ROOT / "README.md").read_text().splitlines()
+def halving_lines():
+    """The two lines of docs/weights.md that halve the outputs of fc6 and fc7 for PyTorch."""
+    lines = (ROOT / "docs" / "weights.md").read_text().splitlines()
     first = next(n for n, line in enumerate(lines) if line.startswith('    for layer in ("fc7", "fc8")'))
     return textwrap.dedent("\n".join(lines[first : first + 2]))
 
@@ -1060,7 +1060,7 @@ def test_halved_weights_are_the_papers_rule_for_dropout(tmp_path):
     config.mesh.update(data=1, column=1)
     tensors, views = random_tensors(config), np.random.default_rng(1).uniform(-9, 9, (3, 224, 224, 3))
     ours = logits_of(config, conversion.from_torch(layer_table(config), tensors), views.astype(np.float32))
-    exec(readmes_lines(), {"tensors": tensors})
+    exec(halving_lines(), {"tensors": tensors})
     config.model.dropout_scale = "train"  # as PyTorch has it
     theirs = logits_of(config, conversion.from_torch(layer_table(config), tensors), views.astype(np.float32))
     assert ours.std() > 0.1
@@ -1100,7 +1100,7 @@ def test_an_export_loads_into_pytorch_and_gives_our_logits(tmp_path):
     views = np.random.default_rng(1).uniform(-9, 9, (3, 224, 224, 3)).astype(np.float32)
     ours = logits_of(*params_of(tmp_path / "own"), views)
     tensors = load_file(tmp_path / "own.safetensors")
-    for halve, same_logits in (("", False), (readmes_lines(), True)):
+    for halve, same_logits in (("", False), (halving_lines(), True)):
         exec(halve, {"tensors": tensors})
         network.eval().load_state_dict(tensors)
         with torch.no_grad():

@@ -1,6 +1,6 @@
 """Draw the paper's two columns (its figure 2), with the sizes that configs/paper.py gives.
 
-    python -m docs.images.draw_columns
+    python docs/images/draw_columns.py
 
 Writes columns-light.svg and columns-dark.svg beside this file, for light and dark pages.
 """
@@ -14,7 +14,8 @@ from alexnet_jax.network import CLASSIFIER
 from alexnet_jax.table import Row, layer_table
 
 HERE = pathlib.Path(__file__).parent
-THEMES: dict[str, dict[str, Any]] = {  # the colours of the columns are Okabe and Ito's blue and orange, adapted to the background
+# The columns have Okabe and Ito's blue and orange, adapted to the background.
+THEMES: dict[str, dict[str, Any]] = {
     "light": {
         "text": "#1f2328", "faint": "#59636e", "panel": "#f2f4f7", "edge": "#d1d9e0",
         "columns": ("#0072b2", "#c75300"),
