@@ -1,1 +1,1 @@
-"""The networks and how they are trained: configs/paper.py is the whole list, others are diffs."""
+"""The networks and their training: configs/paper.py has every number, the others are short diffs of it."""

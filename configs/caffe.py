@@ -4,9 +4,9 @@
     python -m alexnet_jax.weights import --from=caffe bvlc_alexnet.caffemodel --workdir=runs/caffe
 
 60,965,224 parameters. Published: accuracy 57.1 / 80.2 % top-1 / top-5 on ILSVRC-2012 validation, one view
-(its readme.md). Numbers from train_val.prototxt and solver.prototxt. Two things are not followed: Caffe's
-recipe warps images to 256x256, this project's data are scaled and cut; and it pools with windows rounded up,
-which is the same for these maps.
+(its readme.md). The numbers are from train_val.prototxt and solver.prototxt. Two points are not followed.
+Caffe's recipe warps images to 256x256, while this project scales and crops them. Caffe also rounds the number
+of pooling windows up, which makes no difference for these maps.
 """
 
 import ml_collections

@@ -5,9 +5,9 @@
 
 60,965,224 parameters. Logged errors, ten views, top-1 / top-5: 40.66 / 18.21 % on ILSVRC-2012 validation
 (layer-params-145.cfg:182), 37.47 / 17.00 % on ILSVRC-2010 test (layer-params-145-2010.cfg:177). File names
-are of github.com/computerhistory/AlexNet-Source-Code. What is not listed here is as in configs/paper.py,
-which follows the code where the text is silent: normalisation within a column, colour noise along standard
-deviations, 33 offsets an axis, 55x55 maps, no decay of biases.
+refer to github.com/computerhistory/AlexNet-Source-Code. All fields not set here are those of
+configs/paper.py, which follows the code if the text is silent: normalisation within a column, colour noise
+along standard deviations, 33 offsets per axis, 55x55 maps, no decay of biases.
 """
 
 import ml_collections

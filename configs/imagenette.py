@@ -1,16 +1,19 @@
-r"""The paper's two columns in small, for ten classes of ImageNet (Imagenette), for ablations on a CPU.
+r"""The paper's two columns in small, for ten classes of ImageNet (Imagenette) and ablations on a CPU.
 
-    python -m experiments.sweep --config=configs/imagenette.py --sweep=experiments/sweeps/ablations.py \\
+    python -m experiments.sweep --config=configs/imagenette.py --sweep=experiments/sweeps/ablations.py \
         --config.data.dir=SMALL --workdir=DIR
 
-SMALL has train/CLASS/* and val/CLASS/* of Imagenette, 9,469 and 3,925 photographs (fast.ai; any size of it).
-The last 1,000 of the first are for validation, the second are the test set. 1,470,506 parameters. Layers and
-their order are the paper's: two columns that meet where its do, response normalisation, overlapping pooling,
-dropout, crops, flips and colour noise; a quarter of its kernels in each convolution and of its hidden units,
-images of 56x56 and crops of 48x48. Other than in the paper conv1 has kernels of 7x7 with a stride of 2,
-batches are of 64, and the rate drops after fixed epochs, so that all variants train equally long. On the
-validation split, with another seed, rates of 0.02 and 0.03 were behind after twelve epochs, and the error is
-0.299 to 0.317 in the last five.
+SMALL is a folder with train/CLASS/* and val/CLASS/* of fast.ai's Imagenette, in any of its sizes, with 9,469
+and 3,925 photographs. The last 1,000 of `train` are for validation, and `val` is the test set.
+
+1,470,506 parameters. The layers and their order are the paper's: two columns that meet where the paper's do,
+response normalisation, overlapping pooling, dropout, crops, flips and colour noise. There are a quarter of
+the paper's kernels in each convolution and of its hidden units, on images of 56x56 and crops of 48x48. Unlike
+in the paper, conv1 has kernels of 7x7 with a stride of 2, batches have 64 images, and the learning rate drops
+after fixed epochs, so that all variants train equally long.
+
+On the validation split, with another seed, learning rates of 0.02 and 0.03 were behind after twelve epochs,
+and the error of this one is 0.299 to 0.317 in the last five epochs.
 """
 
 import ml_collections

@@ -3,12 +3,13 @@
     python -m alexnet_jax.main --config=configs/paper.py            # ILSVRC-2012
     python -m alexnet_jax.main --config=configs/paper.py:2010       # ILSVRC-2010, as in table 1
 
-Two columns, 60,965,224 parameters, 724,406,816 multiply-adds an image. Published errors, ten views,
+Two columns, 60,965,224 parameters, 724,406,816 multiply-adds per image. Published errors, ten views,
 top-1 / top-5: 40.7 / 18.2 % on ILSVRC-2012 validation, 37.5 / 17.0 % on ILSVRC-2010 test (tables 1, 2).
 
 This is the only place where a number of the paper is written; the code has no defaults of its own. The
-other configurations are short diffs of this one. "CODE" marks what the paper leaves open and the released
-code decides (github.com/computerhistory/AlexNet-Source-Code, layers/layers-145.cfg and the files named).
+other configurations are short diffs of this one. "CODE" marks choices that the paper leaves open and the
+released code decides (github.com/computerhistory/AlexNet-Source-Code, layers/layers-145.cfg and the files
+named).
 """
 
 import ml_collections

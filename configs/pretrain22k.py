@@ -2,13 +2,13 @@
 
     python -m alexnet_jax.main --config=configs/pretrain22k.py --config.data.name=folder --config.data.dir=DIR
 
-146,949,075 parameters. ImageNet's release of autumn 2011, 15 million images, is in no TFDS data set: DIR has
-a folder for each synset under train/ and val/. conv6 lies over the last pooling layer (section 7). What the
-paper leaves open is the released code's (layers-146-2011.cfg): 128 kernels of 3x3 a column on both columns'
-maps, biases of 1, 21,843 classes. Two things there that the paper has not are left out: initial weights of
-0.03, as in conv3 to conv5, and a linear layer of 2048 units before the classifier, which spares it 36 million
-parameters. No error is published for this half; for the release of autumn 2009 (10,184 classes) 67.4 / 40.9 %
-top-1 / top-5 (section 6).
+146,949,075 parameters. No TFDS data set has ImageNet's release of autumn 2011 (15 million images). DIR is a
+folder of pictures with train/SYNSET/* and val/SYNSET/*. conv6 follows the last pooling layer (section 7). The
+released code decides the rest (layers-146-2011.cfg): 128 kernels of 3x3 per column, on the maps of both
+columns, biases of 1, and 21,843 classes. Two features of the code that the paper does not mention are left
+out: initial weights of 0.03, as in conv3 to conv5, and a linear layer of 2048 units before the classifier,
+which saves the latter 36 million parameters. No error is published for this half. The release of autumn 2009
+(10,184 classes) has 67.4 / 40.9 % top-1 / top-5 (section 6).
 """
 
 import ml_collections

@@ -2,7 +2,7 @@
 
     python -m alexnet_jax.main --config=configs/quickstart.py
 
-441,754 parameters. On two CPU cores: top-1 error 0.120 on the 10,000 test images (seed 0, ten views).
+441,754 parameters. On two CPU cores the top-1 error is 0.120 on the 10,000 test images (seed 0, ten views).
 Width, batch size, learning rate and epochs were chosen on the validation split.
 """
 

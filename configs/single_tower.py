@@ -2,9 +2,9 @@
 
     python -m alexnet_jax.main --config=configs/single_tower.py
 
-62,378,344 parameters, 1,135,256,096 multiply-adds: the tutorials' "62.3 million". No published error: it is
-not the paper's network. All maps see all maps, dropout moves one layer down (as torchvision's), and what
-dropout keeps is scaled up in training.
+62,378,344 parameters, 1,135,256,096 multiply-adds: the tutorials' "62.3 million". There is no published
+error, because this is not the paper's network. Every kernel sees all maps of the layer before. Dropout moves
+one layer down, as in torchvision, and the outputs that it keeps are scaled up in training.
 """
 
 import ml_collections

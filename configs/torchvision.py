@@ -4,9 +4,9 @@
     python -m alexnet_jax.weights import --from=torchvision alexnet.pth --workdir=runs/torchvision
 
 61,100,840 parameters, 714,188,480 multiply-adds. Published: accuracy 56.522 / 79.066 % top-1 / top-5 on
-ILSVRC-2012 validation, one view. Dropout comes before fc6 and fc7. Of its recipe three things are not
-followed: crops of random size and shape (here: of 224x224), the learning rate outside the velocity, and
-initial weights from a uniform distribution.
+ILSVRC-2012 validation, one view. Dropout comes before fc6 and fc7. Three points of torchvision's recipe are
+not followed: crops of random size and shape (crops here are 224x224), the learning rate outside the velocity,
+and initial weights from a uniform distribution.
 """
 
 import ml_collections

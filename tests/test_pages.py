@@ -9,6 +9,7 @@ import shlex
 import pytest
 
 from alexnet_jax import config as configuration
+from alexnet_jax import table
 from alexnet_jax.runtime import command_line
 from alexnet_jax.runtime.errors import InputError
 from configs import paper
@@ -16,6 +17,7 @@ from configs import paper
 ROOT = pathlib.Path(__file__).parent.parent
 EXPERIMENTS = ROOT / "experiments"
 STUDIES = sorted(path for path in (EXPERIMENTS / "results").iterdir() if path.is_dir())
+README = ROOT / "README.md"
 DOCS = ROOT / "docs"
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted(DOCS.rglob("*.md")), *sorted(EXPERIMENTS.rglob("*.md"))]
 CURRENT = [page for page in PAGES if page.name != "CHANGELOG.md"]  # which names what is gone
@@ -103,7 +105,7 @@ def test_commands_of_a_page_name_what_exists(page):
     assert set(re.findall(r"(?:^    |`)make ([\w-]+)", text, re.MULTILINE)) <= targets
 
 
-@pytest.mark.parametrize("page", CURRENT, ids=page_id)
+@pytest.mark.parametrize("page", [*CURRENT, *sorted((ROOT / "configs").glob("*.py"))], ids=page_id)
 def test_commands_of_a_page_have_flags_and_fields_that_exist(page, monkeypatch):
     """Each command line is read by the command's own parser, and its configuration is loaded and checked."""
     for module, *arguments in commands(page.read_text()):
@@ -131,7 +133,7 @@ def test_fields_that_a_page_names_exist(page):
     assert [name for name in sorted(names) if not any(f"{f}.".startswith(f"{name}.") for f in fields)] == []
 
 
-@pytest.mark.parametrize("page", [ROOT / "README.md", *sorted(DOCS.glob("*.md"))], ids=page_id)
+@pytest.mark.parametrize("page", [README, *sorted(DOCS.glob("*.md"))], ids=page_id)
 def test_code_that_a_page_names_exists(page):
     """Backticks with `file.py` or `file.py: name, name`, from the root, alexnet_jax/ or configs/."""
     for file, names in re.findall(r"`([\w/]+\.py)(?::(?:\w+`| ([\w, ]+)`))?", page.read_text()):
@@ -144,6 +146,20 @@ def test_code_that_a_page_names_exists(page):
             )
 
 
+def test_readme_shows_what_describe_prints():
+    printed = table.describe(configuration.load("configs/paper.py")).splitlines()
+    assert "\n".join(f"    {line}" for line in printed) in README.read_text()
+
+
+def test_networks_of_the_readme_have_the_parameters_that_it_gives():
+    rows = re.findall(r"^\| `.*\b(\w+)\.py(?::\w+)?` \| .* \| ([\d,]+) \|$", README.read_text(), re.MULTILINE)
+    pretrain = {"__init__", "pretrain22k"}  # its row has the network that is tuned
+    assert {name for name, _ in rows} == {path.stem for path in (ROOT / "configs").glob("*.py")} - pretrain
+    for name, parameters in rows:
+        layers = table.layer_table(configuration.load(f"configs/{name}.py"))
+        assert f"{sum(layer.parameters for layer in layers):,}" == parameters, name
+
+
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_picture_of_the_columns_is_that_of_the_configuration(theme):
     draw = runpy.run_path(str(DOCS / "images" / "draw_columns.py"))["draw"]
@@ -151,7 +167,7 @@ def test_picture_of_the_columns_is_that_of_the_configuration(theme):
 
 
 def test_every_page_of_docs_is_reached_from_the_readme():
-    targets = {target.partition("#")[0] for target in links((ROOT / "README.md").read_text())}
+    targets = {target.partition("#")[0] for target in links(README.read_text())}
     assert {page_id(page) for page in DOCS.rglob("*.md")} <= targets
 
 
