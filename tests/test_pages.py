@@ -160,6 +160,19 @@ def test_networks_of_the_readme_have_the_parameters_that_it_gives():
         assert f"{sum(layer.parameters for layer in layers):,}" == parameters, name
 
 
+def test_results_of_the_readme_are_those_of_the_pages_that_it_names():
+    rows = README.read_text().partition("| result | data |")[2].partition("\n\n")[0].splitlines()[2:]
+    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+    checked = 0
+    for *_, here, paper, page in cells:
+        target = links(page)[0].partition("#")[0]
+        text = (ROOT / target).read_text() if target else README.read_text().partition("## Quickstart")[2]
+        for number in re.findall(r"\d[\d,.e-]*\d", f"{here} {paper}"):
+            assert number in text, f"{number} is not in {target}"
+            checked += 1
+    assert checked > 15
+
+
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_picture_of_the_columns_is_that_of_the_configuration(theme):
     draw = runpy.run_path(str(DOCS / "images" / "draw_columns.py"))["draw"]
