@@ -164,10 +164,10 @@ def test_results_of_the_readme_are_those_of_the_pages_that_it_names():
     rows = README.read_text().partition("| result | data |")[2].partition("\n\n")[0].splitlines()[2:]
     cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
     checked = 0
-    for *_, here, paper, page in cells:
+    for *_, here, published, page in cells:
         target = links(page)[0].partition("#")[0]
         text = (ROOT / target).read_text() if target else README.read_text().partition("## Quickstart")[2]
-        for number in re.findall(r"\d[\d,.e-]*\d", f"{here} {paper}"):
+        for number in re.findall(r"\d[\d,.e-]*\d", f"{here} {published}"):
             assert number in text, f"{number} is not in {target}"
             checked += 1
     assert checked > 15
