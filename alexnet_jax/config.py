@@ -19,6 +19,7 @@ import os
 import pathlib
 import re
 import runpy
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -104,13 +105,16 @@ def flatten(config, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{key}", value
 
 
+def _root() -> pathlib.Path:
+    """Return the folder that has configs/: the clone, or in a wheel the package."""
+    package = pathlib.Path(__file__).parent
+    return next(path for path in (package, package.parent) if (path / "configs/paper.py").is_file())
+
+
 @functools.cache
 def _paper() -> ml_collections.ConfigDict:
     """Return the configuration of configs/paper.py."""
-    # A wheel has a copy inside the package; a clone has configs/ beside it.
-    package = pathlib.Path(__file__).parent
-    path = next(path for path in (package, package.parent) if (path / "configs/paper.py").is_file())
-    return runpy.run_path(str(path / "configs/paper.py"))["get_config"]()
+    return runpy.run_path(str(_root() / "configs/paper.py"))["get_config"]()
 
 
 def _types(layers: Iterable[str]) -> dict[str, type]:
@@ -184,7 +188,11 @@ def load(file: str | None, overrides: Overrides = _NONE) -> ml_collections.Confi
         for field in overrides:
             raise InputError(f"--config.{field}: needs --config=configs/NAME.py, which is missing")
         raise InputError("--config: missing; give --config=configs/quickstart.py, or another of configs/")
-    config = call_file("--config", file, "get_config", folder="configs")
+    sys.path.append(str(_root()))  # configurations import each other, from any working folder
+    try:
+        config = call_file("--config", file, "get_config", folder="configs")
+    finally:
+        sys.path.remove(str(_root()))
     if not isinstance(config, ml_collections.ConfigDict):
         raise InputError(f"--config={file}: its get_config returns no ConfigDict")
     override(config, overrides, file.partition(":")[0])

@@ -80,7 +80,7 @@ def get_config(year: str = "2012") -> ml_collections.ConfigDict:
     config.data.dir = ""
     config.data.manual_dir = ""  # where the official archives lie
     # "jpeg" reads what TFDS stores; "raw" a copy of it as decoded pixels, 8 times as fast and 5 times as
-    # large (252 GB for ILSVRC-2012). The pixels are the same. A "folder" is read as it is.
+    # large (262 GB for ILSVRC-2012). The pixels are the same. A "folder" is read as it is.
     config.data.store = "raw"
     config.data.channels = 3
     config.data.image_size = 256  # section 2: shorter side to 256, central 256x256

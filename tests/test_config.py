@@ -1,6 +1,8 @@
 """alexnet_jax/config.py: what a configuration may hold, and to which one a workdir belongs."""
 
 import json
+import pathlib
+import sys
 
 import ml_collections
 import pytest
@@ -14,6 +16,19 @@ from configs import paper, quickstart
 def test_every_configuration_is_accepted():
     for config in (paper.get_config(), paper.get_config("2010"), quickstart.get_config()):
         configuration.check(config)
+
+
+def test_a_configuration_is_loaded_from_any_folder(tmp_path, monkeypatch):
+    root = pathlib.Path(__file__).parent.parent
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        sys, "path", [p for p in sys.path if pathlib.Path(p).resolve() not in (root, tmp_path)]
+    )
+    for name in ("configs", "configs.paper", "configs.quickstart"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    path = list(sys.path)
+    assert configuration.load(f"{root}/configs/quickstart.py").name == "quickstart"
+    assert sys.path == path
 
 
 @pytest.mark.parametrize(

@@ -62,9 +62,11 @@ class Ilsvrc(tfds.core.GeneratorBasedBuilder):
         """Check the archives in a folder, by default that of TFDS. Raises InputError."""
         folder = manual_dir or os.path.join(self.data_dir_root, "downloads", "manual")
         if not os.path.isdir(folder) or not os.listdir(folder):
+            found = f"{manual_dir} is not a folder with files" if manual_dir else "missing"
             raise InputError(
-                f"data.manual_dir: {manual_dir!r} is not a folder with files; give the one with the official"
-                f" archives of ILSVRC-{self.builder_config.name}"
+                f"data.manual_dir: {found}; give the folder with the official archives of"
+                f" ILSVRC-{self.builder_config.name}. Without them, train on a folder of pictures"
+                " (--config.data.name=folder --config.data.dir=DIR) or start with configs/quickstart.py"
             )
         log.info(f"checking the archives in {folder}")
         self._archives = ilsvrc_archives.Archives(folder, self.builder_config.name)
