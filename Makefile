@@ -26,7 +26,7 @@ soak: .venv/installed
 # `make test` with the oldest versions that pyproject.toml allows, and with the newest there are for PYTHON.
 oldest:
 	$(PYTHON) -m venv --clear .venv-oldest
-	sed -nE 's/^ .*"([A-Za-z_-]+)>=([0-9.]+)".*/\1==\2/p' pyproject.toml > .venv-oldest/constraints.txt
+	sed -nE 's/^ .*"([A-Za-z0-9_-]+)>=([0-9.]+)".*/\1==\2/p' pyproject.toml > .venv-oldest/constraints.txt
 	.venv-oldest/bin/python -m pip install --quiet --constraint .venv-oldest/constraints.txt --editable '.[test]'
 	.venv-oldest/bin/python -m pytest --numprocesses=2 --dist=worksteal
 

@@ -2,68 +2,109 @@
 
 Write one page about a workdir, or about a sweep with its table, effects and runs: errors, throughput,
 differences from configs/paper.py, curves and kernels. The page is a single file that includes its pictures.
+report.html.jinja is its template.
 """
 
 import base64
-import html
+import dataclasses
 import io
 import json
 import os
 import statistics
+from typing import Any
 
 from alexnet_jax import config as configuration
 from alexnet_jax.runtime import command_line
 from alexnet_jax.runtime.errors import InputError
 from alexnet_jax.runtime.files import write_text
 
-STYLE = """body { font: 15px/1.5 sans-serif; max-width: 72em; margin: 2em auto; padding: 0 1em; color: #222 }
-table { border-collapse: collapse; margin: 1em 0 } td, th { border: 1px solid #ccc; padding: .2em .7em;
-text-align: left; overflow-wrap: anywhere } th { background: #eee } img { max-width: 100% }
-pre { background: #f5f5f5; padding: 1em; overflow-x: auto; font-size: 12px }
-summary { cursor: pointer; font-weight: bold; margin: .6em 0 }"""
+TEMPLATE = "report.html.jinja"
+
+
+@dataclasses.dataclass
+class Picture:
+    """A figure as a PNG file in base64, and its description."""
+
+    png: str
+    text: str
+
+
+@dataclasses.dataclass
+class Sweep:
+    """The table of a sweep; `problem` is the reason for a part that is missing."""
+
+    head: tuple[str, ...] = ()
+    lines: list[list[str]] = dataclasses.field(default_factory=list)
+    overrides: list[tuple[str, str]] = dataclasses.field(default_factory=list)  # (variant, its overrides)
+    effects: Picture | None = None
+    problem: str = ""
+
+
+@dataclasses.dataclass
+class Run:
+    """The content of a workdir, or the problem that it has."""
+
+    name: str
+    problem: str = ""
+    error: str = ""  # the top-1 error, for the heading
+    facts: list[tuple[str, str]] = dataclasses.field(default_factory=list)
+    pictures: list[Picture] = dataclasses.field(default_factory=list)
+    differences: list[tuple[str, Any, Any]] = dataclasses.field(default_factory=list)  # (field, paper, here)
+    network: str = ""
+    config: str = ""
 
 
 def page(folder: str) -> str:
     """Return the page in HTML. Raises InputError if the folder contains no run."""
+    import jinja2
+
     from experiments.plots.runs import find_workdirs
 
-    title = html.escape(os.path.basename(os.path.abspath(folder)))
     workdirs = find_workdirs(folder)
-    parts = [f"<h1>{title}</h1>"]
-    if workdirs != [folder]:
-        parts += _sweep(folder)
-        for workdir in workdirs:
-            name = html.escape(os.path.relpath(workdir, folder))
-            try:
-                content = _workdir(workdir)
-            except InputError as error:  # the page has other runs
-                content = [f"<p>{html.escape(str(error))}</p>"]
-            parts += [f"<details><summary>{name}</summary>", *content, "</details>"]
-    else:
-        parts += _workdir(folder)
-    return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{STYLE}</style>'
-        f"<body>{''.join(parts)}</body></html>\n"
+    whole = workdirs != [folder]
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(os.path.dirname(os.path.abspath(__file__))),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    return environment.get_template(TEMPLATE).render(
+        title=os.path.basename(os.path.abspath(folder)),
+        sweep=_sweep(folder) if whole else None,
+        runs=[_run_or_problem(workdir, folder) for workdir in workdirs] if whole else [],
+        run=None if whole else _run(folder, ""),
     )
 
 
-def _sweep(folder: str) -> list[str]:
+def _sweep(folder: str) -> Sweep | None:
+    """Return the table of a sweep; None for a folder of other runs."""
     from experiments.plots import effects
     from experiments.sweeps import table
 
-    if not table.exists(folder):  # a folder of runs without a sweep
-        return []
-    parts = ["<p>Errors are fractions; differences are from the first line.</p>"]
+    if not table.exists(folder):
+        return None
+    sweep = Sweep(table.HEAD)
     try:
-        rows = table.read(folder)
-        parts.append(_table(rows[0], [row.values() for row in rows]))
-        parts.append(_image(effects.draw(folder), "differences from the first line"))
+        for cells, overrides in table.read_cells(folder):
+            sweep.lines.append(cells)
+            if overrides:
+                sweep.overrides.append((cells[0], overrides))
+        sweep.effects = _picture(effects.draw(folder), "the change of the top-1 error in each line")
     except InputError as error:
-        parts.append(f"<p>{html.escape(str(error))}</p>")
-    return parts
+        sweep.problem = str(error)
+    return sweep
 
 
-def _workdir(workdir: str) -> list[str]:
+def _run_or_problem(workdir: str, folder: str) -> Run:
+    name = os.path.relpath(workdir, folder)
+    try:
+        return _run(workdir, name)
+    except InputError as error:  # the page has other runs
+        return Run(name, problem=str(error))
+
+
+def _run(workdir: str, name: str) -> Run:
     from alexnet_jax.table import describe
     from alexnet_jax.workdirs.metrics import read_rows
     from alexnet_jax.workdirs.workdir import read_result
@@ -71,65 +112,45 @@ def _workdir(workdir: str) -> list[str]:
     from experiments.plots import curves, kernels
 
     config = configuration.of_run(workdir)
+    run = Run(name, network=describe(config), config=json.dumps(config.to_dict(), indent=2))
     ours, papers = dict(configuration.flatten(config)), dict(configuration.flatten(paper.get_config()))
-    different = [
+    run.differences = [
         (field, papers.get(field, "none"), ours.get(field, "none"))
         for field in sorted(ours.keys() | papers.keys())
         if ours.get(field) != papers.get(field)
     ]
-    facts = [("configuration", config.name), ("data", f"{config.data.name}, {config.data.train_split}")]
+    run.facts = [("configuration", config.name), ("data", f"{config.data.name}, {config.data.train_split}")]
     result = read_result(workdir)
     if result:
-        what = f"{result['examples']:,} images of {result['split']}, {result['views']} views"
-        what += f", step {result['step']}" if "step" in result else ""
-        facts += [
-            ("top-1 error", f"{result['top1_error']:.2%} ({what})"),
+        views = "1 view" if result["views"] == 1 else f"{result['views']} views"
+        what = f"{result['examples']:,} images of {result['split']}, {views}"
+        what += f", step {result['step']:,}" if "step" in result else ""
+        run.error = f"{result['top1_error']:.2%}"
+        run.facts += [
+            ("top-1 error", f"{run.error} ({what})"),
             ("top-5 error", f"{result['top5_error']:.2%} ({what})"),
         ]
-    parts = []
     try:
         rows = read_rows(workdir)
         rates = [row["images_per_second"] for row in rows if row["images_per_second"]]
-        facts += [
+        run.facts += [
             ("trained", f"{rows[-1]['epoch']} of {config.num_epochs} epochs, {rows[-1]['step']:,} steps"),
             ("throughput", f"{statistics.median(rates or [0]):,.0f} images/s, the median over epochs"),
         ]
-        parts.append(_image(curves.draw([workdir]), "learning curves"))
+        run.pictures.append(_picture(curves.draw([workdir]), "errors and losses against epochs"))
     except InputError as error:
-        facts.append(("curves", str(error)))
+        run.facts.append(("curves", str(error)))
     try:
-        parts.append(_image(kernels.draw(workdir, {}), "the kernels of conv1"))
+        run.pictures.append(_picture(kernels.draw(workdir, {}), "the kernels of conv1"))
     except InputError as error:
-        facts.append(("kernels", str(error)))
-    return [
-        _table(("", ""), facts),
-        *parts,
-        "<h3>Differences from configs/paper.py</h3>",
-        _table(("field", "paper", "here"), different) if different else "<p>none</p>",
-        "<details><summary>network</summary>",
-        f"<pre>{html.escape(describe(config))}</pre></details>",
-        "<details><summary>whole configuration</summary>",
-        f"<pre>{html.escape(json.dumps(config.to_dict(), indent=2))}</pre></details>",
-    ]
+        run.facts.append(("kernels", str(error)))
+    return run
 
 
-def _table(head, rows) -> str:
-    def line(cells, tag):
-        return "<tr>" + "".join(f"<{tag}>{html.escape(str(cell))}</{tag}>" for cell in cells) + "</tr>"
-
-    return (
-        "<table>"
-        + (line(head, "th") if any(head) else "")
-        + "".join(line(r, "td") for r in rows)
-        + "</table>"
-    )
-
-
-def _image(figure, text: str) -> str:
+def _picture(figure, text: str) -> Picture:
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=110)
-    inline = base64.b64encode(file.getvalue()).decode()
-    return f'<p><img alt="{text}" src="data:image/png;base64,{inline}"></p>'
+    return Picture(base64.b64encode(file.getvalue()).decode(), text)
 
 
 def main(arguments: list[str]) -> None:

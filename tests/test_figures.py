@@ -1,5 +1,6 @@
 """experiments/figures.py: what the figures are drawn from, and that every one is written."""
 
+import itertools
 import json
 
 import numpy as np
@@ -130,8 +131,10 @@ def test_effects_are_the_tables_differences_in_points(tmp_path):
         "variant,top1_error,top1_difference,top1_difference_error\n"
         "first,0.3,,\nbetter,0.29,-0.01,0.0025\nonce,0.5,0.2,\nfailed,,,\n"
     )
-    (axes,) = effects.draw(str(tmp_path)).axes
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["better  -1.00 ± 0.25", "once  +20.00"]
+    axes, right = effects.draw(str(tmp_path)).axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["better", "once"]
+    assert [label.get_text() for label in right.get_yticklabels()] == ["-1.00 ± 0.25", "+20.00"]
+    np.testing.assert_allclose(right.get_ylim(), axes.get_ylim())
     points, _, (bars,) = axes.containers[0].lines
     np.testing.assert_allclose(np.asarray(points.get_xdata(), float), [-1, 20])
     np.testing.assert_allclose(bars.get_segments()[0][:, 0], [-1.25, -0.75])
@@ -162,6 +165,42 @@ def test_figures_of_a_trained_network(swept, tmp_path, capsys, monkeypatch):
     for axes, picture, label in zip(drawn[0].axes[::8], shown, labels, strict=True):
         assert axes.get_title() == test.label_names[label]
         np.testing.assert_array_equal(axes.get_images()[0].get_array(), picture[..., 0])
+
+
+@pytest.mark.parametrize("name", ["m", "no normalisation " * 2 + "at all", "W" * 40, "long_" * 30])
+def test_effects_are_legible_beside_long_names(name, tmp_path):
+    """Every name is whole and inside the figure, and the plot keeps its width, in which no ticks overlap."""
+    lines = [f"{name}{number}"[-max(len(name), 2) :] for number in range(4)]
+    rows = [f"{line},{change},0.01\n" for line, change in zip(lines, (-0.3, -0.001, 0.02, 0.6), strict=True)]
+    (tmp_path / "results.csv").write_text("variant,top1_difference,top1_difference_error\n" + "".join(rows))
+    figure = effects.draw(str(tmp_path))
+    figure.draw_without_rendering()
+    axes, right = figure.axes
+    assert axes.get_window_extent().width > 4.5 * figure.dpi
+    names = [label.get_text() for label in axes.get_yticklabels()]
+    assert [shown.replace("\n", "").replace(" ", "") for shown in names] == [
+        line.replace(" ", "") for line in lines
+    ]
+    page = figure.bbox
+    for labels in (axes.get_yticklabels(), right.get_yticklabels(), shown_ticks(axes)):
+        extents = [label.get_window_extent() for label in labels]
+        assert all(page.x0 <= extent.x0 and extent.x1 <= page.x1 for extent in extents)
+        assert not any(a.overlaps(b) for a, b in itertools.combinations(extents, 2))
+
+
+def shown_ticks(axes):
+    """Return the labels of the ticks that are within the limits of the x axis."""
+    low, high = axes.get_xlim()
+    return [label for label in axes.get_xticklabels() if low <= label.get_position()[0] <= high]
+
+
+def test_a_legend_of_long_names_is_inside_the_figure(tmp_path):
+    for number in range(5):
+        fake_run(tmp_path / f"{'no normalisation in any layer at all':x<39}{number}", "relu", [0.5, 0.4])
+    figure = curves.draw(find_workdirs(str(tmp_path)))
+    figure.draw_without_rendering()
+    extent = figure.legends[0].get_window_extent()
+    assert figure.bbox.x0 <= extent.x0 and extent.x1 <= figure.bbox.x1 and extent.y0 >= 0
 
 
 def test_figure3_puts_one_column_above_the_other_and_tells_their_colour(monkeypatch, capsys):

@@ -15,6 +15,7 @@ from alexnet_jax.runtime.files import write_text
 from experiments.sweeps.plan import Plan, Run
 
 AGAIN = "the sweep's command rewrites it"
+HEAD = ("variant", "seeds", "top-1 error", "top-5 error", "top-1 difference", "top-5 difference", "paper")
 
 
 def write(workdir: str, title: str, plan: Plan, results: dict[str, dict], failed: set[str]) -> None:
@@ -79,19 +80,22 @@ def _markdown(title: str, summary: str, rows: list[dict]) -> str:
         f"    {title}\n",
         f"{summary} Percent: mean ± standard deviation over seeds; difference to the first line, seed by"
         " seed, ± its standard error.\n",
-        "| variant | seeds | top-1 error | top-5 error | top-1 difference | top-5 difference | paper |",
-        "|---|---|---|---|---|---|---|",
+        f"| {' | '.join(HEAD)} |",
+        f"|{'---|' * len(HEAD)}",
     ]
-    for row in rows:
-        seeds = f"{row['seeds']}" + (f", {row['failed']} failed" if row["failed"] else "")
-        errors = [_percent(row[f"{name}_error"], row[f"{name}_std"]) for name in ("top1", "top5")]
-        differences = [
-            _percent(row[f"{name}_difference"], row[f"{name}_difference_error"], "+")
-            for name in ("top1", "top5")
-        ]
-        cells = [row["variant"], seeds, *errors, *differences, str(row["paper"])]
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    cells = [[cell.replace("|", "\\|") for cell in _cells(row)] for row in rows]
+    lines += [f"| {' | '.join(line)} |" for line in cells]
     return "\n".join(lines) + "\n"
+
+
+def _cells(row: dict) -> list[str]:
+    """Return the texts of a line below HEAD, in percent."""
+    seeds = f"{row['seeds']}" + (f", {row['failed']} failed" if row["failed"] else "")
+    errors = [_percent(row[f"{name}_error"], row[f"{name}_std"]) for name in ("top1", "top5")]
+    differences = [
+        _percent(row[f"{name}_difference"], row[f"{name}_difference_error"], "+") for name in ("top1", "top5")
+    ]
+    return [row["variant"], seeds, *errors, *differences, row["paper"] or ""]
 
 
 def _rounded(value):
@@ -124,6 +128,25 @@ def read(folder: str) -> list[dict[str, str]]:
     if not rows:
         raise InputError(f"{path}: has no line; {AGAIN}")
     return rows
+
+
+def read_cells(folder: str) -> list[tuple[list[str], str]]:
+    """Read (the texts below HEAD, in percent; the variant's overrides) of each line.
+
+    Raises InputError if results.csv cannot be read.
+    """
+    found = []
+    try:
+        for row in read(folder):
+            numbers = {
+                f"{name}_{kind}": float(row[f"{name}_{kind}"] or "nan")
+                for name in ("top1", "top5")
+                for kind in ("error", "std", "difference", "difference_error")
+            }
+            found.append((_cells({**row, **numbers, "failed": int(row["failed"])}), row["overrides"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{folder}/results.csv: is not a table of a sweep ({error}); {AGAIN}") from None
+    return found
 
 
 def read_differences(folder: str) -> list[tuple[str, float, float]]:
