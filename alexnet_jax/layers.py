@@ -19,6 +19,8 @@ from jaxtyping import Array, Float, Key
 
 from alexnet_jax.kernels import cpu
 
+_MOST_EXPONENT = 88.0  # of float32
+
 Maps = Float[Array, "batch height width channel"]
 Kernel = Float[Array, "rows columns channel features"]
 
@@ -54,12 +56,13 @@ def _divisive_norm(x, window, k, alpha, beta):
     def factor(total):
         # z^-beta by exp and log, which XLA vectorizes on a CPU, unlike `power`. With the window's sum as one
         # operation, this is 2.5 to 9 times faster, gradient included, than a power over shifted slices.
-        return jnp.exp(-beta * jnp.log(k + alpha * total))
+        # The minimum changes no value: without it LLVM turns the expression back into a power.
+        return jnp.exp(jnp.minimum(-beta * jnp.log(k + alpha * total), _MOST_EXPONENT))
 
     a = x.astype(jnp.float32)
     padding = [(size // 2, size // 2) for size in window]
     total = lax.reduce_window(jnp.square(a), 0.0, lax.add, window, (1, 1, 1, 1), padding)
-    on_cpu = functools.partial(cpu.along_rows, factor)
+    on_cpu = functools.partial(cpu.of_squares, factor)
     return (a * lax.platform_dependent(total, cpu=on_cpu, default=factor)).astype(x.dtype)
 
 

@@ -9,7 +9,7 @@ import pytest
 from helpers.arrays import assert_near
 
 from alexnet_jax import layers
-from alexnet_jax.kernels import cpu, winograd
+from alexnet_jax.kernels import blocks, cpu, winograd
 
 
 def draw(seed, *shape):
@@ -99,6 +99,25 @@ def test_winograds_convolution_equals_loops(case, monkeypatch):
     conv = functools.partial(winograd.conv3x3, padding=padding)
     assert_equals_loops(conv, x, kernel, 1, padding)
     assert f"length={groups}\n" in str(jax.make_jaxpr(conv)(x, kernel))
+
+
+BLOCKS = {  # height, width, size of the kernel, padding
+    "even": (8, 8, 5, (0, 0)),
+    "odd": (7, 9, 5, (0, 0)),
+    "padded": (5, 6, 5, (2, 2)),
+    "padded on one side": (6, 5, 4, (0, 3)),
+    "as large as the image": (5, 5, 5, (0, 0)),
+}
+
+
+@pytest.mark.parametrize("case", BLOCKS.values(), ids=BLOCKS)
+def test_convolution_over_blocks_of_pixels_equals_loops(case):
+    height, width, size, padding = case
+    x, kernel = draw(0, 2, height, width, 2), draw(1, size, size, 2, 3)
+    assert_equals_loops(functools.partial(blocks.conv, padding=padding), x, kernel, 1, padding)
+    conv = functools.partial(layers.conv, stride=1, padding=padding)
+    assert_equals_loops(conv, x, kernel, 1, padding)
+    assert ",8,12]" in str(jax.make_jaxpr(conv)(x, kernel))  # 4 times the inputs and the features
 
 
 @pytest.mark.parametrize("target, expected", [("cpu", 0), ("cuda", 1), ("tpu", 1)])
@@ -216,6 +235,16 @@ def test_local_response_norm_equals_the_formula(case):
     x = scale * draw(0, 2, 3, 4, maps)
     got = jax.jit(lambda x: layers.local_response_norm(x, *numbers))(x)
     assert_near(got, lrn_loops(x, *numbers))
+
+
+def test_local_response_norm_of_one_nan_is_as_before_elsewhere():
+    x = draw(0, 2, 3, 4, 11)
+    want = np.asarray(jax.jit(lambda x: layers.local_response_norm(x, 5, 2.0, 0.5, 0.75))(x))
+    x[0, 0, 0, 0] = np.nan
+    got = np.array(jax.jit(lambda x: layers.local_response_norm(x, 5, 2.0, 0.5, 0.75))(x))
+    assert np.isnan(got[0, 0, 0, :3]).all()
+    got[0, 0, 0, :3] = want[0, 0, 0, :3]
+    np.testing.assert_array_equal(got, want)
 
 
 @pytest.mark.parametrize("case", LRN.values(), ids=LRN)

@@ -1,15 +1,19 @@
 """Faster versions of operations of layers.py for CPUs: the same functions, up to the order of sums."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from alexnet_jax.kernels import winograd
+from alexnet_jax.kernels import blocks, winograd
 
 CACHE_BYTES = 2_500_000  # size of a group's maps before and after, to fit a CPU core's cache
 MOST_GROUPS = 64  # each is compiled separately
 WINOGRAD_INPUTS = 96  # with fewer input maps, the transforms cost as much as the products save
+
+BLOCKS_INPUTS = 4  # with more input maps, XLA's own convolution is faster
 
 
 def conv(
@@ -19,15 +23,18 @@ def conv(
     padding: tuple[int, int],
     definition,
 ) -> Float[Array, "batch out_height out_width features"]:
-    """Return definition(x, kernel), a convolution, computed in float32 in one of two ways.
+    """Return definition(x, kernel), a convolution, computed in float32 in one of three ways.
 
     3x3 kernels with stride 1 and many inputs use Winograd's algorithm, which makes a training step 1.17 times
     faster. All others take a few images at a time, which makes it 1.6 times faster: for the kernel's gradient
-    XLA reads the output's gradient repeatedly, and then finds it in a core's cache.
+    XLA reads the output's gradient repeatedly, and then finds it in a core's cache. Among them, large kernels
+    with stride 1 and few inputs take blocks of pixels, which is 2 to 3 times as fast.
     """
     wide = x.astype(jnp.float32), kernel.astype(jnp.float32)  # to sum the kernel's gradient in float32
     if kernel.shape[:2] == (3, 3) and stride == 1 and kernel.shape[2] >= WINOGRAD_INPUTS:
         y = winograd.conv3x3(*wide, padding)
+    elif kernel.shape[0] > 3 and stride == 1 and kernel.shape[2] <= BLOCKS_INPUTS:
+        y = _in_groups(*wide, functools.partial(blocks.conv, padding=padding))
     else:
         y = _in_groups(*wide, definition)
     return y.astype(x.dtype)
@@ -56,11 +63,21 @@ def window_rows(x: Array, axis: int, size: int, stride: int) -> list[Array]:
     return [lax.slice_in_dim(x, i, i + windows, axis=axis) for x, i in rows]
 
 
-def along_rows(
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def of_squares(
     function, x: Float[Array, "batch height width maps"]
 ) -> Float[Array, "batch height width maps"]:
-    """Return function(x), element by element, over one flat row per image.
+    """Return function(x), element by element, for sums of squares `x`.
 
-    XLA vectorizes along the last axis, which may have few maps. With 12 maps, flat rows are 1.3 times faster.
+    The condition always holds. Without it, and without a gradient, XLA would compute an expensive function
+    inside the padding of `window_rows`, one element at a time. With it, response normalisation followed by
+    pooling takes a quarter of the time.
     """
-    return function(x.reshape(len(x), -1)).reshape(x.shape)
+    rows = x.reshape(len(x), -1)
+    return lax.cond(~(rows[0, 0] < 0), function, jnp.zeros_like, rows).reshape(x.shape)
+
+
+@of_squares.defjvp
+def _along_rows(function, primals, tangents):
+    # XLA vectorizes along the last axis, which may have few maps: with 12, flat rows are 1.3 times faster.
+    return jax.jvp(lambda x: function(x.reshape(len(x), -1)).reshape(x.shape), primals, tangents)
