@@ -14,7 +14,7 @@ check: lint
 test: .venv/installed
 	$(PYTEST)
 
-# `make test`, with PyTorch beside it: no test against it is skipped.
+# `make test`, with PyTorch and an S3 server beside it: no test against them is skipped.
 oracle: .venv/oracle-installed
 	ORACLE=1 $(PYTEST)
 
@@ -57,7 +57,7 @@ lint: .venv/installed
 	touch $@
 
 .venv/oracle-installed: .venv/installed
-	.venv/bin/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[oracle]'
+	.venv/bin/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[oracle,storage,storage-test]'
 	touch $@
 
 .venv-scaling/installed: pyproject.toml constraints.txt

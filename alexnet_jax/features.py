@@ -35,7 +35,7 @@ import numpy as np
 from alexnet_jax import config as configuration
 from alexnet_jax.datasets import pictures
 from alexnet_jax.datasets.source import Source, check_content, open_source
-from alexnet_jax.runtime import command_line, progress
+from alexnet_jax.runtime import command_line, progress, storage
 from alexnet_jax.runtime.errors import InputError, input_errors, os_errors, printable
 from alexnet_jax.runtime.files import atomic_write, folder_lock, read_json, write_text
 from alexnet_jax.workdirs import identity
@@ -239,12 +239,13 @@ def main(arguments: list[str]) -> None:
     if not out:
         raise InputError("--out: give a folder")
     command_line.check_can_be_made("--out", out)
-    workdir = os.path.expanduser(given.workdir)
-    config = configuration.of_run(workdir, given.overrides)
-    source = open_images(given.source, config)
-    from alexnet_jax.trained import Trained  # here, so that a mistake is reported at once
+    with storage.copied(given.workdir) as workdir:
+        config = configuration.of_run(workdir, given.overrides)
+        source = open_images(given.source, config)
+        from alexnet_jax.trained import Trained  # here, so that a mistake is reported at once
 
-    extract(Trained(config, workdir), source, given.layers.split(","), out, given.column)
+        network = Trained(config, workdir)
+    extract(network, source, given.layers.split(","), out, given.column)
 
 
 if __name__ == "__main__":

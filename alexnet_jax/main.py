@@ -19,7 +19,7 @@ import logging
 import os
 
 from alexnet_jax import config as configuration
-from alexnet_jax.runtime import command_line, processes
+from alexnet_jax.runtime import command_line, processes, storage
 
 MODES = ("train", "eval", "prepare", "describe")
 
@@ -31,7 +31,11 @@ def main(arguments: list[str]) -> None:
     parser = command_line.Parser(__doc__, config=True)
     whole = command_line.whole
     parser.add_argument("--mode", type=command_line.one_of(*MODES), default="train", help=", ".join(MODES))
-    parser.add_argument("--workdir", metavar="DIR", help="the folder of the run (default: runs/NAME[-ARG])")
+    parser.add_argument(
+        "--workdir",
+        metavar="DIR",
+        help="the folder of the run, or its gs:// or s3:// URL (default: runs/NAME[-ARG])",
+    )
     parser.add_argument("--coordinator", metavar="HOST:PORT", help="an address of process 0")
     parser.add_argument("--processes", metavar="N", type=whole(1), help="the number of processes")
     parser.add_argument("--process", metavar="I", type=whole(0), help="the number of this process, from 0")
@@ -62,8 +66,9 @@ def _run(given, config, workdir: str) -> None:
     elif given.mode == "eval":
         from alexnet_jax import evaluate
 
-        config = processes.all_processes(_config_of_workdir, config, given.overrides, workdir)
-        evaluate.evaluate(config, workdir)
+        with storage.copied(workdir) as folder:
+            config = processes.all_processes(_config_of_workdir, config, given.overrides, folder)
+            evaluate.evaluate(config, folder)
     else:
         from alexnet_jax import train
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from alexnet_jax import config as configuration
-from alexnet_jax.runtime import command_line
+from alexnet_jax.runtime import command_line, storage
 from alexnet_jax.runtime.errors import InputError, UnreadableFiles, printable
 
 if TYPE_CHECKING:
@@ -118,10 +118,11 @@ def main(arguments: list[str]) -> int:
         command_line.check_writable("--figure", given.figure)
         if os.path.splitext(given.figure)[1].lower() not in (".png", ".pdf", ".svg", ".jpg", ".jpeg"):
             raise InputError(f"--figure={given.figure}: give a name that ends in .png, .pdf, .svg or .jpg")
-    workdir = os.path.expanduser(given.workdir)
-    from alexnet_jax.trained import Trained  # here, so that a mistake in the flags is reported at once
+    with storage.copied(given.workdir) as workdir:
+        config = configuration.of_run(workdir, given.overrides)
+        from alexnet_jax.trained import Trained  # here, so that a mistake in the flags is reported at once
 
-    network = Trained(configuration.of_run(workdir, given.overrides), workdir)
+        network = Trained(config, workdir)
     pictures, found, figures = predictions(network, given.images), 0, 0
     while shown := list(itertools.islice(pictures, FIGURE)):  # only these are kept in memory
         found, figures = found + len(shown), figures + 1

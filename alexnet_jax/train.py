@@ -34,7 +34,7 @@ from alexnet_jax import evaluate, optimizer, table
 from alexnet_jax.datasets.batches import training_batches
 from alexnet_jax.datasets.labels import with_labels_of
 from alexnet_jax.datasets.source import Source, open_splits
-from alexnet_jax.runtime import command_line, processes
+from alexnet_jax.runtime import command_line, processes, storage
 from alexnet_jax.runtime.errors import Diverged, InputError
 from alexnet_jax.runtime.files import StrPath
 from alexnet_jax.runtime.mesh import batch_sharding, block_on_cpu, make_mesh, replicated
@@ -61,6 +61,10 @@ def train(config, workdir: str) -> None:
 
     Raises InputError before anything is written, Diverged, and Unavailable for a full disk.
     """
+    if storage.is_url(workdir):
+        with storage.run_folder(workdir) as folder:
+            train(config, folder)
+        return
     former_config = processes.all_processes(configuration.check_same_run, config, workdir)
     # Before the data is prepared, which may take an hour.
     processes.on_process_0(command_line.check_can_be_made, "--workdir", workdir)
@@ -187,6 +191,7 @@ class Run:
         self.check_finite(step, row["val_loss"], "the validation loss")
         writer.write_row(row)
         self.checkpoints.rate(step, {METRIC: row[METRIC]})  # after the row: an error implies a row
+        storage.push(self.workdir, self.checkpoints.wait)
         state = self.after_validation(state, row[METRIC])
         _log_rate(config, row["learning_rate"], state)
         return state
@@ -207,6 +212,7 @@ class Run:
         if not all_finite(state.params):
             self._diverged(int(state.step), "a parameter is not a finite number")
         self.checkpoints.save(state)
+        storage.push(self.workdir, self.checkpoints.wait)  # does nothing for a local folder
 
     def check_finite(self, step: int, loss, what: str = "the loss") -> None:
         """Raise Diverged if a loss is not a finite number."""

@@ -23,6 +23,7 @@ from alexnet_jax import config as configuration
 from alexnet_jax.datasets import fingerprints
 from alexnet_jax.datasets import images as pictures
 from alexnet_jax.datasets.labels import imagenet_classes
+from alexnet_jax.runtime import storage
 from alexnet_jax.runtime.errors import InputError, nearest, printable
 from alexnet_jax.runtime.files import StrPath
 from alexnet_jax.runtime.mesh import make_mesh
@@ -43,8 +44,8 @@ def load(workdir: StrPath, overrides: dict[str, Any] | None = None) -> "Trained"
     {"eval.views": 1}, or {"mesh.column": 2} for one device per column. Raises InputError, with the remedy, if
     there is no run or a field does not fit.
     """
-    workdir = os.path.expanduser(workdir)
-    return Trained(configuration.of_run(workdir, {"mesh.column": 1, **(overrides or {})}), workdir)
+    with storage.copied(workdir) as folder:
+        return Trained(configuration.of_run(folder, {"mesh.column": 1, **(overrides or {})}), folder)
 
 
 class Trained:

@@ -7,7 +7,7 @@ import jax
 
 from alexnet_jax import config as configuration
 from alexnet_jax import evaluate, optimizer
-from alexnet_jax.runtime import processes
+from alexnet_jax.runtime import processes, storage
 from alexnet_jax.runtime.errors import InputError
 from alexnet_jax.step import abstract_state
 from alexnet_jax.workdirs import identity
@@ -40,7 +40,12 @@ def _layers_of_other_run(config, mesh) -> tuple[dict, dict]:
     layer, or has it in another shape.
     """
     workdir = os.path.expanduser(config.init_from)
-    other = read_config(workdir)
+    with storage.copied(workdir, "init_from") as folder:
+        return _layers_of(folder, workdir, config, mesh)
+
+
+def _layers_of(folder: str, workdir: str, config, mesh) -> tuple[dict, dict]:
+    other = read_config(folder)
     if other is None:
         raise InputError(f"init_from: {workdir} has no config.json; give the workdir of another run")
     configuration.check_stored(other)
@@ -54,9 +59,9 @@ def _layers_of_other_run(config, mesh) -> tuple[dict, dict]:
         there, here = ([x.shape for x in jax.tree.leaves(params[layer])] for params in (theirs, ours))
         if there != here:
             raise InputError(f"init_layers: {layer} is {there} in {workdir} and {here} here; leave it out")
-    step, params = evaluate.stored_params(other, workdir, mesh)
+    step, params = evaluate.stored_params(other, folder, mesh)
     log.info(f"starting from step {step} of {workdir}: {', '.join(config.init_layers)}")
-    origin = {"kind": "run", "run": identity.of_workdir(workdir), "step": step, "workdir": workdir}
+    origin = {"kind": "run", "run": identity.of_workdir(folder), "step": step, "workdir": workdir}
     return {layer: params[layer] for layer in config.init_layers}, origin
 
 
@@ -70,7 +75,8 @@ def _check_origin(config, workdir: str, former_config, former: identity.Identity
     origin = former["origin"] if former else identity.UNKNOWN
     there, here = origin.get("workdir", former_config.init_from), os.path.expanduser(config.init_from)
     if origin["kind"] == "run" and here:
-        same = identity.of_workdir(here) in (origin["run"], None)
+        with storage.copied(here, "init_from", checkpoints=False) as folder:
+            same = identity.of_workdir(folder) in (origin["run"], None)
     else:
         same = there == config.init_from
     if not same:

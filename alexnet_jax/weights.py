@@ -21,6 +21,7 @@ height, width], with the outputs and inputs of column 0 first: a convolution wit
 wherever columns do not meet.
 """
 
+import contextlib
 import copy
 import hashlib
 import io
@@ -36,7 +37,7 @@ from alexnet_jax import config as configuration
 from alexnet_jax.datasets import statistics
 from alexnet_jax.pretrained import conversion, formats, metadata
 from alexnet_jax.pretrained.normalization import published_statistics
-from alexnet_jax.runtime import command_line, files
+from alexnet_jax.runtime import command_line, files, storage
 from alexnet_jax.runtime.errors import InputError, input_errors, reason
 from alexnet_jax.workdirs import identity
 from alexnet_jax.workdirs.workdir import read_statistics, write_config
@@ -307,11 +308,14 @@ def main(arguments: list[str]) -> None:
         options |= {f"config.{field}": text for field, text in given.overrides.items()}
         for name in (name for name, value in options.items() if value is not None):
             raise InputError(f"--{name}: is not for export, which takes everything from --workdir")
-        export_weights(file, workdir)
+        with storage.copied(workdir) as folder:
+            export_weights(file, folder)
         return
     config = configuration.load(given.config, given.overrides) if given.config else None
     labels, mean = (path and os.path.expanduser(path) for path in (given.labels, given.mean))
-    import_weights(given.source, file, workdir, config, labels, mean, given.overrides)
+    there = storage.run_folder(workdir) if storage.is_url(workdir) else contextlib.nullcontext(workdir)
+    with there as folder:
+        import_weights(given.source, file, folder, config, labels, mean, given.overrides)
 
 
 if __name__ == "__main__":

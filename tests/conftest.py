@@ -26,7 +26,9 @@ jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 4)
 jax.devices()
 
-if os.environ.get("ORACLE"):  # `make oracle`: what is skipped without PyTorch shall not be skipped there
+if os.environ.get("ORACLE"):  # `make oracle`: what is skipped without these shall not be skipped there
+    import moto  # noqa: F401
+    import s3fs  # noqa: F401
     import torch  # noqa: F401
 
 

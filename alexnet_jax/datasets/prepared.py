@@ -22,7 +22,7 @@ from alexnet_jax.datasets import (
     ilsvrc,
     images,
 )
-from alexnet_jax.runtime import quiet_tensorflow
+from alexnet_jax.runtime import quiet_tensorflow, storage
 from alexnet_jax.runtime.errors import InputError, Unavailable, first_line, input_errors, nearest
 from alexnet_jax.runtime.files import file_lock, retry
 
@@ -38,6 +38,8 @@ log = logging.getLogger("alexnet_jax")
 def prepared_builder(config) -> tfds.core.DatasetBuilder:
     """Return the TFDS builder of `config.data.name`, after preparing the data set if necessary."""
     name, data_dir = config.data.name, os.path.expanduser(config.data.dir) or None
+    if data_dir and storage.is_url(data_dir):
+        data_dir = storage.data_folder(data_dir, name.partition(":")[0])
     if data_dir and os.path.exists(data_dir) and not os.path.isdir(data_dir):
         raise InputError(f"data.dir: {data_dir!r} is not a folder; give one")
     builder = _builder(name, data_dir)

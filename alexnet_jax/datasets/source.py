@@ -7,6 +7,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from alexnet_jax.runtime import storage
 from alexnet_jax.runtime.errors import InputError, UnreadableFiles
 
 SHOWN = 10  # bad files that are listed, one per line
@@ -58,7 +59,8 @@ def open_source(config, split_field: str) -> Source:
     if data.name == "folder":
         from alexnet_jax.datasets.folder import FolderSource
 
-        return FolderSource(data.dir, *what)
+        folder = storage.data_folder(data.dir) if storage.is_url(data.dir) else data.dir
+        return FolderSource(folder, *what)
     from alexnet_jax.datasets.prepared import TfdsSource, prepared_builder
 
     source = TfdsSource(prepared_builder(config), *what)

@@ -1,0 +1,458 @@
+"""Runs and data sets in an object store: gs://BUCKET/FOLDER and s3://BUCKET/FOLDER.
+
+    run_folder     keep a run that is trained in a store: a local copy within the block
+    push           upload what is new in such a copy
+    copied         copy a run for reading, within the block
+    data_folder    return the local copy of a data set
+
+The program works on a local folder. Files are uploaded once they are complete, and an upload that was
+interrupted is ignored: a checkpoint counts only if the store has its `commit_success.txt`, which is uploaded
+last and deleted first, as Orbax itself does on GCS. A run continues from what the store has. s3fs and gcsfs
+are imported only for a URL (object_store.py); docs/object_storage.md has the rest.
+"""
+
+import contextlib
+import functools
+import hashlib
+import json
+import logging
+import os
+import pathlib
+import re
+import shutil
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from alexnet_jax.runtime import progress
+from alexnet_jax.runtime.errors import InputError, Unavailable, printable
+from alexnet_jax.runtime.files import StrPath, file_lock, folder_lock, read_json, user_cache, write_text
+from alexnet_jax.runtime.object_store import Objects, Store, in_bytes, is_url, local_errors
+
+log = logging.getLogger("alexnet_jax")
+
+MARKER = "commit_success.txt"  # of a checkpoint; in the store its text identifies the upload
+LOCK = ".lock"
+RENEWAL, PATIENCE = 15.0, 60.0  # seconds between renewals of the lock; a lock not renewed for so long is void
+_FILES, _RECORD = "files", "record.json"  # in the folder of a URL's copy
+_SAVED = 60.0  # seconds between two records of a download
+_LARGEST = 256 << 20  # bytes of a record, which has a line per file
+
+
+def _cache(kind: str, url: str) -> str:
+    """Return the local folder for the copy of a URL; `kind` is runs or data."""
+    cache = user_cache()
+    if cache is None:
+        raise InputError(f"{url}: there is no folder for its copy; set XDG_CACHE_HOME")
+    name = re.sub(r"[^A-Za-z0-9.]+", "-", url).strip("-")[-60:]
+    return str(
+        cache / "storage" / kind / f"{name}-{hashlib.blake2b(url.encode(), digest_size=6).hexdigest()}"
+    )
+
+
+def _read_record(path: str) -> dict[str, Any]:
+    with contextlib.suppress(OSError, ValueError):
+        record = read_json(path, _LARGEST)
+        return record if isinstance(record, dict) else {}
+    return {}
+
+
+# Runs
+
+
+def _checkpoint(name: str) -> str | None:
+    """Return the folder of a checkpoint that a file is in, or None."""
+    parts = name.split("/")
+    return "/".join(parts[:2]) if len(parts) > 2 and parts[0] == "checkpoints" else None
+
+
+def _step(folder: str) -> int:
+    """Return the step of a checkpoint's folder, or -1 if it has none, as one that was put aside."""
+    step = folder.rpartition("/")[2]
+    return int(step) if step.isdecimal() else -1
+
+
+def _is_marker(name: str) -> bool:
+    """Return whether a file marks a checkpoint as complete."""
+    return name == f"{_checkpoint(name)}/{MARKER}"
+
+
+def _is_rating(name: str) -> bool:
+    """Return whether a file of a checkpoint may change: it has the metrics of a validation."""
+    return name.split("/")[2:3] == ["metrics"]
+
+
+def _is_of_run(name: str) -> bool:
+    """Return whether a name may be a file of a run, and not a temporary one."""
+    temporary = name.startswith(".") or name.endswith(".part") or ".orbax-checkpoint-tmp" in name
+    return not temporary and ("/" not in name or _checkpoint(name) is not None)
+
+
+def _files_in(folder: str) -> dict[str, tuple[int, int]]:
+    """Return the size and the time of each file of a run, by name."""
+    found = {}
+    for where, _, names in os.walk(folder):
+        for name in (os.path.relpath(os.path.join(where, name), folder) for name in names):
+            if _is_of_run(name):
+                with contextlib.suppress(FileNotFoundError):
+                    status = os.stat(os.path.join(folder, name))
+                    found[name] = status.st_size, status.st_mtime_ns
+    return found
+
+
+class _Mirror:
+    """A run in a store, and its local folder. All methods raise InputError and Unavailable."""
+
+    def __init__(self, store: Store, base: str):
+        """Keep the copy in `base`, which this process has locked."""
+        self._store, self.folder, self._path = store, os.path.join(base, _FILES), os.path.join(base, _RECORD)
+        record = _read_record(self._path)
+        self._id = record.get("id") or _new_id()  # of this copy, across processes
+        self._marks: dict[str, str] = record.get("checkpoints", {})  # that the folder and the store have
+        self._uploaded: dict[str, tuple[int, int]] = {}
+        self._ended, self.lost = threading.Event(), ""
+        self._save()
+
+    def _save(self) -> None:
+        record = {"url": self._store.url, "id": self._id, "checkpoints": self._marks}
+        write_text(self._path, json.dumps(record, indent=1) + "\n")
+
+    def fetch(self) -> None:
+        """Make the local folder equal to the run in the store, without uploads that were interrupted."""
+        objects = self._store.objects()
+        marks = _marks(self._store, objects)
+        latest = max(map(_step, marks), default=-1)
+        for folder in sorted({folder for name in objects if (folder := _checkpoint(name))} - marks.keys()):
+            if 0 <= _step(folder) < latest:  # its deletion was interrupted, or nothing will replace it
+                self._store.delete(name for name in objects if _checkpoint(name) == folder)
+            else:
+                log.info(f"{self._store.url}/{folder}: its upload was interrupted; it is ignored")
+        wanted = {name: value for name, value in objects.items() if _is_wanted(name, marks)}
+        kept = set()
+        for name, (size, _) in _files_in(self.folder).items():
+            folder = _checkpoint(name)
+            same = folder is not None and self._marks.get(folder) == marks.get(folder) is not None
+            if same and not _is_rating(name) and name in wanted and wanted[name][0] == size:
+                kept.add(name)
+        _keep_only(self.folder, kept)
+        _fetch(self._store, self.folder, {name: wanted[name] for name in wanted.keys() - kept})
+        self._marks, self._uploaded = marks, _files_in(self.folder)
+        self._save()
+
+    def push(self) -> None:
+        """Upload new and changed files, and delete the checkpoints that are gone here.
+
+        Raises InputError, and changes nothing, if another program trains the run.
+        """
+        if not (self.lost or self._is_mine(there := self._store.read(LOCK))):
+            self.lost = _owner(there)
+        if self.lost:
+            raise InputError(f"{self._store.flag}={self._store.url}: {self.lost} trains there now; end one")
+        local = _files_in(self.folder)
+        changed = [name for name in local if self._uploaded.get(name) != local[name]]
+        folders = {folder for name in local if (folder := _checkpoint(name))}
+        rewritten = {_checkpoint(name) for name in changed if not (_is_rating(name) or _is_marker(name))}
+        # Rows come first: a checkpoint with an error is to have its row in metrics.jsonl.
+        self._store.upload(self.folder, [name for name in changed if not _checkpoint(name)])
+        for folder in sorted(folders & self._marks.keys() & rewritten):
+            del self._marks[folder]
+        for folder in sorted(folders - self._marks.keys()):
+            self._delete(folder)  # there may be an interrupted upload
+            parts = [name for name in local if _checkpoint(name) == folder and not _is_marker(name)]
+            self._store.upload(self.folder, parts)
+            mark = _new_id()
+            self._store.write(f"{folder}/{MARKER}", mark)
+            self._marks[folder] = mark
+            self._save()
+        self._store.upload(self.folder, [name for name in changed if _checkpoint(name) and _is_rating(name)])
+        for folder in sorted(self._marks.keys() - folders):
+            self._delete(folder)
+        self._uploaded = local
+
+    def _delete(self, folder: str) -> None:
+        names = [name for name in self._store.objects() if _checkpoint(name) == folder]
+        self._store.delete(name for name in names if _is_marker(name))
+        self._store.delete(names)
+        self._marks.pop(folder, None)
+        self._save()
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the lock of the run, an object that is renewed, within the block."""
+        self._take()
+        thread = threading.Thread(target=self._renew, daemon=True)
+        thread.start()
+        try:
+            yield
+        except Unavailable:
+            self.lost = self.lost or "another program"  # this one does not wait for the store again
+            raise
+        finally:
+            self._ended.set()
+            thread.join(RENEWAL)
+            with contextlib.suppress(InputError):
+                if not self.lost and self._is_mine(self._store.read(LOCK)):
+                    self._store.delete([LOCK])
+
+    def _take(self) -> None:
+        if self._store.write(LOCK, self._text(), new=True):
+            return
+        first = there = self._store.read(LOCK)
+        if not self._is_mine(there):  # otherwise a killed program on this copy left it
+            log.info(
+                f"{self._store.url}: locked by {_owner(there)}; waiting up to {PATIENCE:.0f} s to see whether"
+                " it is still there"
+            )
+            end = time.monotonic() + PATIENCE
+            while there == first and time.monotonic() < end:
+                time.sleep(min(RENEWAL / 3, PATIENCE / 10))
+                there = self._store.read(LOCK)
+            if there not in (first, None):
+                where = f"{self._store.flag}={self._store.url}"
+                raise InputError(f"{where}: {_owner(there)} trains there; wait, or give another")
+        self._store.write(LOCK, self._text())
+
+    def _renew(self) -> None:
+        while not self._ended.wait(RENEWAL):
+            with contextlib.suppress(InputError):  # the network may return; uploading reports it
+                there = self._store.read(LOCK)
+                if not self._is_mine(there):
+                    self.lost = _owner(there)
+                    return
+                self._store.write(LOCK, self._text())
+
+    def _text(self) -> str:
+        owner = f"process {os.getpid()} on {socket.gethostname()}"
+        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        return json.dumps({"owner": owner, "copy": self._id, "time": now, "renewal": _new_id()}) + "\n"
+
+    def _is_mine(self, content: bytes | None) -> bool:
+        return _fields(content).get("copy") == self._id
+
+
+def _new_id() -> str:
+    return os.urandom(16).hex()
+
+
+def _fields(content: bytes | None) -> dict[str, Any]:
+    with contextlib.suppress(ValueError):
+        fields = json.loads(content or b"{}")
+        return fields if isinstance(fields, dict) else {}
+    return {}
+
+
+def _owner(content: bytes | None) -> str:
+    return printable(str(_fields(content).get("owner", "another program")))
+
+
+def _marks(store: Store, objects: Objects) -> dict[str, str]:
+    """Return the marker of each complete checkpoint."""
+    found = {}
+    for name in objects:
+        folder = _checkpoint(name)
+        if folder and _is_marker(name) and (mark := store.read(name)):
+            found[folder] = mark.decode(errors="replace").strip()
+    return found
+
+
+def _keep_only(folder: str, kept: set[str]) -> None:
+    """Delete all files in a folder but the `kept` ones and the lock, and folders without any."""
+    for where, folders, names in os.walk(folder, topdown=False):
+        for path in (os.path.join(where, name) for name in names):
+            if os.path.relpath(path, folder) not in {LOCK, *kept}:
+                os.remove(path)
+        for name in folders:
+            with contextlib.suppress(OSError):  # it is not empty
+                os.rmdir(os.path.join(where, name))
+
+
+def _is_wanted(name: str, marks: dict[str, str]) -> bool:
+    folder = _checkpoint(name)
+    return _is_of_run(name) and (folder is None or folder in marks)
+
+
+def _fetch(store: Store, folder: str, objects: Objects, done: Callable[[str], Any] = len) -> None:
+    """Download objects, and log their number and size."""
+    if objects:
+        size = sum(size for size, _ in objects.values())
+        files = f"{len(objects):,} file{'s' * (len(objects) > 1)}"
+        log.info(f"fetching {files} ({in_bytes(size)}) of {store.url}")
+        report, count = progress.Progress("fetched", len(objects), unit="files"), 0
+
+        def one(name: str) -> None:
+            nonlocal count
+            count += 1
+            done(name)
+            if count < len(objects):
+                report(count)
+
+        store.download(folder, objects, one)
+
+
+_mirrors: dict[str, _Mirror] = {}
+
+
+def push(workdir: StrPath, ready: Callable[[], Any]) -> None:
+    """Upload what is new in the local folder of a run in a store, once `ready()` has returned.
+
+    Does nothing for any other folder. Raises InputError and Unavailable.
+    """
+    mirror = _mirrors.get(os.fspath(workdir))
+    if mirror:
+        ready()
+        mirror.push()
+
+
+@contextlib.contextmanager
+def run_folder(url: str) -> Iterator[str]:
+    """Yield the local folder of a run in a store, locked and as the store has it; upload it at the end.
+
+    Raises InputError if another program trains there, and Unavailable. Within the block, lines of the log and
+    errors name the URL.
+    """
+    from alexnet_jax.runtime import processes
+
+    flag = "--workdir"
+    if processes.count() > 1:
+        raise InputError(
+            f"{flag}={printable(url)}: is for one process; give a folder that all processes share"
+        )
+    store = Store(flag, url)
+    base = _cache("runs", store.url)
+    with _shown_as(store.url, base), contextlib.ExitStack() as stack:
+        with local_errors(base):
+            os.makedirs(base, exist_ok=True)
+            stack.enter_context(folder_lock(flag, base, "another process trains", "one program trains"))
+            mirror = _Mirror(store, base)
+        stack.enter_context(mirror.locked())
+        mirror.fetch()
+        _mirrors[mirror.folder] = mirror
+        try:
+            yield mirror.folder
+        except InputError:  # no training, or no store
+            raise
+        except BaseException:
+            with contextlib.suppress(Exception):  # the first error is reported
+                mirror.push()
+            raise
+        finally:
+            del _mirrors[mirror.folder]
+        mirror.push()
+
+
+@contextlib.contextmanager
+def copied(workdir: StrPath, flag: str = "--workdir", checkpoints: bool = True) -> Iterator[str]:
+    """Yield a local copy of a run in a store, without what only resuming needs; upload a new eval.json.
+
+    Any other folder is yielded as it is. Raises InputError and Unavailable.
+    """
+    url = os.fspath(workdir)
+    if not is_url(url):
+        yield os.path.expanduser(url)
+        return
+    store = Store(flag, url)
+    with tempfile.TemporaryDirectory(prefix="alexnet_jax-") as folder, _shown_as(store.url, folder):
+        for attempt in range(3):  # a run that trains there may delete a checkpoint
+            objects = store.objects()
+            if not objects:
+                raise InputError(f"{flag}={store.url}: is empty or not there; give the workdir of a run")
+            marks = _marks(store, objects) if checkpoints else {}
+            wanted = {
+                name: value
+                for name, value in objects.items()
+                if _is_wanted(name, marks)
+                and not re.match(r"checkpoints/[^/]+/rest/|events\.|train\.log", name)
+            }
+            try:
+                _fetch(store, folder, wanted)
+                break
+            except InputError:
+                if attempt == 2 or store.objects().keys() >= wanted.keys():
+                    raise
+                shutil.rmtree(os.path.join(folder, "checkpoints"), ignore_errors=True)
+        former = _files_in(folder).get("eval.json")
+        yield folder
+        if _files_in(folder).get("eval.json") != former:
+            store.upload(folder, ["eval.json"])
+
+
+@contextlib.contextmanager
+def _shown_as(url: str, folder: str) -> Iterator[None]:
+    """Name the URL instead of its local folder in lines of the log and in errors, within the block."""
+
+    def shown(text: str) -> str:
+        return text.replace(os.path.join(folder, _FILES), url).replace(folder, url)
+
+    def show(record: logging.LogRecord) -> bool:
+        record.msg, record.args = shown(record.getMessage()), ()
+        return True
+
+    log.addFilter(show)
+    try:
+        yield
+    except InputError as error:
+        error.args = (shown(str(error)), *error.args[1:])
+        raise
+    finally:
+        log.removeFilter(show)
+
+
+# Data
+
+
+@functools.cache  # the splits of a data set are opened one by one
+def data_folder(url: str, name: str = "") -> str:
+    """Return the local copy of a data set in a store, of the part `name` of data.dir, once it is complete.
+
+    Objects that are new or changed since the last call are downloaded first. Raises InputError and
+    Unavailable.
+    """
+    store = Store("data.dir", url)
+    base = _cache("data", store.url)
+    folder, path = os.path.join(base, _FILES), os.path.join(base, _RECORD)
+    with contextlib.ExitStack() as stack:
+        with local_errors(base):
+            os.makedirs(base, exist_ok=True)
+            stack.enter_context(file_lock(os.path.join(base, ".lock")))
+        start = f"{name}/" if name else ""
+        objects = {
+            key: value
+            for key, value in store.objects().items()
+            if key.startswith(start) and not any(part.startswith(".") for part in key.split("/"))
+        }
+        if not objects:
+            what = f"has no {name}; prepare it in a folder, and copy that there" if name else "is empty"
+            raise InputError(f"data.dir: {store.url} {what}")
+        there = {key: tuple(value) for key, value in _read_record(path).items() if isinstance(value, list)}
+        for old in [old for old in there if old.startswith(start) and old not in objects]:
+            pathlib.Path(folder, old).unlink(missing_ok=True)
+            del there[old]
+        new = {
+            key: value
+            for key, value in objects.items()
+            if there.get(key) != value or not os.path.exists(os.path.join(folder, key))
+        }
+        saved = time.monotonic()
+
+        def save() -> None:
+            with local_errors(base):
+                write_text(path, json.dumps(there) + "\n")
+
+        def done(key: str) -> None:
+            nonlocal saved
+            there[key] = objects[key]
+            if time.monotonic() > saved + _SAVED:  # so that a killed download goes on
+                save()
+                saved = time.monotonic()
+
+        for part in pathlib.Path(folder).rglob("*.part") if new else ():
+            if re.sub(r"\.\d+\.part$", "", str(part.relative_to(folder))) in objects:
+                part.unlink()
+        try:
+            _fetch(store, folder, new, done)
+        finally:
+            save()
+    return folder
