@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections.abc import Iterable, Iterator
 
 import jax
 
@@ -35,11 +36,16 @@ def error_rates(
     report = progress.Progress("evaluated", len(source), every=10)
     total = {"loss": 0.0, "top1_errors": 0.0, "top5_errors": 0.0, "examples": 0.0}
     processes.progress(slow=True)  # the first batch waits for the step to be compiled
-    for images, labels, real in batches:
-        sums = jax.device_get(eval_step(params, images, labels, real, statistics))
+
+    def evaluated():
+        for images, labels, real in batches:
+            yield eval_step(params, images, labels, real, statistics)
+            after_batch()
+
+    for sums in _one_behind(evaluated()):
+        sums = jax.device_get(sums)
         processes.progress()
         total = {name: total[name] + float(value) for name, value in sums.items()}
-        after_batch()
         if total["examples"] < len(source):  # without the last line, which every validation would print
             report(int(total["examples"]))
     examples = int(total["examples"])
@@ -51,6 +57,15 @@ def error_rates(
         "top1_error": total["top1_errors"] / examples,
         "top5_error": total["top5_errors"] / examples,
     }
+
+
+def _one_behind(items: Iterable) -> Iterator:
+    """Yield each item once there is a next one, so that accelerators get a batch before we wait for another."""
+    held: list = []
+    for item in items:
+        yield from held
+        held = [item]
+    yield from held
 
 
 def evaluate(config, workdir: StrPath) -> None:

@@ -199,8 +199,8 @@ def make_eval_step(config, mesh: Mesh, views: int):
     averaged (section 4.1), and the loss is that of the average.
     """
     outputs, sums = make_view_outputs(config, mesh, views), make_top_k_sums(mesh)
-    return lambda params, images, labels, real, statistics: sums(
-        outputs(params, images, statistics), labels, real
+    return lambda params, images, labels, real, statistics: block_on_cpu(
+        mesh, sums(outputs(params, images, statistics), labels, real)
     )
 
 

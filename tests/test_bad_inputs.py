@@ -190,7 +190,7 @@ def test_a_bad_input_is_one_line(start, place, command, text, code, words):
 
 def test_a_report_tells_what_cannot_be_shown(start, place):
     """The rest of the page is still of use."""
-    for name, words in (("null rows", "line 1 is not a validation"), ("null eval", "errors and losses against epochs")):
+    for name, words in (("null rows", "line 1 is not a validation"), ("null eval", "errors and losses")):
         code, _, errors = start("experiments.report", name, f"--out={place / 'page.html'}")
         assert (code, errors) == (0, "") and words in (place / "page.html").read_text()
     (place / "page.html").unlink()
