@@ -60,7 +60,7 @@ def error_rates(
 
 
 def _one_behind(items: Iterable) -> Iterator:
-    """Yield each item once there is a next one, so that accelerators get a batch before we wait for another."""
+    """Yield each item once there is a next one: an accelerator has a batch while we wait for another."""
     held: list = []
     for item in items:
         yield from held
