@@ -26,7 +26,7 @@ from typing import Any
 import ml_collections
 
 from alexnet_jax.runtime.command_line import call_file
-from alexnet_jax.runtime.errors import InputError, nearest
+from alexnet_jax.runtime.errors import InputError, nearest, printable
 from alexnet_jax.runtime.files import StrPath
 from alexnet_jax.workdirs.workdir import read_config
 
@@ -134,7 +134,7 @@ def _type(field: str) -> type:
     named = re.findall(r"^model\.layers\.(conv\d+|fc[1-8])\.", field)
     types = _types([*_paper().model.layers, *named])
     if field not in types:
-        raise InputError(f"{field}: there is no such field{nearest(field, types)}")
+        raise InputError(f"{printable(field)}: there is no such field{nearest(field, types)}")
     return types[field]
 
 
@@ -188,11 +188,12 @@ def load(file: str | None, overrides: Overrides = _NONE) -> ml_collections.Confi
         for field in overrides:
             raise InputError(f"--config.{field}: needs --config=configs/NAME.py, which is missing")
         raise InputError("--config: missing; give --config=configs/quickstart.py, or another of configs/")
-    sys.path.append(str(_root()))  # configurations import each other, from any working folder
+    former = list(sys.path)
+    sys.path.append(str(_root()))  # configurations import each other
     try:
         config = call_file("--config", file, "get_config", folder="configs")
     finally:
-        sys.path.remove(str(_root()))
+        sys.path[:] = former
     if not isinstance(config, ml_collections.ConfigDict):
         raise InputError(f"--config={file}: its get_config returns no ConfigDict")
     override(config, overrides, file.partition(":")[0])
@@ -217,7 +218,7 @@ def override(config, overrides: Overrides, where: str) -> None:
     fields, values = dict(flatten(config)), typed(overrides)
     for field in values:
         if field not in fields:
-            raise InputError(f"{field}: there is no such field in {where}")
+            raise InputError(f"{printable(field)}: there is no such field in {where}")
     with config.ignore_type():  # `check` is stricter
         config.update_from_flattened_dict(values)
 

@@ -285,11 +285,11 @@ def _announce(run: Run, state: TrainState) -> None:
     shape = " x ".join(f"{size} ({name})" for name, size in run.mesh.shape.items())
     last = last_step(config, len(run.train_source))
     steps = f"steps {step + 1} to {last}" if step < last else "no step"
-    epochs = f"{config.num_epochs} epoch{'s' * (config.num_epochs != 1)}"
+    length = f"{config.num_epochs} epoch{'s' * (config.num_epochs != 1)}"
     validation = f"the validation of step {step}, then " if run.awaits_validation(state) else ""
     log.info(
         f"{'resuming' if step else 'training'} {run.workdir} on a mesh of {shape} {jax.default_backend()}"
-        f" devices: {validation}{steps}, {epochs}"
+        f" devices: {validation}{steps}, {length}"
         f" of {len(run.train_source):,} images, batches of {config.batch_size}"
     )
 

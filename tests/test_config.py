@@ -26,9 +26,24 @@ def test_a_configuration_is_loaded_from_any_folder(tmp_path, monkeypatch):
     )
     for name in ("configs", "configs.paper", "configs.quickstart"):
         monkeypatch.delitem(sys.modules, name, raising=False)
+    sys.path.append("elsewhere")
     path = list(sys.path)
     assert configuration.load(f"{root}/configs/quickstart.py").name == "quickstart"
     assert sys.path == path
+    sys.path[:] = path = [str(root), *path]
+    configuration.load(f"{root}/configs/quickstart.py")
+    assert sys.path == path
+
+
+def test_a_field_with_a_line_break_in_its_name_is_one_line():
+    config = paper.get_config()
+    for name in ("\ffeatures", "a\x85b", "a\u2028b"):
+        changed = config.copy_and_resolve_references()
+        with changed.unlocked():
+            changed.model.layers.fc7[name] = 1
+        with pytest.raises(InputError) as error:
+            configuration.check(changed)
+        assert len(str(error.value).splitlines()) == 1
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ import tensorflow_datasets as tfds
 
 from alexnet_jax.datasets import ilsvrc_archives, images
 from alexnet_jax.runtime import progress
-from alexnet_jax.runtime.errors import InputError, input_errors
+from alexnet_jax.runtime.errors import InputError, input_errors, printable
 
 log = logging.getLogger("alexnet_jax")
 
@@ -62,11 +62,10 @@ class Ilsvrc(tfds.core.GeneratorBasedBuilder):
         """Check the archives in a folder, by default that of TFDS. Raises InputError."""
         folder = manual_dir or os.path.join(self.data_dir_root, "downloads", "manual")
         if not os.path.isdir(folder) or not os.listdir(folder):
-            found = f"{manual_dir} is not a folder with files" if manual_dir else "missing"
             raise InputError(
-                f"data.manual_dir: {found}; give the folder with the official archives of"
-                f" ILSVRC-{self.builder_config.name}. Without them, train on a folder of pictures"
-                " (--config.data.name=folder --config.data.dir=DIR) or start with configs/quickstart.py"
+                f"data.manual_dir: {printable(folder)} is not a folder with files; give the one with the"
+                f" official archives of ILSVRC-{self.builder_config.name}. Without them, start with"
+                " configs/quickstart.py, or train on a folder of pictures (docs/data.md)"
             )
         log.info(f"checking the archives in {folder}")
         self._archives = ilsvrc_archives.Archives(folder, self.builder_config.name)

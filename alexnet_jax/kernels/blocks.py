@@ -7,6 +7,13 @@ from jaxtyping import Array, Float
 BLOCK = 2  # pixels along each axis
 
 
+def fits(x: Array, kernel: Array, padding: tuple[int, int]) -> bool:
+    """Return whether the kernel is large enough to gain by blocks, and not larger than the padded image."""
+    return min(kernel.shape[:2]) > 3 and all(
+        side + sum(padding) >= own for side, own in zip(x.shape[1:3], kernel.shape[:2], strict=True)
+    )
+
+
 def conv(
     x: Float[Array, "batch height width inputs"],
     kernel: Float[Array, "rows columns inputs features"],
@@ -14,9 +21,9 @@ def conv(
 ) -> Float[Array, "batch out_height out_width features"]:
     """Return the cross-correlation with stride 1 and `padding` zeros (before, after) on both axes.
 
-    A block is one pixel of a smaller image with 4 times the channels, and has 4 times the features: those at
-    its 4 pixels. The shifted kernels have zeros. For a 5x5 kernel they make the number of products 1.44 times
-    as large, but the matrices are 4 times as wide.
+    Each block becomes one pixel with 4 times the channels. The kernel is repeated 4 times, shifted to each
+    pixel of a block and filled up with zeros, so that one convolution returns the features of all 4 pixels. A
+    5x5 kernel then needs 1.44 times the products, but its matrices are 4 times as wide.
     """
     rows, columns, inputs, features = kernel.shape
     size = [-(-(side + BLOCK - 1) // BLOCK) for side in (rows, columns)]  # of the kernel, in blocks
@@ -24,7 +31,7 @@ def conv(
     blocks = [-(-side // BLOCK) for side in out]
     whole = [(number + own - 1) * BLOCK for number, own in zip(blocks, size, strict=True)]  # pixels
 
-    # The last rows and columns may be beyond the padding, or in none of the windows.
+    # The last block may end beyond the padding.
     ends = [end - padding[0] - side for end, side in zip(whole, x.shape[1:3], strict=True)]
     x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *((padding[0], end, 0) for end in ends), (0, 0, 0)])
     x = x.reshape(len(x), whole[0] // BLOCK, BLOCK, whole[1] // BLOCK, BLOCK, inputs)

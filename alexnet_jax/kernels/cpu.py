@@ -28,12 +28,13 @@ def conv(
     3x3 kernels with stride 1 and many inputs use Winograd's algorithm, which makes a training step 1.17 times
     faster. All others take a few images at a time, which makes it 1.6 times faster: for the kernel's gradient
     XLA reads the output's gradient repeatedly, and then finds it in a core's cache. Among them, large kernels
-    with stride 1 and few inputs take blocks of pixels, which is 2 to 3 times as fast.
+    with stride 1 and few inputs take blocks of pixels. That is 2 to 3 times as fast, but a number that is not
+    finite also reaches outputs beside its windows.
     """
     wide = x.astype(jnp.float32), kernel.astype(jnp.float32)  # to sum the kernel's gradient in float32
     if kernel.shape[:2] == (3, 3) and stride == 1 and kernel.shape[2] >= WINOGRAD_INPUTS:
         y = winograd.conv3x3(*wide, padding)
-    elif kernel.shape[0] > 3 and stride == 1 and kernel.shape[2] <= BLOCKS_INPUTS:
+    elif blocks.fits(x, kernel, padding) and stride == 1 and kernel.shape[2] <= BLOCKS_INPUTS:
         y = _in_groups(*wide, functools.partial(blocks.conv, padding=padding))
     else:
         y = _in_groups(*wide, definition)

@@ -156,7 +156,12 @@ def printable(path: str | os.PathLike) -> str:
     with contextlib.suppress(UnicodeEncodeError):  # for surrogates that stand for no byte
         text = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     text = text.encode("utf-8", "backslashreplace").decode()
-    return re.sub(r"[\x00-\x1f\x7f]", lambda found: f"\\x{ord(found[0]):02x}", text)
+    return re.sub("[\x00-\x1f\x7f-\x9f\u2028\u2029]", _escape, text)
+
+
+def _escape(found: re.Match) -> str:
+    code = ord(found[0])
+    return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
 
 
 def some(names: Sequence[str]) -> str:

@@ -182,7 +182,9 @@ class Store:
                 raise InputError(f"{about}: the bucket does not exist ({text}); give another") from None
             if _is_lock(error):
                 raise FileExistsError(text) from None
-            credentials = re.search("(?i)credential|anonymous|accesskey|signature", f"{kind} {text}")
+            credentials = re.search(
+                "(?i)credential|anonymous|accesskey|signature|forbidden", f"{kind} {text}"
+            )
             code = getattr(error, "code", None) or getattr(error, "status", None)
             if credentials or isinstance(error, PermissionError) or code in (401, 403):
                 raise InputError(

@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from alexnet_jax.runtime import progress
-from alexnet_jax.runtime.errors import InputError, Unavailable, printable
+from alexnet_jax.runtime.errors import Diverged, InputError, Unavailable, printable
 from alexnet_jax.runtime.files import StrPath, file_lock, folder_lock, read_json, user_cache, write_text
 from alexnet_jax.runtime.object_store import Objects, Store, in_bytes, is_url, local_errors
 
@@ -88,7 +88,8 @@ def _is_rating(name: str) -> bool:
 def _is_of_run(name: str) -> bool:
     """Return whether a name may be a file of a run, and not a temporary one."""
     temporary = name.startswith(".") or name.endswith(".part") or ".orbax-checkpoint-tmp" in name
-    return not temporary and ("/" not in name or _checkpoint(name) is not None)
+    folder = _checkpoint(name)
+    return not temporary and ("/" not in name or (folder is not None and _step(folder) >= 0))
 
 
 def _files_in(folder: str) -> dict[str, tuple[int, int]]:
@@ -111,7 +112,10 @@ class _Mirror:
         self._store, self.folder, self._path = store, os.path.join(base, _FILES), os.path.join(base, _RECORD)
         record = _read_record(self._path)
         self._id = record.get("id") or _new_id()  # of this copy, across processes
-        self._marks: dict[str, str] = record.get("checkpoints", {})  # that the folder and the store have
+        self._program = _new_id()  # of this process alone: copies of a machine have the same id
+        self._marks: dict[str, str] = record.get(
+            "checkpoints", {}
+        )  # of checkpoints that both the folder and the store have
         self._uploaded: dict[str, tuple[int, int]] = {}
         self._ended, self.lost = threading.Event(), ""
         self._save()
@@ -130,11 +134,13 @@ class _Mirror:
                 self._store.delete(name for name in objects if _checkpoint(name) == folder)
             else:
                 log.info(f"{self._store.url}/{folder}: its upload was interrupted; it is ignored")
-        wanted = {name: value for name, value in objects.items() if _is_wanted(name, marks)}
+        # Without a complete checkpoint, the small files may be of an interrupted upload.
+        wanted = {name: value for name, value in objects.items() if marks and _is_wanted(name, marks)}
         kept = set()
         for name, (size, _) in _files_in(self.folder).items():
-            folder = _checkpoint(name)
-            same = folder is not None and self._marks.get(folder) == marks.get(folder) is not None
+            mark = marks.get(_checkpoint(name) or "", "")
+            # Other programs, such as Orbax, give all uploads to a URL the same mark.
+            same = re.fullmatch("[0-9a-f]{32}", mark) and self._marks.get(_checkpoint(name) or "") == mark
             if same and not _is_rating(name) and name in wanted and wanted[name][0] == size:
                 kept.add(name)
         _keep_only(self.folder, kept)
@@ -147,11 +153,10 @@ class _Mirror:
 
         Raises InputError, and changes nothing, if another program trains the run.
         """
-        if not (self.lost or self._is_mine(there := self._store.read(LOCK))):
-            self.lost = _owner(there)
-        if self.lost:
-            raise InputError(f"{self._store.flag}={self._store.url}: {self.lost} trains there now; end one")
+        self._check()
         local = _files_in(self.folder)
+        if "config.json" in self._uploaded and "config.json" not in local:
+            raise InputError(f"{self.folder}: files were deleted; the same command resumes from the store")
         changed = [name for name in local if self._uploaded.get(name) != local[name]]
         folders = {folder for name in local if (folder := _checkpoint(name))}
         rewritten = {_checkpoint(name) for name in changed if not (_is_rating(name) or _is_marker(name))}
@@ -163,14 +168,25 @@ class _Mirror:
             self._delete(folder)  # there may be an interrupted upload
             parts = [name for name in local if _checkpoint(name) == folder and not _is_marker(name)]
             self._store.upload(self.folder, parts)
+            self._check()
             mark = _new_id()
             self._store.write(f"{folder}/{MARKER}", mark)
             self._marks[folder] = mark
             self._save()
         self._store.upload(self.folder, [name for name in changed if _checkpoint(name) and _is_rating(name)])
         for folder in sorted(self._marks.keys() - folders):
-            self._delete(folder)
+            # One that cannot be read here was put aside here; the one in the store may be good.
+            if not list(pathlib.Path(self.folder, "checkpoints").glob(f"damaged-{_step(folder)}*")):
+                self._check()
+                self._delete(folder)
         self._uploaded = local
+
+    def _check(self) -> None:
+        """Raise InputError if another program trains the run."""
+        if not (self.lost or self._is_mine(there := self._store.read(LOCK))):
+            self.lost = _owner(there)
+        if self.lost:
+            raise InputError(f"{self._store.flag}={self._store.url}: {self.lost} trains there now; end one")
 
     def _delete(self, folder: str) -> None:
         names = [name for name in self._store.objects() if _checkpoint(name) == folder]
@@ -201,7 +217,11 @@ class _Mirror:
         if self._store.write(LOCK, self._text(), new=True):
             return
         first = there = self._store.read(LOCK)
-        if not self._is_mine(there):  # otherwise a killed program on this copy left it
+        if there is None:
+            self._take()
+            return
+        # The lock of this copy was left by a killed program: this one has locked the copy.
+        if _fields(there).get("copy") != self._id:
             log.info(
                 f"{self._store.url}: locked by {_owner(there)}; waiting up to {PATIENCE:.0f} s to see whether"
                 " it is still there"
@@ -213,6 +233,9 @@ class _Mirror:
             if there not in (first, None):
                 where = f"{self._store.flag}={self._store.url}"
                 raise InputError(f"{where}: {_owner(there)} trains there; wait, or give another")
+            if there is None:
+                self._take()
+                return
         self._store.write(LOCK, self._text())
 
     def _renew(self) -> None:
@@ -227,10 +250,21 @@ class _Mirror:
     def _text(self) -> str:
         owner = f"process {os.getpid()} on {socket.gethostname()}"
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        return json.dumps({"owner": owner, "copy": self._id, "time": now, "renewal": _new_id()}) + "\n"
+        return (
+            json.dumps(
+                {
+                    "owner": owner,
+                    "copy": self._id,
+                    "program": self._program,
+                    "time": now,
+                    "renewal": _new_id(),
+                }
+            )
+            + "\n"
+        )
 
     def _is_mine(self, content: bytes | None) -> bool:
-        return _fields(content).get("copy") == self._id
+        return _fields(content).get("program") == self._program
 
 
 def _new_id() -> str:
@@ -259,10 +293,10 @@ def _marks(store: Store, objects: Objects) -> dict[str, str]:
 
 
 def _keep_only(folder: str, kept: set[str]) -> None:
-    """Delete all files in a folder but the `kept` ones and the lock, and folders without any."""
+    """Delete all files in a folder but the `kept` ones, and folders without any."""
     for where, folders, names in os.walk(folder, topdown=False):
         for path in (os.path.join(where, name) for name in names):
-            if os.path.relpath(path, folder) not in {LOCK, *kept}:
+            if os.path.relpath(path, folder) not in kept:
                 os.remove(path)
         for name in folders:
             with contextlib.suppress(OSError):  # it is not empty
@@ -357,7 +391,7 @@ def copied(workdir: StrPath, flag: str = "--workdir", checkpoints: bool = True) 
     with tempfile.TemporaryDirectory(prefix="alexnet_jax-") as folder, _shown_as(store.url, folder):
         for attempt in range(3):  # a run that trains there may delete a checkpoint
             objects = store.objects()
-            if not objects:
+            if not objects and checkpoints:
                 raise InputError(f"{flag}={store.url}: is empty or not there; give the workdir of a run")
             marks = _marks(store, objects) if checkpoints else {}
             wanted = {
@@ -393,7 +427,7 @@ def _shown_as(url: str, folder: str) -> Iterator[None]:
     log.addFilter(show)
     try:
         yield
-    except InputError as error:
+    except (InputError, Diverged) as error:
         error.args = (shown(str(error)), *error.args[1:])
         raise
     finally:

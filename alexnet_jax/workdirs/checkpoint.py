@@ -70,6 +70,8 @@ class Checkpoints:
         self._keep = keep
 
     def __enter__(self):
+        if self._keep is not None:
+            processes.on_process_0(self._put_aside_unrated)
         with contextlib.ExitStack() as quiet:
             quiet.enter_context(_orbax_is_quiet())
             with hold_signals():
@@ -81,7 +83,6 @@ class Checkpoints:
         if self._keep is None:
             options = ocp.CheckpointManagerOptions(read_only=True, lightweight_initialize=True)
         else:
-            processes.on_process_0(self._put_aside_unrated)
             policies = ocp.checkpoint_managers
             error = operator.itemgetter(METRIC)
             best = policies.BestN(
@@ -300,12 +301,14 @@ def _orbax_is_quiet() -> Iterator[None]:
     try:
         yield
     finally:
-        for thread in threading.enumerate():
-            if type(thread).__module__.startswith("orbax."):
-                with contextlib.suppress(Exception):  # Orbax raises the thread's own failure here
-                    thread.join(_PATIENCE)
-        asyncio.set_event_loop_policy(former)
-        libraries.setLevel(level)
+        try:
+            for thread in threading.enumerate():
+                if type(thread).__module__.startswith("orbax."):
+                    with contextlib.suppress(Exception):  # Orbax raises the thread's own failure here
+                        thread.join(_PATIENCE)
+        finally:
+            asyncio.set_event_loop_policy(former)
+            libraries.setLevel(level)
 
 
 def _waits() -> tuple[float, ...]:
