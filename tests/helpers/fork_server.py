@@ -1,10 +1,11 @@
 """Starts programs for `helpers.programs`: it imports JAX and the project once, and forks.
 
-Each message on stdin is JSON, with three files: stdout and stderr of the program, and the pipe that is told
-its process number and, at its end, its exit code.
+Each message on stdin is JSON, with three files: stdout and stderr of the program, and a pipe for its
+process number and, at its end, its exit code. All programs have the same hash seed.
 """
 
 import gc
+import importlib
 import json
 import os
 import runpy
@@ -17,9 +18,10 @@ def request():
     """Return, in the new process of each program, the words that follow `python`."""
     messages = socket.socket(fileno=0)
     while True:
-        message, (out, err, told), *_ = socket.recv_fds(messages, 1 << 20, 3)
+        message, files, *_ = socket.recv_fds(messages, 1 << 20, 3)
         if not message:
             sys.exit(0)
+        out, err, told = files
         if os.fork():
             for file in (out, err, told):
                 os.close(file)
@@ -31,12 +33,14 @@ def request():
             _, status = os.waitpid(process, 0)
             os.write(told, b"%d\n" % os.waitstatus_to_exitcode(status))
             os._exit(0)
-        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        os.dup2(out, 1)
-        os.dup2(err, 2)
-        for file in (out, err, told):
+        messages.detach()
+        nothing = os.open(os.devnull, os.O_RDONLY)
+        for file, number in ((nothing, 0), (out, 1), (err, 2)):
+            os.dup2(file, number)
+        for file in (nothing, out, err, told):
             os.close(file)
         asked = json.loads(message)
+        os.environ.clear()
         os.environ.update(asked["environment"])
         os.chdir(asked["folder"])
         return asked["words"]
@@ -44,7 +48,8 @@ def request():
 
 if __name__ == "__main__":
     sys.path[0] = os.getcwd()
-
+    for name in ("jax", "alexnet_jax.train", "alexnet_jax.evaluate"):
+        importlib.import_module(name)
     gc.freeze()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     kind, what, *flags = request()

@@ -1,6 +1,7 @@
 """Programs that tests start: Python as a user starts it, with the slow imports done once by `fork_server`."""
 
 import atexit
+import contextlib
 import functools
 import json
 import os
@@ -47,7 +48,8 @@ class Program:
 
     def send_signal(self, number: int) -> None:
         if self.poll() is None:
-            os.kill(self.pid, number)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
 
     def kill(self) -> None:
         self.send_signal(signal.SIGKILL)
@@ -79,8 +81,8 @@ def _server() -> tuple[socket.socket, dict[str, str]]:
 def start(*words, stdout, stderr, environment: dict[str, str] | None = None) -> Program | subprocess.Popen:
     """Start `python WORDS` in the project's folder; `stdout` and `stderr` are open files.
 
-    `environment` is added to this process's. The server is passed by if a variable that imports depend on is
-    not as the server has it.
+    `environment` is added to this process's. If a variable that imports depend on differs from the server's,
+    Python is started directly.
     """
     server, started_with = _server()
     environment = _environment() | (environment or {})
@@ -104,6 +106,7 @@ def finish(*words, timeout: float = 240) -> tuple[int, str, str]:
             code = program.wait(timeout)
         finally:
             program.kill()
+            program.wait()
         out.seek(0)
         err.seek(0)
         return code, out.read(), err.read()
