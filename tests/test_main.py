@@ -14,9 +14,9 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from helpers import programs
+from helpers import programs, runs
 from helpers.arrays import assert_same_trees
-from helpers.runs import FEW_LAYERS, rows
+from helpers.runs import rows
 
 from alexnet_jax import main, train
 from alexnet_jax.runtime.errors import InputError
@@ -25,15 +25,8 @@ from configs import quickstart
 ROOT = pathlib.Path(__file__).parent.parent
 # 32 steps an epoch, two epochs; a checkpoint every five steps.
 SMALL = (
-    "--config=configs/quickstart.py",
+    *runs.SMALL,
     "--config.data.train_split=train[:2048]",
-    "--config.data.val_split=train[59800:]",
-    "--config.data.test_split=test[:199]",
-    "--config.eval.batch_size=100",
-    "--config.batch_size=64",
-    "--config.num_epochs=2",
-    "--config.model.width=0.25",
-    *FEW_LAYERS,
     "--config.checkpoint.every_steps=5",
 )
 LAST_STEP = 64

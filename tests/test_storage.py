@@ -16,9 +16,9 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from helpers import programs
+from helpers import programs, runs
 from helpers.arrays import assert_same_trees
-from helpers.runs import FEW_LAYERS, rows
+from helpers.runs import rows
 
 import alexnet_jax
 from alexnet_jax.runtime import object_store, storage
@@ -29,15 +29,8 @@ WHY = "needs the extras storage and storage-test"
 BUCKET = "s3://bucket"
 # 16 steps an epoch, two epochs; a checkpoint every four steps.
 SMALL = (
-    "--config=configs/quickstart.py",
+    *runs.SMALL,
     "--config.data.train_split=train[:1024]",
-    "--config.data.val_split=train[59800:]",
-    "--config.data.test_split=test[:199]",
-    "--config.eval.batch_size=100",
-    "--config.batch_size=64",
-    "--config.num_epochs=2",
-    "--config.model.width=0.25",
-    *FEW_LAYERS,
     "--config.checkpoint.every_steps=4",
 )
 LAST_STEP = 32
