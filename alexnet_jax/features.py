@@ -33,7 +33,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from alexnet_jax import config as configuration
-from alexnet_jax.datasets import pictures
 from alexnet_jax.datasets.source import Source, check_content, open_source
 from alexnet_jax.runtime import command_line, progress, storage
 from alexnet_jax.runtime.errors import InputError, input_errors, os_errors, printable
@@ -212,6 +211,8 @@ def _write_index(folder: str, source: Source) -> None:
 
 def open_images(what: Sequence[str], config) -> Source:
     """Open SOURCE, as the module's docstring describes it. Raises InputError."""
+    from alexnet_jax.datasets import pictures
+
     size, channels, first = config.data.image_size, config.data.channels, what[0]
     if first in SPLITS and len(what) > 1:
         raise InputError(f"{what[1]}: unexpected beside {first}; give one split, or pictures")

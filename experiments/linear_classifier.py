@@ -13,67 +13,17 @@ Features are standardised by the mean and standard deviation of TRAIN. Each step
 The weight of the L2 penalty is the one with the lowest error on VAL; TEST is used only once.
 """
 
-from typing import Any, NamedTuple
-
-import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
-from jax import Array
 
 from alexnet_jax import features
 from alexnet_jax.runtime import command_line
 from alexnet_jax.runtime.errors import InputError, some
 
 PENALTIES = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5)  # strongest first: each fit starts from the one before
-_TOLERANCE = 1e-5  # of the gradient's norm at the minimum
 
 
-class Examples(NamedTuple):
-    """Features of a split, float32 [n, d], and labels, int32 [n]."""
-
-    features: Any
-    labels: Any
-
-
-def objective(params: dict[str, Array], examples: Examples, penalty: float | Array) -> Array:
-    """Return the mean cross-entropy, plus half the penalty times the squared norm of the weights."""
-    logits = examples.features @ params["weights"] + params["biases"]
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, examples.labels)
-    return losses.mean() + 0.5 * penalty * jnp.sum(params["weights"] ** 2)
-
-
-@jax.jit
-def fit(params: dict[str, Array], examples: Examples, penalty: float, steps: int) -> dict[str, Array]:
-    """Return the parameters that minimize the objective, or those after `steps` steps of L-BFGS."""
-    tx = optax.lbfgs()
-
-    def loss(params):
-        return objective(params, examples, penalty)
-
-    gradient = optax.value_and_grad_from_state(loss)
-
-    def step(carry):
-        params, state, done, _ = carry
-        value, grad = gradient(params, state=state)
-        updates, state = tx.update(grad, state, params, value=value, grad=grad, value_fn=loss)
-        return optax.apply_updates(params, updates), state, done + 1, optax.tree.norm(grad)
-
-    def unfinished(carry):
-        *_, done, norm = carry
-        return (done < steps) & (norm > _TOLERANCE)
-
-    return jax.lax.while_loop(unfinished, step, (params, tx.init(params), 0, jnp.inf))[0]
-
-
-def error(params: dict[str, Array], examples: Examples) -> float:
-    """Return the top-1 error, a fraction."""
-    logits = examples.features @ params["weights"] + params["biases"]
-    return float((logits.argmax(axis=1) != examples.labels).mean())
-
-
-def load(folders: list[str], layer: str) -> tuple[list[Examples], list[str]]:
-    """Return the examples of each folder, standardised by those of the first, and the class names.
+def load(folders: list[str], layer: str) -> tuple[list[tuple[np.ndarray, np.ndarray]], list[str]]:
+    """Return (features, labels) of each folder, standardised by the first, and the class names.
 
     Raises InputError if their network, layer or classes differ, or an image has no class.
     """
@@ -96,7 +46,7 @@ def load(folders: list[str], layer: str) -> tuple[list[Examples], list[str]]:
     for folder, own in zip(folders, labels, strict=True):
         if own.min() < 0:
             raise InputError(f"{folder}: has images without a class; write features of a split or of folders")
-    return [Examples((x - mean) / scale, y) for x, y in zip(rows, labels, strict=True)], records[0]["classes"]
+    return [((x - mean) / scale, y) for x, y in zip(rows, labels, strict=True)], records[0]["classes"]
 
 
 def main(arguments: list[str]) -> None:
@@ -108,10 +58,15 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--layer", required=True, help="one of the layers in these folders")
     parser.add_argument("--steps", type=command_line.whole(1), default=200, help="most steps of L-BFGS")
     given = parser.parse(arguments)
-    (train, val, test), classes = load([given.train, given.val, given.test], given.layer)
-    size = train.features.shape[1]
-    params = {"weights": jnp.zeros((size, len(classes))), "biases": jnp.zeros(len(classes))}
-    train, tried = jax.device_put(train), []
+    splits, classes = load([given.train, given.val, given.test], given.layer)
+
+    import jax
+
+    from experiments.logistic_regression import Examples, error, fit, zeros
+
+    train, val, test = (Examples(*jax.device_put(split)) for split in splits)
+    size, tried = train.features.shape[1], []
+    params = zeros(size, len(classes))
     for penalty in PENALTIES:
         params = fit(params, train, penalty, given.steps)
         found = error(params, val)

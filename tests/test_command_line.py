@@ -352,17 +352,29 @@ def test_commands_may_be_imported_by_a_program_with_flags_of_its_own():
 
 
 COMMANDS = {
-    "main": (
+    "alexnet_jax.main": (
         "--config",
         "--mode",
+        "--config.FIELD",
         "--workdir",
         "--coordinator",
         "--processes",
         "--process",
         "--join_seconds",
     ),
-    "predict": ("--workdir", "--figure", "IMAGE"),
-    "weights": ("--config", "--workdir", "--from", "--labels", "--mean", "COMMAND", "FILE"),
+    "alexnet_jax.predict": ("--config.FIELD", "--workdir", "--figure", "IMAGE"),
+    "alexnet_jax.features": ("--config.FIELD", "--workdir", "--layers", "--out", "--column", "SOURCE"),
+    "alexnet_jax.weights": (
+        "--config",
+        "--config.FIELD",
+        "--workdir",
+        "--from",
+        "--labels",
+        "--mean",
+        "COMMAND",
+        "FILE",
+    ),
+    "experiments.linear_classifier": ("--layer", "--steps", "TRAIN", "VAL", "TEST"),
 }
 # Runs a module as a program, and then prints what it has imported.
 RUN = """
@@ -379,25 +391,24 @@ finally:
 @pytest.mark.program
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_and_mistakes_of_each_command_are_told_at_once(command):
-    for flags, code in (("--help",), 0), (("--config.nothing=1", "--workdri=x"), 2):
+    flag = next(flag for flag in COMMANDS[command] if flag in ("--workdir", "--layer"))
+    for flags, code in (("--help",), 0), ((f"{flag}x=1",), 2):
         done = subprocess.run(
-            [sys.executable, "-W", "error", "-c", RUN, f"alexnet_jax.{command}", *flags],
+            [sys.executable, "-W", "error", "-c", RUN, command, *flags],
             cwd=ROOT, capture_output=True, text=True, timeout=60,
         )  # fmt: skip
         assert done.returncode == code, done.stderr
         *lines, imported = done.stdout.splitlines()
         assert imported == "imported:"
         if code == 0:
-            assert not done.stderr and lines[0].startswith(f"python -m alexnet_jax.{command} ")
+            assert not done.stderr and lines[0].startswith(f"python -m {command} ")
             listed = {
                 line.split()[0] for line in lines[lines.index("options:") - 8 :] if line.startswith("  ")
             }
-            assert {*COMMANDS[command], "--config.FIELD"} <= listed
+            assert {*COMMANDS[command]} <= listed
         else:
-            assert (
-                done.stderr
-                == "error: --workdri: there is no such flag; did you mean --workdir?; see --help\n"
-            )
+            message = f"error: {flag}x: there is no such flag; did you mean {flag}?; see --help\n"
+            assert done.stderr == message
 
 
 @pytest.mark.program

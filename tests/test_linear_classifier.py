@@ -9,7 +9,7 @@ import scipy.optimize
 import scipy.special
 
 from alexnet_jax.runtime.errors import InputError
-from experiments import linear_classifier
+from experiments import linear_classifier, logistic_regression
 
 CLASSES = ["cat", "dog", "eel"]
 
@@ -53,10 +53,10 @@ def test_the_fit_is_the_minimum_that_scipy_finds(penalty):
 
     want = scipy.optimize.minimize(loss, np.zeros(21), tol=1e-12)
     start = {"weights": np.zeros((6, 3), np.float32), "biases": np.zeros(3, np.float32)}
-    own = linear_classifier.Examples(rows.astype(np.float32), labels)
-    got = linear_classifier.fit(start, own, penalty, 500)
+    own = logistic_regression.Examples(rows.astype(np.float32), labels)
+    got = logistic_regression.fit(start, own, penalty, 500)
     np.testing.assert_allclose(np.ravel(got["weights"]), want.x[:18], atol=2e-4)
-    assert float(linear_classifier.objective(got, own, penalty)) == pytest.approx(want.fun, rel=1e-6)
+    assert float(logistic_regression.objective(got, own, penalty)) == pytest.approx(want.fun, rel=1e-6)
 
 
 def test_the_penalty_is_chosen_on_val_and_test_is_stated_once(tmp_path, capsys):

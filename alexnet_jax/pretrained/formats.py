@@ -23,7 +23,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import safetensors
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
 from alexnet_jax.runtime.errors import InputError, first_line
 from alexnet_jax.runtime.files import BoundedReader, atomic_write, read_file, stand_in
@@ -328,6 +327,8 @@ _CAFFE_OPS = {"LRN": "lrn", 15: "lrn", "Pooling": "pool", 17: "pool"}
 
 def _caffe_message(name: str, content: bytes):
     """Return `content` as a message of _CAFFE_PROTO."""
+    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+
     file = descriptor_pb2.FileDescriptorProto(name="caffe.proto", package="caffe")
     for message, fields in _CAFFE_PROTO.items():
         description = file.message_type.add(name=message)

@@ -74,7 +74,7 @@ def _server() -> tuple[socket.socket, dict[str, str]]:
     file, environment = pathlib.Path(__file__).with_name("fork_server.py"), _environment()
     server = subprocess.Popen([sys.executable, file], cwd=ROOT, env=environment, stdin=theirs)
     theirs.close()
-    atexit.register(lambda: (ours.close(), server.wait()))
+    atexit.register(lambda: (ours.close(), server.wait(60)))
     return ours, environment
 
 
