@@ -24,11 +24,13 @@ soak: .venv/installed
 	.venv/bin/python tests/soak.py --minutes=$(MINUTES)
 
 # `make test` with the oldest versions that pyproject.toml allows, and with the newest there are for PYTHON.
+# Old versions may warn about versions that came after them.
+OLD = -W ignore::DeprecationWarning -W "ignore:Protobuf gencode version:UserWarning"
 oldest:
 	$(PYTHON) -m venv --clear .venv-oldest
 	sed -nE 's/^ .*"([A-Za-z0-9_-]+)>=([0-9.]+)".*/\1==\2/p' pyproject.toml > .venv-oldest/constraints.txt
 	.venv-oldest/bin/python -m pip install --quiet --constraint .venv-oldest/constraints.txt --editable '.[test]'
-	.venv-oldest/bin/python -m pytest --numprocesses=2 --dist=worksteal
+	.venv-oldest/bin/python -m pytest --numprocesses=2 --dist=worksteal $(OLD)
 
 newest:
 	$(PYTHON) -m venv --clear .venv-newest
