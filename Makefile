@@ -25,12 +25,13 @@ soak: .venv/installed
 
 # `make test` with the oldest versions that pyproject.toml allows, and with the newest there are for PYTHON.
 # Old versions may warn about versions that came after them.
-OLD = -W ignore::DeprecationWarning -W "ignore:Protobuf gencode version:UserWarning"
+PROTOBUF = ignore:Protobuf gencode version:UserWarning
 oldest:
 	$(PYTHON) -m venv --clear .venv-oldest
 	sed -nE 's/^ .*"([A-Za-z0-9_-]+)>=([0-9.]+)".*/\1==\2/p' pyproject.toml > .venv-oldest/constraints.txt
 	.venv-oldest/bin/python -m pip install --quiet --constraint .venv-oldest/constraints.txt --editable '.[test]'
-	.venv-oldest/bin/python -m pytest --numprocesses=2 --dist=worksteal $(OLD)
+	PYTHONWARNINGS="$(PROTOBUF)" .venv-oldest/bin/python -m pytest --numprocesses=2 --dist=worksteal \
+	  -W ignore::DeprecationWarning -W "$(PROTOBUF)"
 
 newest:
 	$(PYTHON) -m venv --clear .venv-newest
