@@ -58,14 +58,15 @@ class Store:
         try:
             kind, options = _client(module)
         except ImportError as error:
-            raise InputError(
-                f"{flag}={self.url}: needs {error.name or module}; pip install 'alexnet_jax[storage]'"
-            ) from None
+            name = (error.name or module).partition(".")[0]
+            raise InputError(f"{flag}={self.url}: needs {name}; pip install 'alexnet_jax[storage]'") from None
         logging.getLogger(module).setLevel(logging.CRITICAL)  # it also raises
         try:
             self._files: Any = kind(skip_instance_cache=True, use_listings_cache=False, **options)
         except Exception as error:  # see `_explained`
             raise self._explained(error) from None
+        # aiohttp reports the failure of a request here as well, with a traceback.
+        self._files.loop.set_exception_handler(lambda *_: None)
 
     def objects(self) -> Objects:
         """Return all objects."""
@@ -255,7 +256,8 @@ class Store:
 
 def _client(module: str) -> tuple[Any, dict[str, Any]]:
     """Return the class of a client, and its arguments. Raises ImportError."""
-    client = importlib.import_module(module)
+    # The class that gcsfs itself exports asks for the kind of a bucket first, by gRPC, for up to a minute.
+    client = importlib.import_module(f"{module}.core")
     if module == "s3fs":
         limits = {"connect_timeout": _CONNECTING, "read_timeout": _SILENT, "retries": {"max_attempts": 2}}
         return client.S3FileSystem, {"config_kwargs": limits, "max_concurrency": _PARTS_AT_ONCE}
