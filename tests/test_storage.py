@@ -1,5 +1,8 @@
 """Runs and data sets in object stores, against moto's S3 on loopback."""
 
+import asyncio
+import errno
+import fcntl
 import json
 import os
 import pathlib
@@ -8,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from unittest.mock import ANY
@@ -21,8 +25,8 @@ from helpers.arrays import assert_same_trees
 from helpers.runs import rows
 
 import alexnet_jax
-from alexnet_jax.runtime import object_store, storage
-from alexnet_jax.runtime.errors import InputError, Unavailable
+from alexnet_jax.runtime import object_store, processes, storage
+from alexnet_jax.runtime.errors import InputError, Stopped, Unavailable
 from alexnet_jax.runtime.storage import MARKER
 
 WHY = "needs the extras storage and storage-test"
@@ -233,6 +237,32 @@ def test_one_program_trains_a_run(files, monkeypatch, tmp_path):
 
 
 @pytest.mark.program
+def test_a_run_that_changes_while_it_is_copied_is_copied_again(files, monkeypatch):
+    url, download = f"{BUCKET}/runs/changing", object_store.Store.download
+
+    def change(step):
+        names = "config.json", "metrics.jsonl", f"checkpoints/{step}/params/a", f"checkpoints/{step}/{MARKER}"
+        for name in names:
+            files.pipe(f"{url}/{name}", str(step).encode())
+
+    def changing(self, folder, objects, *done):
+        monkeypatch.setattr(object_store.Store, "download", download)
+        first = dict(list(objects.items())[:2])
+        self.download(folder, first, *done)
+        files.rm(f"{url}/checkpoints/4", recursive=True)
+        change(8)
+        self.download(folder, {name: objects[name] for name in objects.keys() - first.keys()}, *done)
+
+    change(4)
+    monkeypatch.setattr(object_store.Store, "download", changing)
+    with storage.copied(url) as folder:
+        assert texts(folder) == {
+            "config.json": "8", "metrics.jsonl": "8", "checkpoints/8/params/a": "8",
+            f"checkpoints/8/{MARKER}": "8",
+        }  # fmt: skip
+
+
+@pytest.mark.program
 def test_data_is_fetched_once_and_again_if_it_changes(files, caplog):
     url = f"{BUCKET}/small"
 
@@ -256,6 +286,48 @@ def test_data_is_fetched_once_and_again_if_it_changes(files, caplog):
         assert fetched()[0] == fetched("a")[0] == everything
     with pytest.raises(InputError, match="has no c; prepare it in a folder"):
         fetched("c")
+
+
+def small_data(files, url, content):
+    """The local copy of a data set with this content, fetched anew."""
+    storage.data_folder.cache_clear()
+    there = set(files.find(url))
+    for name, text in content.items():
+        files.pipe(f"{url}/{name}", text.encode())
+    for path in there - {f"{url}/{name}".removeprefix("s3://") for name in content}:
+        files.rm_file(path)
+    return texts(storage.data_folder(url))
+
+
+@pytest.mark.program
+def test_files_of_an_interrupted_download_are_fetched_again(files, monkeypatch):
+    url, download = f"{BUCKET}/interrupted", object_store.Store.download
+    assert small_data(files, url, {"x": "x", "y": "y"}) == {"x": "x", "y": "y"}
+
+    def killed(self, folder, objects, done):
+        download(self, folder, objects)
+        raise Stopped(signal.SIGTERM)
+
+    with monkeypatch.context() as context, pytest.raises(Stopped):
+        context.setattr(object_store.Store, "download", killed)
+        small_data(files, url, {"x": "X", "y": "y", "z": "z"})
+    assert small_data(files, url, {"x": "x", "y": "y"}) == {"x": "x", "y": "y"}
+
+
+@pytest.mark.program
+def test_data_that_another_program_reads_is_not_changed(files):
+    url = f"{BUCKET}/shared"
+    assert small_data(files, url, {"x": "x"}) == {"x": "x"}
+    (used,) = pathlib.Path(os.environ["XDG_CACHE_HOME"]).rglob(".used")
+    fcntl.flock(storage._used.pop(str(used.parent)), fcntl.LOCK_UN)
+    with used.open() as other:
+        fcntl.flock(other, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        assert small_data(files, url, {"x": "x", "y": "y"}) == {"x": "x", "y": "y"}
+        with pytest.raises(InputError, match="another program reads the copy"):
+            small_data(files, url, {"x": "X", "y": "y"})
+        with pytest.raises(BlockingIOError):  # now this program reads it
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    assert small_data(files, url, {"x": "X"}) == {"x": "X"}
 
 
 @pytest.mark.parametrize(
@@ -289,6 +361,84 @@ def test_a_missing_bucket_or_key_is_one_line(server, use_store, monkeypatch):
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     with pytest.raises(InputError, match="access is denied"), storage.copied(f"{BUCKET}/absent"):
         pass
+
+
+@pytest.mark.parametrize(
+    "name, value, reason",
+    [
+        ("AWS_PROFILE", "absent", r"The config profile \(absent\) could not be found"),
+        ("AWS_ENDPOINT_URL", "localhost", "Invalid endpoint: localhost"),
+        ("AWS_DEFAULT_REGION", "a region", "Provided region_name 'a region' doesn't match"),
+    ],
+)
+def test_wrong_settings_of_the_client_are_a_mistake(use_store, monkeypatch, name, value, reason):
+    use_store("http://127.0.0.1:1")
+    monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match=rf"cannot be opened \({reason}.*\); check the URL") as raised:
+        object_store.Store("--workdir", f"{BUCKET}/run").read("name")
+    assert raised.value.exit_code == 2
+
+
+def test_errors_are_reported_with_their_whole_text(use_store):
+    use_store("http://127.0.0.1:1")
+    store = object_store.Store("--workdir", f"{BUCKET}/run")
+    for error, text, code in (
+        (OSError("Forbidden: b/bucket/o\nno storage.objects.list"), "bucket/o no storage.objects.list", 2),
+        (ValueError("Bad Request: b/B\nInvalid bucket name: 'B'"), "b/B Invalid bucket name: 'B'", 2),
+        (OSError(errno.EINVAL, "The specified bucket is not valid."), "bucket is not valid", 2),
+        (ExceptionGroup("", [ConnectionResetError()]), "connection reset error", 1),
+        (TimeoutError(), "no answer in time", 1),
+    ):
+        line = store._explained(error)
+        assert text in str(line) and line.exit_code == code
+    full = OSError(errno.ENOSPC, "No space left on device")
+    assert store._explained(full) is full
+
+
+def test_a_signal_ends_the_work_of_the_client(use_store):
+    use_store("http://127.0.0.1:1")
+    store, ended = object_store.Store("--workdir", f"{BUCKET}/run"), threading.Event()
+
+    async def endless():
+        try:
+            await asyncio.sleep(60)
+        finally:
+            ended.set()
+
+    def stop(number, frame):
+        raise Stopped(number)
+
+    former = signal.signal(signal.SIGALRM, stop)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        with pytest.raises(Stopped):
+            store._run(endless())
+    finally:
+        signal.signal(signal.SIGALRM, former)
+    assert ended.wait(10)
+
+
+def test_a_store_that_has_answered_is_asked_again(use_store):
+    use_store("http://127.0.0.1:1")
+    store, left = object_store.Store("--workdir", f"{BUCKET}/run"), [OSError(errno.EIO, "once")]
+
+    async def answer():
+        if left:
+            raise left.pop()
+        return "answer"
+
+    with pytest.raises(Unavailable, match="once"):
+        store._run(store._lasting(answer))
+    assert store._run(store._lasting(answer)) == "answer"
+    left.append(OSError(errno.EIO, "again"))
+    assert store._run(store._lasting(answer)) == "answer"
+
+
+def test_a_run_in_a_store_is_for_one_process(monkeypatch):
+    monkeypatch.setattr(processes, "count", lambda: 2)
+    for use in (storage.run_folder, storage.copied):
+        with pytest.raises(InputError, match="is for one process"), use(f"{BUCKET}/run"):
+            pass
 
 
 def test_a_store_that_does_not_answer_is_reported(use_store, monkeypatch):

@@ -8,20 +8,29 @@ import contextlib
 import errno
 import functools
 import importlib
+import itertools
 import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+import tempfile
+import time
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from typing import Any
 
-from alexnet_jax.runtime.errors import InputError, Unavailable, first_line, printable, reason
+from alexnet_jax.runtime.errors import InputError, Unavailable, printable, reason
 from alexnet_jax.runtime.files import StrPath
 
 _CLIENTS = {"gs": "gcsfs", "s3": "s3fs"}
 _FORM = "expected gs://BUCKET/FOLDER or s3://BUCKET/FOLDER"
+PARTS = ".parts-"  # the start of the name of a folder with incomplete downloads
 _SECONDS, _SLOWEST = 60.0, 100_000  # time for a request, and bytes per second of a slow network
-_AT_ONCE = 8  # files
+_CONNECTING, _SILENT = 10, 30  # seconds until a request fails without a connection, or without a byte
+_AT_ONCE, _PARTS_AT_ONCE = 8, 2  # files, and parts of 50 MB of a file, which are in memory
+
+_THERE = "PreconditionFailed|ConditionalRequestConflict"  # an object that was to be new
+_DENIED, _CREDENTIALS = "(?i)forbidden|accesskey|signature", "(?i)credential|anonymous|token"
+_MOVED = getattr(errno, "EREMCHG", None)  # s3fs: the bucket is in another region
 
 Objects = dict[str, tuple[int, str]]  # name below the URL -> size, and the version that the store gives
 
@@ -29,6 +38,10 @@ Objects = dict[str, tuple[int, str]]  # name below the URL -> size, and the vers
 def is_url(path: StrPath) -> bool:
     """Return whether a path names an object store."""
     return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", os.fspath(path)) is not None
+
+
+class _NotImplemented(Unavailable):
+    """The server lacks a function."""
 
 
 class Store:
@@ -41,25 +54,25 @@ class Store:
             raise InputError(f"{flag}={printable(url)}: {_FORM}")
         self.flag, self.url, self._root = flag, url.rstrip("/"), found[2] + found[3]
         module = _CLIENTS[found[1]]
-        # A store that does not answer is reported, not waited for.
-        limits = {"connect_timeout": 10, "read_timeout": 30, "retries": {"max_attempts": 2}}
-        options = {"config_kwargs": limits} if module == "s3fs" else {}
+        self._answered = False
         try:
-            client = importlib.import_module(module)
-            self._sync = importlib.import_module("fsspec.asyn").sync
+            kind, options = _client(module)
         except ImportError as error:
-            raise InputError(
-                f"{flag}={self.url}: needs {error.name or module}; pip install 'alexnet_jax[storage]'"
-            ) from None
+            name = (error.name or module).partition(".")[0]
+            raise InputError(f"{flag}={self.url}: needs {name}; pip install 'alexnet_jax[storage]'") from None
         logging.getLogger(module).setLevel(logging.CRITICAL)  # it also raises
-        kind = client.S3FileSystem if module == "s3fs" else client.GCSFileSystem
-        with self._errors():
+        try:
             self._files: Any = kind(skip_instance_cache=True, use_listings_cache=False, **options)
+        except Exception as error:  # see `_explained`
+            raise self._explained(error) from None
+        # aiohttp reports the failure of a request here as well, with a traceback.
+        self._files.loop.set_exception_handler(lambda *_: None)
 
     def objects(self) -> Objects:
         """Return all objects."""
         # A large data set has many pages of names.
-        found = self._run(self._files._find, self._root, detail=True, seconds=10 * _SECONDS)  # noqa: SLF001
+        find = functools.partial(self._files._find, self._root, detail=True)  # noqa: SLF001
+        found = self._run(self._lasting(find, 10 * _SECONDS), 10 * _SECONDS)
         start = self._root + "/"
         return {
             name.removeprefix(start): (
@@ -72,22 +85,23 @@ class Store:
 
     def read(self, name: str) -> bytes | None:
         """Return the content of a small object, or None if there is none."""
-        try:
-            return self._run(self._files._cat_file, self._path(name), missing=True)  # noqa: SLF001
-        except FileNotFoundError:
-            return None
+        read = functools.partial(self._files._cat_file, self._path(name))  # noqa: SLF001
+        with contextlib.suppress(FileNotFoundError):
+            return self._run(self._lasting(read), missing=True)
+        return None
 
     def write(self, name: str, text: str, new: bool = False) -> bool:
         """Write a small object; return False if it is to be `new` but is there."""
         if new and self.read(name) is not None:
             return False
+        write, path = self._files._pipe_file, self._path(name)  # noqa: SLF001
+        mode = "create" if new else "overwrite"
         try:
-            mode = "create" if new else "overwrite"
-            self._run(self._files._pipe_file, self._path(name), text.encode(), mode=mode)  # noqa: SLF001
+            self._run(self._lasting(functools.partial(write, path, text.encode(), mode=mode)))
         except FileExistsError:
             return False
-        except Unavailable as error:
-            if not (new and re.search("(?i)not.?implemented", str(error))):
+        except _NotImplemented:
+            if not new:
                 raise
             return self.write(name, text)  # some servers of S3's protocol cannot do better
         return True
@@ -103,8 +117,8 @@ class Store:
 
     def download(self, folder: str, objects: Objects, done: Callable[[str], Any] = len) -> None:
         """Download objects into a folder, each completely or not at all; call `done` with each name."""
-        sizes = {name: size for name, (size, _) in objects.items()}
-        total, free = sum(sizes.values()), 0
+        sizes = [(name, size) for name, (size, _) in objects.items()]
+        total, free = sum(size for _, size in sizes), 0
         with local_errors(folder):
             os.makedirs(folder, exist_ok=True)
             free = shutil.disk_usage(folder).free
@@ -113,9 +127,12 @@ class Store:
                     f"{self.flag}={self.url}: its copy takes {in_bytes(total)}, but {folder} has"
                     f" {in_bytes(free)} left; make room, or set XDG_CACHE_HOME to a folder on another disk"
                 )
-            for parent in {os.path.dirname(os.path.join(folder, name)) for name in sizes}:
+            for parent in {os.path.dirname(os.path.join(folder, name)) for name in objects}:
                 os.makedirs(parent, exist_ok=True)
-        self._all(functools.partial(self._download, folder, sizes, done), list(sizes.items()))
+            parts = tempfile.TemporaryDirectory(prefix=PARTS, dir=folder, ignore_cleanup_errors=True)
+        with parts as where:
+            incomplete = (os.path.join(where, str(number)) for number in itertools.count())
+            self._all(functools.partial(self._download, folder, objects, incomplete, done), sizes)
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}"
@@ -127,83 +144,125 @@ class Store:
     async def _upload(self, folder: str, name: str) -> None:
         await self._files._put_file(os.path.join(folder, name), self._path(name))  # noqa: SLF001
 
-    async def _download(self, folder: str, sizes: dict[str, int], done: Callable, name: str) -> None:
-        path = os.path.join(folder, name)
-        part = f"{path}.{os.getpid()}.part"
+    async def _download(
+        self, folder: str, objects: Objects, incomplete: Iterator[str], done: Callable, name: str
+    ) -> None:
+        part = next(incomplete)
+        changed = Unavailable(
+            f"{self.flag}={self.url}: {printable(name)} has changed while it was fetched; the same command"
+            " fetches it again"
+        )
         try:
             await self._files._get_file(self._path(name), part)  # noqa: SLF001
-            if os.path.getsize(part) != sizes[name]:
-                raise OSError(f"{name} was cut short")
-            os.replace(part, path)
-        finally:
-            with contextlib.suppress(OSError):
-                os.remove(part)
+        except FileNotFoundError:
+            raise changed from None
+        if os.path.getsize(part) != objects[name][0]:
+            raise changed
+        os.replace(part, os.path.join(folder, name))
         done(name)
 
     def _all(self, function: Callable, names: list[tuple[str, int]]) -> None:
         """Await function(name) for each (name, bytes), several at once."""
         import asyncio  # here, because local runs are to start as fast as without this module
 
+        left = iter(names)
+
+        async def work():
+            for name, size in left:
+                await self._lasting(functools.partial(function, name), _SECONDS + size / _SLOWEST)
+
         async def together():
-            gate = asyncio.Semaphore(_AT_ONCE)
+            async with asyncio.TaskGroup() as tasks:
+                for _ in range(min(_AT_ONCE, len(names))):
+                    tasks.create_task(work())
 
-            async def one(name: str, size: int):
-                async with gate:
-                    await asyncio.wait_for(function(name), _SECONDS + size / _SLOWEST)
+        sizes = sum(size for _, size in names)
+        self._run(together(), _SECONDS * (1 + len(names) / _AT_ONCE) + sizes / _SLOWEST)
 
-            tasks = [asyncio.ensure_future(one(*name)) for name in names]
+    async def _lasting(self, function: Callable, seconds: float | None = None) -> Any:
+        """Return `await function()`, with several attempts if a store that has answered fails temporarily."""
+        import asyncio
+
+        end, wait = time.monotonic() + _SECONDS, 0.5
+        while True:
             try:
-                await asyncio.gather(*tasks)
-            finally:
-                for task in tasks:
-                    task.cancel()
-
-        if names:
-            sizes = sum(size for _, size in names)
-            self._run(together, seconds=_SECONDS * (1 + len(names) / _AT_ONCE) + sizes / _SLOWEST)
-
-    def _run(self, function: Callable, *args, seconds: float | None = None, missing: bool = False, **named):
-        with self._errors(missing):
-            return self._sync(self._files.loop, function, *args, timeout=seconds or _SECONDS, **named)
-
-    @contextlib.contextmanager
-    def _errors(self, missing: bool = False) -> Iterator[None]:
-        """Raise one line for any error of a client; with `missing`, FileNotFoundError passes through."""
-        try:
-            yield
-        except (InputError, FileExistsError):
-            raise
-        except Exception as error:  # s3fs, gcsfs, botocore, google.auth and aiohttp have no common one
-            kind, text = type(error).__name__, first_line(error)[:200]
-            about = f"{self.flag}={self.url}"
-            if isinstance(error, FileNotFoundError):
-                if missing:
+                result = await asyncio.wait_for(function(), seconds or _SECONDS)
+            except Exception as error:  # see `_explained`
+                explained = self._explained(error)
+                passes = type(explained) is Unavailable and explained is not error
+                if not (self._answered and passes) or time.monotonic() + wait > end:
                     raise
-                raise InputError(f"{about}: the bucket does not exist ({text}); give another") from None
-            if _is_lock(error):
-                raise FileExistsError(text) from None
-            credentials = re.search(
-                "(?i)credential|anonymous|accesskey|signature|forbidden", f"{kind} {text}"
-            )
-            code = getattr(error, "code", None) or getattr(error, "status", None)
-            if credentials or isinstance(error, PermissionError) or code in (401, 403):
-                raise InputError(
-                    f"{about}: access is denied ({text or kind}); check the credentials of this user"
-                ) from None
-            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            else:
+                self._answered = True
+                return result
+            await asyncio.sleep(wait)
+            wait *= 2
+
+    def _run(self, work: Coroutine, seconds: float | None = None, missing: bool = False) -> Any:
+        """Return the result of a coroutine in the client's thread. Raises one line for a client's error.
+
+        With `missing`, FileNotFoundError passes through. A signal that ends this call ends the work, too.
+        """
+        import asyncio
+
+        future = asyncio.run_coroutine_threadsafe(work, self._files.loop)
+        try:
+            # The limits within `work` come first, unless a client blocks its thread.
+            return future.result((seconds or _SECONDS) + _SECONDS + 1)
+        except Exception as error:  # see `_explained`
+            if missing and isinstance(error, FileNotFoundError):
                 raise
-            if isinstance(error, TimeoutError):
-                text = "no answer in time"
-            why = text if text != kind else re.sub("(?<=[a-z])(?=[A-Z])", " ", kind).lower()
-            raise Unavailable(
-                f"{about}: the store does not answer as it should ({why}); the same command resumes once it"
-                " does"
-            ) from None
+            raise self._explained(error) from None
+        finally:
+            future.cancel()
+
+    def _explained(self, error: BaseException) -> BaseException:
+        """Return one line for an error of a client, or the error itself if it is of this project or local.
+
+        FileExistsError is about a conditional write. s3fs, gcsfs, botocore, google.auth and aiohttp have no
+        exception in common.
+        """
+        while isinstance(error, BaseExceptionGroup):  # of tasks
+            error = error.exceptions[0]
+        number = error.errno if isinstance(error, OSError) else None
+        local = isinstance(error, OSError) and error.filename is not None
+        if local or number in (errno.ENOSPC, errno.EDQUOT) or isinstance(error, InputError):
+            return error
+        kind, text = type(error).__name__, printable(" ".join(str(error).split()))[:300]
+        code = getattr(error, "code", None) or getattr(error, "status", None)
+        about = f"{self.flag}={self.url}"
+        if isinstance(error, FileExistsError) or code == 412 or re.search(_THERE, str(error)):
+            return FileExistsError(text)
+        if isinstance(error, FileNotFoundError) or code == 404:
+            return InputError(f"{about}: the bucket does not exist ({text}); give another")
+        if isinstance(error, TimeoutError) and not text:
+            text = "no answer in time"
+        text = text or re.sub("(?<=[a-z])(?=[A-Z])", " ", kind).lower()
+        denied = isinstance(error, PermissionError) or code == 403 or re.search(_DENIED, text)
+        # Later, they could not be renewed.
+        no_credentials = not self._answered and (code == 401 or re.search(_CREDENTIALS, f"{kind} {text}"))
+        if denied or no_credentials:
+            return InputError(f"{about}: access is denied ({text}); check the credentials of this user")
+        kinds = {kind.__name__ for kind in type(error).__mro__}
+        settings = isinstance(error, ValueError) or code == 400 or number in (errno.EINVAL, _MOVED)
+        settings |= "BotoCoreError" in kinds and not kinds & {"HTTPClientError", "ConnectionError"}
+        if settings and not self._answered:
+            return InputError(f"{about}: cannot be opened ({text}); check the URL and the client's settings")
+        what = _NotImplemented if number == errno.ENOSYS or code == 501 else Unavailable
+        return what(
+            f"{about}: the store does not answer as it should ({text}); the same command resumes once it does"
+        )
 
 
-def _is_lock(error: Exception) -> bool:
-    """Return whether an object that was to be new is there."""
-    return "PreconditionFailed" in str(error) or getattr(error, "code", None) in (412, "PreconditionFailed")
+def _client(module: str) -> tuple[Any, dict[str, Any]]:
+    """Return the class of a client, and its arguments. Raises ImportError."""
+    # The class that gcsfs itself exports asks for the kind of a bucket first, by gRPC, for up to a minute.
+    client = importlib.import_module(f"{module}.core")
+    if module == "s3fs":
+        limits = {"connect_timeout": _CONNECTING, "read_timeout": _SILENT, "retries": {"max_attempts": 2}}
+        return client.S3FileSystem, {"config_kwargs": limits, "max_concurrency": _PARTS_AT_ONCE}
+    limits = importlib.import_module("aiohttp").ClientTimeout(sock_connect=_CONNECTING, sock_read=_SILENT)
+    return client.GCSFileSystem, {"requests_timeout": limits}
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ are imported only for a URL (object_store.py); docs/object_storage.md has the re
 """
 
 import contextlib
+import fcntl
 import functools
 import hashlib
 import json
@@ -30,7 +31,7 @@ from typing import Any
 from alexnet_jax.runtime import progress
 from alexnet_jax.runtime.errors import Diverged, InputError, Unavailable, printable
 from alexnet_jax.runtime.files import StrPath, file_lock, folder_lock, read_json, user_cache, write_text
-from alexnet_jax.runtime.object_store import Objects, Store, in_bytes, is_url, local_errors
+from alexnet_jax.runtime.object_store import PARTS, Objects, Store, in_bytes, is_url, local_errors
 
 log = logging.getLogger("alexnet_jax")
 
@@ -39,6 +40,7 @@ LOCK = ".lock"
 RENEWAL, PATIENCE = 15.0, 60.0  # seconds between renewals of the lock; a lock not renewed for so long is void
 _FILES, _RECORD = "files", "record.json"  # in the folder of a URL's copy
 _SAVED = 60.0  # seconds between two records of a download
+_COPIES = 10  # attempts to copy a run that changes meanwhile
 _LARGEST = 256 << 20  # bytes of a record, which has a line per file
 
 
@@ -244,6 +246,7 @@ class _Mirror:
                 there = self._store.read(LOCK)
                 if not self._is_mine(there):
                     self.lost = _owner(there)
+                if self.lost or self._ended.is_set():
                     return
                 self._store.write(LOCK, self._text())
 
@@ -340,6 +343,17 @@ def push(workdir: StrPath, ready: Callable[[], Any]) -> None:
         mirror.push()
 
 
+def _open_alone(flag: str, url: str) -> Store:
+    """Open the store of a run. Raises InputError if there are several processes."""
+    from alexnet_jax.runtime import processes
+
+    if processes.count() > 1:
+        raise InputError(
+            f"{flag}={printable(url)}: is for one process; give a folder that all processes share"
+        )
+    return Store(flag, url)
+
+
 @contextlib.contextmanager
 def run_folder(url: str) -> Iterator[str]:
     """Yield the local folder of a run in a store, locked and as the store has it; upload it at the end.
@@ -347,14 +361,8 @@ def run_folder(url: str) -> Iterator[str]:
     Raises InputError if another program trains there, and Unavailable. Within the block, lines of the log and
     errors name the URL.
     """
-    from alexnet_jax.runtime import processes
-
     flag = "--workdir"
-    if processes.count() > 1:
-        raise InputError(
-            f"{flag}={printable(url)}: is for one process; give a folder that all processes share"
-        )
-    store = Store(flag, url)
+    store = _open_alone(flag, url)
     base = _cache("runs", store.url)
     with _shown_as(store.url, base), contextlib.ExitStack() as stack:
         with local_errors(base):
@@ -387,30 +395,46 @@ def copied(workdir: StrPath, flag: str = "--workdir", checkpoints: bool = True) 
     if not is_url(url):
         yield os.path.expanduser(url)
         return
-    store = Store(flag, url)
+    store = _open_alone(flag, url)
     with tempfile.TemporaryDirectory(prefix="alexnet_jax-") as folder, _shown_as(store.url, folder):
-        for attempt in range(3):  # a run that trains there may delete a checkpoint
-            objects = store.objects()
-            if not objects and checkpoints:
-                raise InputError(f"{flag}={store.url}: is empty or not there; give the workdir of a run")
-            marks = _marks(store, objects) if checkpoints else {}
-            wanted = {
-                name: value
-                for name, value in objects.items()
-                if _is_wanted(name, marks)
-                and not re.match(r"checkpoints/[^/]+/rest/|events\.|train\.log", name)
-            }
-            try:
-                _fetch(store, folder, wanted)
-                break
-            except InputError:
-                if attempt == 2 or store.objects().keys() >= wanted.keys():
-                    raise
-                shutil.rmtree(os.path.join(folder, "checkpoints"), ignore_errors=True)
+        _copy(store, folder, checkpoints)
         former = _files_in(folder).get("eval.json")
         yield folder
         if _files_in(folder).get("eval.json") != former:
             store.upload(folder, ["eval.json"])
+
+
+def _copy(store: Store, folder: str, checkpoints: bool) -> None:
+    """Download a run as it is at one moment, although another program may train it."""
+    here: Objects = {}
+    objects = store.objects()
+    for _ in range(_COPIES):
+        if not objects and checkpoints:
+            raise InputError(f"{store.flag}={store.url}: is empty or not there; give the workdir of a run")
+        marks = _marks(store, objects) if checkpoints else {}
+        wanted = {
+            name: value
+            for name, value in objects.items()
+            if _is_wanted(name, marks) and not re.match(r"checkpoints/[^/]+/rest/|events\.|train\.log", name)
+        }
+        here = {name: value for name, value in here.items() if wanted.get(name) == value}
+        _keep_only(folder, set(here))
+        changed = None
+        try:
+            new = {name: value for name, value in wanted.items() if name not in here}
+            _fetch(store, folder, new)
+            here = wanted
+        except InputError as error:
+            changed = error
+        objects = store.objects()
+        if all(objects.get(name) == value for name, value in wanted.items()):
+            if changed:
+                raise changed
+            return
+    raise Unavailable(
+        f"{store.flag}={store.url}: a program that trains there changes it faster than it can be copied; the"
+        " same command works later"
+    )
 
 
 @contextlib.contextmanager
@@ -437,11 +461,15 @@ def _shown_as(url: str, folder: str) -> Iterator[None]:
 # Data
 
 
+_used: dict[str, int] = {}  # descriptors of files that are locked until this process ends, by folder
+
+
 @functools.cache  # the splits of a data set are opened one by one
 def data_folder(url: str, name: str = "") -> str:
     """Return the local copy of a data set in a store, of the part `name` of data.dir, once it is complete.
 
-    Objects that are new or changed since the last call are downloaded first. Raises InputError and
+    Objects that are new or changed since the last call are downloaded first. Other processes may use the copy
+    at the same time. Raises InputError, also if they use files that have changed in the store, and
     Unavailable.
     """
     store = Store("data.dir", url)
@@ -450,7 +478,10 @@ def data_folder(url: str, name: str = "") -> str:
     with contextlib.ExitStack() as stack:
         with local_errors(base):
             os.makedirs(base, exist_ok=True)
-            stack.enter_context(file_lock(os.path.join(base, ".lock")))
+            alone = stack.enter_context(file_lock(os.path.join(base, ".lock")))
+            if base not in _used:
+                _used[base] = os.open(os.path.join(base, ".used"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
+            stack.callback(_lock, _used[base], fcntl.LOCK_SH)
         start = f"{name}/" if name else ""
         objects = {
             key: value
@@ -460,20 +491,25 @@ def data_folder(url: str, name: str = "") -> str:
         if not objects:
             what = f"has no {name}; prepare it in a folder, and copy that there" if name else "is empty"
             raise InputError(f"data.dir: {store.url} {what}")
+        # The version of each file that is here; an empty one may not be whole.
         there = {key: tuple(value) for key, value in _read_record(path).items() if isinstance(value, list)}
-        for old in [old for old in there if old.startswith(start) and old not in objects]:
-            pathlib.Path(folder, old).unlink(missing_ok=True)
-            del there[old]
         new = {
             key: value
             for key, value in objects.items()
             if there.get(key) != value or not os.path.exists(os.path.join(folder, key))
         }
-        saved = time.monotonic()
+        old = [key for key in there if key.startswith(start) and (key in new or key not in objects)]
+        if any(there[key] for key in old) and not _lock(_used[base], fcntl.LOCK_EX):
+            raise InputError(
+                f"data.dir: {store.url} has changed, but another program reads the copy of its former state;"
+                " wait for its end, or set XDG_CACHE_HOME to another folder"
+            )
 
         def save() -> None:
             with local_errors(base):
                 write_text(path, json.dumps(there) + "\n")
+
+        saved = time.monotonic()
 
         def done(key: str) -> None:
             nonlocal saved
@@ -482,11 +518,28 @@ def data_folder(url: str, name: str = "") -> str:
                 save()
                 saved = time.monotonic()
 
-        for part in pathlib.Path(folder).rglob("*.part") if new else ():
-            if re.sub(r"\.\d+\.part$", "", str(part.relative_to(folder))) in objects:
-                part.unlink()
-        try:
-            _fetch(store, folder, new, done)
-        finally:
+        if new or old:
+            there |= dict.fromkeys([*old, *new], ())
             save()
+            with local_errors(base):
+                for key in old:
+                    pathlib.Path(folder, key).unlink(missing_ok=True)
+                    if key not in new:
+                        del there[key]
+            for left in pathlib.Path(folder).glob(f"{PARTS}*") if alone else ():
+                shutil.rmtree(left, ignore_errors=True)
+            try:
+                _fetch(store, folder, new, done)
+            finally:
+                save()
     return folder
+
+
+def _lock(file: int, kind: int) -> bool:
+    """Lock a file, and return False if another process has locked it; a file system may lack locks."""
+    with contextlib.suppress(OSError):
+        try:
+            fcntl.flock(file, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True
