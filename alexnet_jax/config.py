@@ -13,6 +13,7 @@ All of these raise InputError.
 """
 
 import ast
+import copy
 import functools
 import math
 import os
@@ -77,6 +78,7 @@ _TABLE = (
     (*_one_of("relu", "tanh"), "model.activation"),
     (*_one_of("test", "train"), "model.dropout_scale"),
     (*_one_of("float32", "bfloat16"), "model.dtype"),
+    (*_one_of("default", "highest"), "model.precision"),
     (*_one_of("raw", "jpeg"), "data.store"),
     (*_one_of(1, 3), "data.channels"),
     (*_one_of("mean_image", "channel_mean_std"), "data.normalization"),
@@ -92,7 +94,8 @@ _RUN_FIELDS = re.compile(
     r"seed|batch_size|init_layers|model\..*|augment\..*|optimizer\..*"
     r"|data\.(name|channels|image_size|crop_size|normalization|reshuffle|\w+_split)"
 )
-_ADDED = ("mesh.watchdog_minutes",)  # fields that older stored configurations lack; none decides parameters
+# Fields that older stored configurations lack. Their values in configs/paper.py are what a run did before.
+_ADDED = ("mesh.watchdog_minutes", "model.precision", "mesh.deterministic", "mesh.fused")
 _DATA_FIELDS = re.compile(r"data\.(name|\w+_split)")
 
 
@@ -175,11 +178,17 @@ def check(config) -> None:
 
 def check_stored(config) -> None:
     """Add the fields that a stored configuration of an older version lacks, and `check` it."""
+    _add_fields(config)
+    check(config)
+
+
+def _add_fields(config) -> None:
+    paper = _paper()
     for field in _ADDED:
         part, _, name = field.rpartition(".")
-        if isinstance(config.get(part), ml_collections.ConfigDict) and name not in config[part]:
-            config[part][name] = _paper()[part][name]
-    check(config)
+        there, here = (config.get(part), paper[part]) if part else (config, paper)
+        if isinstance(there, ml_collections.ConfigDict) and name not in there:
+            there[name] = copy.deepcopy(here[name])
 
 
 def load(file: str | None, overrides: Overrides = _NONE) -> ml_collections.ConfigDict:
@@ -278,6 +287,7 @@ def check_same_run(config, workdir: StrPath, data: bool = True) -> ml_collection
         if os.path.isdir(os.path.join(workdir, "checkpoints")):
             raise InputError(f"{workdir}/config.json: missing beside its checkpoints; give another --workdir")
         return None
+    _add_fields(theirs)
     differing = differences(config, theirs, data)
     if differing:
         raise InputError(
