@@ -53,7 +53,7 @@ _TABLE = (
     ("a whole number of at least 0, or -1", lambda v: v >= -1, "eval.step"),
     ("a whole number of at least 1, or -1", lambda v: v >= 1 or v == -1, "mesh.data"),
     ("a whole number from 0 to 2147483647", lambda v: 0 <= v < 2**31, "seed"),
-    ("a whole number from 1 to 256", lambda v: 1 <= v <= 256, "data.threads"),
+    ("a whole number from 1 to 256, or 0 for one per core", lambda v: 0 <= v <= 256, "data.threads"),
     ("an odd whole number, such as 5", lambda v: v > 0 and v % 2 == 1,
      "model.lrn.size model.spatial_norm.size"),
     ("a number above 0", lambda v: v > 0,

@@ -94,7 +94,7 @@ def get_config(year: str = "2012") -> ml_collections.ConfigDict:
     config.data.val_split = "validation"
     config.data.test_split = "validation" if year == "2012" else "test"  # 2012 has no labelled test set
     config.data.reshuffle = True  # each epoch in a new order; CODE keeps that of the first
-    config.data.threads = 4  # that read and decode
+    config.data.threads = 0  # that read and decode; 0: one for each core of the process, from 4 to 32
 
     config.augment = d()
     config.augment.crop = True  # section 4.1; offsets 0 to 32 on each axis (CODE, convdata_jpeg.py:238)
