@@ -260,8 +260,10 @@ def run_fields(config) -> dict[str, Any]:
 def differences(config, theirs, data: bool = True) -> str:
     """Return the differing fields that decide a run's parameters, with both values; "" if there are none.
 
-    Without `data`, the data set and its splits may differ.
+    Without `data`, the data set and its splits may differ. `theirs` may be of an older version.
     """
+    theirs = copy.deepcopy(theirs)
+    _add_fields(theirs)
     here, there = dict(flatten(config)), dict(flatten(theirs))
     differing = sorted(
         field
@@ -287,7 +289,6 @@ def check_same_run(config, workdir: StrPath, data: bool = True) -> ml_collection
         if os.path.isdir(os.path.join(workdir, "checkpoints")):
             raise InputError(f"{workdir}/config.json: missing beside its checkpoints; give another --workdir")
         return None
-    _add_fields(theirs)
     differing = differences(config, theirs, data)
     if differing:
         raise InputError(

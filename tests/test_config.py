@@ -282,6 +282,8 @@ def test_a_workdir_of_a_version_without_a_field_opens_with_the_papers_value(tmp_
     opened = configuration.of_run(str(tmp_path), {"mesh.fused": "True"})
     assert (opened.mesh.watchdog_minutes, opened.mesh.deterministic, opened.mesh.fused) == (30, True, True)
     assert opened.model.precision == "default"
+    assert configuration.differences(quickstart.get_config(), config) == ""
+    assert "precision" not in config.model
     assert configuration.of_run(str(tmp_path), {"mesh.watchdog_minutes": "5"}).mesh.watchdog_minutes == 5
     configuration.check_same_run(quickstart.get_config(), str(tmp_path))
 
