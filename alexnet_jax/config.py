@@ -13,6 +13,7 @@ All of these raise InputError.
 """
 
 import ast
+import copy
 import functools
 import math
 import os
@@ -52,7 +53,7 @@ _TABLE = (
     ("a whole number of at least 0, or -1", lambda v: v >= -1, "eval.step"),
     ("a whole number of at least 1, or -1", lambda v: v >= 1 or v == -1, "mesh.data"),
     ("a whole number from 0 to 2147483647", lambda v: 0 <= v < 2**31, "seed"),
-    ("a whole number from 1 to 256", lambda v: 1 <= v <= 256, "data.threads"),
+    ("a whole number from 1 to 256, or 0 for one per core", lambda v: 0 <= v <= 256, "data.threads"),
     ("an odd whole number, such as 5", lambda v: v > 0 and v % 2 == 1,
      "model.lrn.size model.spatial_norm.size"),
     ("a number above 0", lambda v: v > 0,
@@ -77,6 +78,7 @@ _TABLE = (
     (*_one_of("relu", "tanh"), "model.activation"),
     (*_one_of("test", "train"), "model.dropout_scale"),
     (*_one_of("float32", "bfloat16"), "model.dtype"),
+    (*_one_of("default", "highest"), "model.precision"),
     (*_one_of("raw", "jpeg"), "data.store"),
     (*_one_of(1, 3), "data.channels"),
     (*_one_of("mean_image", "channel_mean_std"), "data.normalization"),
@@ -92,7 +94,8 @@ _RUN_FIELDS = re.compile(
     r"seed|batch_size|init_layers|model\..*|augment\..*|optimizer\..*"
     r"|data\.(name|channels|image_size|crop_size|normalization|reshuffle|\w+_split)"
 )
-_ADDED = ("mesh.watchdog_minutes",)  # fields that older stored configurations lack; none decides parameters
+# Fields that older stored configurations lack. Their values in configs/paper.py are what a run did before.
+_ADDED = ("mesh.watchdog_minutes", "model.precision", "mesh.deterministic", "mesh.fused")
 _DATA_FIELDS = re.compile(r"data\.(name|\w+_split)")
 
 
@@ -175,11 +178,17 @@ def check(config) -> None:
 
 def check_stored(config) -> None:
     """Add the fields that a stored configuration of an older version lacks, and `check` it."""
+    _add_fields(config)
+    check(config)
+
+
+def _add_fields(config) -> None:
+    paper = _paper()
     for field in _ADDED:
         part, _, name = field.rpartition(".")
-        if isinstance(config.get(part), ml_collections.ConfigDict) and name not in config[part]:
-            config[part][name] = _paper()[part][name]
-    check(config)
+        there, here = (config.get(part), paper[part]) if part else (config, paper)
+        if isinstance(there, ml_collections.ConfigDict) and name not in there:
+            there[name] = copy.deepcopy(here[name])
 
 
 def load(file: str | None, overrides: Overrides = _NONE) -> ml_collections.ConfigDict:
@@ -251,8 +260,10 @@ def run_fields(config) -> dict[str, Any]:
 def differences(config, theirs, data: bool = True) -> str:
     """Return the differing fields that decide a run's parameters, with both values; "" if there are none.
 
-    Without `data`, the data set and its splits may differ.
+    Without `data`, the data set and its splits may differ. `theirs` may be of an older version.
     """
+    theirs = copy.deepcopy(theirs)
+    _add_fields(theirs)
     here, there = dict(flatten(config)), dict(flatten(theirs))
     differing = sorted(
         field

@@ -4,10 +4,12 @@ conv                   section 3.5
 local_response_norm    section 3.3
 spatial_norm           only in the released code
 max_pool               section 3.4   overlapping if the size exceeds the stride
+relu_norm_pool         ReLU and both of these at once
 average_pool           only in the released code's CIFAR-10 networks
 dropout                section 4.2   mask in training, scale at test
 
-On CPUs some layers are computed differently (kernels/cpu.py).
+On CPUs some layers are computed differently (kernels/cpu.py), and with `mesh.fused` three of them on GPUs and
+TPUs (kernels/norm_pool.py).
 """
 
 import functools
@@ -91,6 +93,24 @@ def max_pool(
 def _first_maximum(first, other):
     # jnp.maximum would split the gradient of a tie. A NaN is not greater, and would be skipped.
     return jnp.where((other > first) | jnp.isnan(other), other, first)
+
+
+def relu_norm_pool(
+    x: Maps, norm: tuple[int, float, float, float], pool: tuple[int, int]
+) -> Float[Array, "batch out_height out_width channel"]:
+    """Return max_pool(local_response_norm(relu(x), *norm), *pool); see kernels/norm_pool.py."""
+    from alexnet_jax.kernels import norm_pool  # and with it Pallas, which takes 0.3 s
+
+    def definition(x):
+        return max_pool(local_response_norm(jax.nn.relu(x), *norm), *pool)
+
+    numbers = norm_pool.Norm(*norm), norm_pool.Pool(*pool)
+    return lax.platform_dependent(
+        x,
+        cuda=lambda x: norm_pool.on_gpu(x, *numbers),
+        tpu=lambda x: norm_pool.on_tpu(x, *numbers),
+        default=definition,
+    )
 
 
 def average_pool(

@@ -109,9 +109,13 @@ class Network(nn.Module):
                 maps = self.gather(maps)
             layer = Linear(spec, self.features(name, spec), stds[name], name=name)
             maps = activations[name] = layer(maps)
+            linear = maps
             for op in then:
                 with jax.named_scope(f"{name}/{op}"):
                     maps = activations[f"{name}/{op}"] = self.after(op, name, maps, dropout_keys)
+            if self.fuses(then):
+                with jax.named_scope(f"{name}/pool"):
+                    maps = activations[f"{name}/pool"] = [self.relu_norm_pool(x) for x in linear]
         spec = model.layers[CLASSIFIER]
         classifier = Classifier(spec, model.num_classes, stds[CLASSIFIER], name=CLASSIFIER)
         return classifier(maps, self.sum_columns), activations
@@ -179,6 +183,17 @@ class Network(nn.Module):
                 rate, scale = model.dropout_rate, model.dropout_scale
                 return [layers.dropout(x, rate, key, scale) for x, key in zip(maps, keys, strict=True)]
         raise ValueError(op)
+
+    def fuses(self, then: tuple[str, ...]) -> bool:
+        """Return whether `mesh.fused` replaces these operations; the plain ones are then not computed."""
+        model = self.config.model
+        plain = model.lrn.across_columns or model.pool.ceil or model.activation != "relu"
+        return self.config.mesh.fused and then == ("activation", "lrn", "pool") and not plain
+
+    def relu_norm_pool(self, x: Array) -> Array:
+        """Apply the three operations at once to one column's maps."""
+        lrn, pool = self.config.model.lrn, self.config.model.pool
+        return layers.relu_norm_pool(x, (lrn.size, lrn.k, lrn.alpha, lrn.beta), (pool.size, pool.stride))
 
     def norm_across_columns(self, maps: Columns) -> Columns:
         """Normalise over the maps of all columns, and keep each column's own."""

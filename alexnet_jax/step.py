@@ -48,6 +48,25 @@ def _network(config, mesh: Mesh) -> Network:
     return Network(ml_collections.FrozenConfigDict(config), here)
 
 
+def _with_precision(config, function):
+    """Return the function with its products, gradients included, in `model.precision`."""
+    if config.model.precision == "default":
+        return function
+
+    @functools.wraps(function)
+    def precise(*args):
+        with jax.default_matmul_precision(config.model.precision):
+            return function(*args)
+
+    return precise
+
+
+def _compiler_options(config, mesh: Mesh) -> dict[str, Any] | None:
+    """Return the options that `mesh.deterministic` needs on GPUs."""
+    on_gpus = mesh.devices.flat[0].platform in ("gpu", "cuda")
+    return {"xla_gpu_deterministic_ops": True} if on_gpus and config.mesh.deterministic else None
+
+
 def _is_shared(path) -> bool:
     """Return whether all columns share a parameter: the classifier's bias."""
     return [key.key for key in path[-2:]] == [CLASSIFIER, "bias"]
@@ -144,10 +163,12 @@ def loss_and_gradients(config, mesh: Mesh):
         results = mean, gradients, error
         return lax.pmean(results, "data") if split else results
 
+    precise = _with_precision(config, on_device)
+
     def on_mesh(params, images, labels, step, statistics, colored=True):
         specs, examples = column_specs(params, mesh), P("data") if split else P()
         in_specs, out_specs = (specs, examples, examples, P(), P(), P()), (P(), specs, P())
-        run = jax.shard_map(on_device, mesh=mesh, in_specs=in_specs, out_specs=out_specs)
+        run = jax.shard_map(precise, mesh=mesh, in_specs=in_specs, out_specs=out_specs)
         return run(params, images, labels, step, statistics, jnp.asarray(colored))
 
     return on_mesh
@@ -169,7 +190,12 @@ def make_train_step(config, mesh: Mesh, tx: optax.GradientTransformation):
         return TrainState(state.step + 1, params, opt_state, *sums), loss
 
     shardings = jax.tree.map(lambda x: x.sharding, abstract_state(config, mesh, tx))
-    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
+    return jax.jit(
+        step,
+        donate_argnums=0,
+        out_shardings=(shardings, replicated(mesh)),
+        compiler_options=_compiler_options(config, mesh),
+    )
 
 
 def _add(a, b):
@@ -217,10 +243,12 @@ def make_view_outputs(config, mesh: Mesh, views: int):
         logits, _ = network.apply({"params": params}, augment.test_view(images, view, statistics, config))
         return jax.nn.log_softmax(logits)
 
-    @jax.jit
+    precise = _with_precision(config, on_device)
+
+    @functools.partial(jax.jit, compiler_options=_compiler_options(config, mesh))
     def log_softmax(params, images, view, statistics):
         in_specs = (column_specs(params, mesh), P("data"), P(), P())
-        run = jax.shard_map(on_device, mesh=mesh, in_specs=in_specs, out_specs=P("data"))
+        run = jax.shard_map(precise, mesh=mesh, in_specs=in_specs, out_specs=P("data"))
         return run(params, images, view, statistics)
 
     return lambda params, images, statistics: [
@@ -264,11 +292,13 @@ def make_activations(config, mesh: Mesh, names: tuple[str, ...] = ()):
         logits, activations = network.apply({"params": params}, views)
         return logits, {name: jnp.stack(maps) for name, maps in activations.items()}
 
-    @jax.jit
+    precise = _with_precision(config, on_device)
+
+    @functools.partial(jax.jit, compiler_options=_compiler_options(config, mesh))
     def activations(params, views):
         columns = AXIS if AXIS in mesh.axis_names else None
         in_specs, out_specs = (column_specs(params, mesh), P("data")), (P("data"), P(columns, "data"))
-        run = jax.shard_map(on_device, mesh=mesh, in_specs=in_specs, out_specs=out_specs)
+        run = jax.shard_map(precise, mesh=mesh, in_specs=in_specs, out_specs=out_specs)
         logits, own = run(params, views)
         joined = {name: jnp.moveaxis(x, 0, -2).reshape(*x.shape[1:-1], -1) for name, x in own.items()}
         joined[CLASSIFIER] = logits

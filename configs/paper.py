@@ -38,6 +38,10 @@ def get_config(year: str = "2012") -> ml_collections.ConfigDict:
     # Section 4.2: outputs are multiplied by 0.5 at "test". "train" divides what is kept in training instead.
     config.model.dropout_scale = "test"
     config.model.dtype = "float32"  # of the computation; parameters are always float32
+    # Of products in float32 on accelerators. "default": TF32, 10 bits, on NVIDIA GPUs from Ampere on, and one
+    # pass of bfloat16, 7 bits, on TPUs. "highest": float32, which the GTX 580 had, several times slower. CPUs
+    # always compute in float32.
+    config.model.precision = "default"
     # Section 3.3. The sum runs over maps of one column: CODE, and across the devices it would need an
     # exchange that section 3.5 excludes. alpha is used as printed; CODE divides it by the size.
     config.model.lrn = d(dict(enabled=True, size=5, k=2.0, alpha=1e-4, beta=0.75, across_columns=False))
@@ -90,7 +94,7 @@ def get_config(year: str = "2012") -> ml_collections.ConfigDict:
     config.data.val_split = "validation"
     config.data.test_split = "validation" if year == "2012" else "test"  # 2012 has no labelled test set
     config.data.reshuffle = True  # each epoch in a new order; CODE keeps that of the first
-    config.data.threads = 4  # that read and decode
+    config.data.threads = 0  # that read and decode; 0: one for each core of the process, from 4 to 32
 
     config.augment = d()
     config.augment.crop = True  # section 4.1; offsets 0 to 32 on each axis (CODE, convdata_jpeg.py:238)
@@ -121,6 +125,12 @@ def get_config(year: str = "2012") -> ml_collections.ConfigDict:
     config.mesh = d()
     config.mesh.column = -1  # -1: model.columns where the devices allow, else 1
     config.mesh.data = -1  # -1: all that is left; 1 on a CPU
+    # On GPUs, only operations that give the same bits in every run of the same program. CPUs and TPUs have
+    # no others.
+    config.mesh.deterministic = True
+    # ReLU, response normalisation and pooling in one kernel on NVIDIA GPUs, and by other operations on TPUs:
+    # the same function, up to rounding. It has been compiled but has not run on either yet.
+    config.mesh.fused = False
     # Several processes end, to be started again, after so long without a step or a batch; 0: never. Where
     # something is compiled or saved, after half an hour more.
     config.mesh.watchdog_minutes = 30.0

@@ -1,9 +1,11 @@
 """python -m experiments.scaling [--out=FILE] [--only=v5e:2x2,h100:8,...] [--per_device=128] [--dtype=float32]
+                              [--fused]
 
 Compile the training step of configs/paper.py ahead of time for TPUs or GPUs that are not there, and tabulate
 what the compiler reports per device, with a column on each of two devices and with both on one, for the
 paper's global batch of 128 and for one that grows with the devices. The table is written as FILE.json and
-FILE.md; that of TPUs has a picture, FILE.png and FILE.pdf.
+FILE.md; that of TPUs has a picture, FILE.png and FILE.pdf. Lines of an earlier FILE.json are kept if their
+programs and compilers have not changed, so that the command resumes.
 
 TPUs need libtpu, whose mere presence makes jax look for a TPU at every start, and GPUs the CUDA plugin:
 `make scaling` and `make scaling-gpu` keep them in virtual environments of their own.
@@ -24,6 +26,8 @@ devices does not use. The clock of v6e is assumed, and so is a network of 50 GB/
 """
 
 import dataclasses
+import hashlib
+import importlib.metadata
 import json
 import math
 import os
@@ -34,11 +38,12 @@ import time
 import numpy as np
 
 from alexnet_jax.runtime import command_line
-from alexnet_jax.runtime.errors import InputError, first_line
+from alexnet_jax.runtime.errors import InputError, first_line, input_errors
 from alexnet_jax.runtime.files import write_text
 
 IMAGES, EPOCHS, BATCH = 1_281_167, 90, 128
 KINDS = ("json", "md", "png", "pdf")
+COMPILERS = {"tpu": ("libtpu",), "cuda": ("jax-cuda12-pjrt",)}
 
 
 GPU_HOST = 8  # GPUs of a host
@@ -93,10 +98,10 @@ def _devices(topology: str) -> np.ndarray:
         ) from None
 
 
-def compiled_step(topology: str, columns: int, batch: int, dtype: str):
+def lowered_step(topology: str, columns: int, batch: int, dtype: str = "float32", fused: bool = False):
     """Return (its configuration, the number of devices, the training step of configs/paper.py for them).
 
-    `batch` is the global one, or minus that of each device.
+    `batch` is the global one, or minus that of each device. `fused` is mesh.fused.
     """
     import jax
     import jax.numpy as jnp
@@ -110,7 +115,7 @@ def compiled_step(topology: str, columns: int, batch: int, dtype: str):
 
     devices = _devices(topology)
     config = paper.get_config()
-    config.model.dtype = dtype
+    config.model.dtype, config.mesh.fused = dtype, fused
     config.batch_size = batch if batch > 0 else -batch * len(devices)
     config = ml_collections.FrozenConfigDict(config)
     names = ("data", "column")[:columns]
@@ -129,17 +134,28 @@ def compiled_step(topology: str, columns: int, batch: int, dtype: str):
     labels = placed(split, jnp.int32, config.batch_size)
     state = abstract_state(config, mesh, tx)
     step = make_train_step(config, mesh, tx)
-    # XLA has no model of an A100's kernels.
-    options = {"xla_gpu_collect_cost_model_stats": True} if topology.startswith("h100") else None
-    lowered = step.lower(state, images, labels, statistics)
-    return config, len(devices), lowered.compile(options)
+    return config, len(devices), step.lower(state, images, labels, statistics)
 
 
-def row(topology: str, columns: int, batch: int, dtype: str = "float32") -> dict:
-    """Return the line of the table for one of `cases`."""
+def _fingerprint(topology: str, lowered) -> str:
+    """Return a fingerprint of all that decides what is compiled: device, program and compilers."""
+    compilers = ("jax", "jaxlib", *COMPILERS[DEVICES[topology.partition(":")[0]].platform])
+    versions = [importlib.metadata.version(name) for name in compilers]
+    return hashlib.sha256("\n".join([topology, *versions, lowered.as_text()]).encode()).hexdigest()[:16]
+
+
+def row(case: tuple, known: dict[str, dict]) -> dict:
+    """Return the line of the table for one of `cases`; `known` has earlier lines by their programs."""
     from experiments.benchmarks import compiled  # and with it jax, which reads the environment once
 
-    config, devices, step = compiled_step(topology, columns, batch, dtype)
+    topology, columns, _, dtype, fused = case
+    config, devices, lowered = lowered_step(*case)
+    fingerprint = _fingerprint(topology, lowered)
+    if fingerprint in known:
+        return known[fingerprint]
+    # XLA has no model of an A100's kernels.
+    options = {"xla_gpu_collect_cost_model_stats": True} if topology.startswith("h100") else None
+    step = lowered.compile(options)
     program, memory, batch = step.as_text(), step.memory_analysis(), config.batch_size
     device, sent = DEVICES[topology.partition(":")[0]], compiled.exchanged(program, columns)
     peak = device.flops_bfloat16 if dtype == "bfloat16" else device.flops
@@ -171,6 +187,8 @@ def row(topology: str, columns: int, batch: int, dtype: str = "float32") -> dict
         "devices": devices,
         "mesh": [devices // columns, columns],
         "dtype": dtype,
+        "fused": fused,
+        "program": fingerprint,
         "global_batch": batch,
         "gflop": flop / 1e9,
         "memory_mb": (memory.argument_size_in_bytes + memory.temp_size_in_bytes) / 1e6,
@@ -184,7 +202,7 @@ def row(topology: str, columns: int, batch: int, dtype: str = "float32") -> dict
 
 
 def cases(topologies, per_device: int) -> list[tuple[str, int, int]]:
-    """Return the arguments of `compiled_step` for every line of the table."""
+    """Return the first arguments of `lowered_step` for every line of the table."""
     return [
         (topology, columns, batch)
         for topology in topologies
@@ -229,11 +247,20 @@ def markdown(rows: list[dict]) -> str:
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for r in rows:
         devices = f"{r['topology']} ({r['devices']})" + ", bfloat16" * (r["dtype"] == "bfloat16")
+        devices += ", fused" * r["fused"]
         numbers = ("-" if r[key] is None else format(r[key], kind) for key, (_, kind) in columns.items())
         lines.append("| " + " | ".join((devices, "{} x {}".format(*r["mesh"]), *numbers)) + " |")
     if any(r["topology"].startswith("v6e") for r in rows):
         lines += ["", f"v6e: a clock of {DEVICES['v6e'].clock / 1e9} GHz is assumed."]
     return "\n".join(lines) + "\n"
+
+
+def _former(path: str) -> list[dict]:
+    """Return the lines of an earlier table."""
+    if not os.path.exists(path):
+        return []
+    with input_errors(f"{path}: is not a table", "give another --out", (ValueError, OSError)):
+        return json.loads(pathlib.Path(path).read_text())
 
 
 def main(arguments: list[str]) -> None:
@@ -253,6 +280,7 @@ def main(arguments: list[str]) -> None:
         default=BATCH,
         help="images per device, for the batch that grows with the devices",
     )
+    parser.add_argument("--fused", action="store_true", help="mesh.fused")
     given = parser.parse(arguments)
     topologies = given.only.split(",")
     for topology in topologies:
@@ -269,10 +297,14 @@ def main(arguments: list[str]) -> None:
         command_line.check_writable("--out", f"{given.out}.{kind}")
     os.environ["TPU_SKIP_MDS_QUERY"] = "1"
     os.environ["JAX_PLATFORMS"] = "cpu"  # the libraries compile; nothing runs on a device
+    former = _former(f"{given.out}.json")
+    known = {row["program"]: row for row in former if "program" in row}
     rows, start, todo = [], time.monotonic(), cases(topologies, given.per_device)
     for number, case in enumerate(todo, 1):
-        rows.append(row(*case, given.dtype))
-        write_text(f"{given.out}.json", json.dumps(rows, indent=1) + "\n")
+        rows.append(row((*case, given.dtype, given.fused), known))
+        others = [other for program, other in known.items() if program not in {r["program"] for r in rows}]
+        last = number == len(todo)
+        write_text(f"{given.out}.json", json.dumps(rows if last else rows + others, indent=1) + "\n")
         write_text(f"{given.out}.md", markdown(rows))
         left = (time.monotonic() - start) / number * (len(todo) - number)
         r = rows[-1]

@@ -12,6 +12,7 @@ from helpers.sources import MadeUp
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from alexnet_jax.datasets import batches
 from alexnet_jax.datasets.batches import evaluation_batches, examples_of_step, training_batches
 from alexnet_jax.datasets.source import open_source
 
@@ -152,9 +153,20 @@ def test_two_processes_read_the_batches_of_one_wherever_they_start(data_dir, tmp
 
 def test_a_small_source_is_not_padded_to_the_size_of_a_batch():
     for devices, examples, size in ((1, 5, 5), (2, 5, 6), (2, 1, 2), (2, 99, 8)):
-        batches = list(evaluation_batches(numbers(examples), 8, sharding(devices), 2))
-        assert {len(images) for images, _, _ in batches} == {size}
-        assert sum(int(real.sum()) for _, _, real in batches) == examples
+        found = list(evaluation_batches(numbers(examples), 8, sharding(devices), 2))
+        assert {len(images) for images, _, _ in found} == {size}
+        assert sum(int(real.sum()) for _, _, real in found) == examples
+
+
+@pytest.mark.parametrize(
+    "threads, cores, expected", [(0, 1, 4), (0, 16, 16), (0, 128, 32), (2, 16, 2), (64, 2, 64)]
+)
+def test_threads_are_as_many_as_asked_for_or_as_cores(monkeypatch, threads, cores, expected):
+    options = []
+    monkeypatch.setattr(batches, "cores", lambda: cores)
+    monkeypatch.setattr(batches.grain, "ReadOptions", lambda **given: options.append(given))
+    batches._read_ahead(lambda step: step, 0, 3, threads)
+    assert options == [{"num_threads": expected, "prefetch_buffer_size": max(expected, 8)}]
 
 
 @pytest.mark.parametrize("examples", [1, 8, 9, 23])

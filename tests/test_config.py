@@ -276,8 +276,23 @@ def test_a_damaged_config_json_is_told(tmp_path):
 
 def test_a_workdir_of_a_version_without_a_field_opens_with_the_papers_value(tmp_path):
     config = quickstart.get_config()
-    del config.mesh["watchdog_minutes"]
+    del config.mesh["watchdog_minutes"], config.mesh["deterministic"], config.mesh["fused"]
+    del config.model["precision"]
     write_config(config, str(tmp_path))
-    assert configuration.of_run(str(tmp_path)).mesh.watchdog_minutes == 30
+    opened = configuration.of_run(str(tmp_path), {"mesh.fused": "True"})
+    assert (opened.mesh.watchdog_minutes, opened.mesh.deterministic, opened.mesh.fused) == (30, True, True)
+    assert opened.model.precision == "default"
+    assert configuration.differences(quickstart.get_config(), config) == ""
+    assert "precision" not in config.model
     assert configuration.of_run(str(tmp_path), {"mesh.watchdog_minutes": "5"}).mesh.watchdog_minutes == 5
     configuration.check_same_run(quickstart.get_config(), str(tmp_path))
+
+
+def test_precision_belongs_to_a_run_and_the_choice_of_kernels_does_not(tmp_path):
+    config = saved(tmp_path)
+    config.mesh.fused = not config.mesh.fused
+    config.mesh.deterministic = not config.mesh.deterministic
+    configuration.check_same_run(config, tmp_path)
+    config.model.precision = "highest"
+    with pytest.raises(InputError, match="model.precision is 'default' there, 'highest' here"):
+        configuration.check_same_run(config, tmp_path)

@@ -9,7 +9,7 @@ import pytest
 from helpers.arrays import assert_near
 
 from alexnet_jax import layers
-from alexnet_jax.kernels import blocks, cpu, winograd
+from alexnet_jax.kernels import blocks, cpu, norm_pool, winograd
 
 
 def draw(seed, *shape):
@@ -444,3 +444,50 @@ def test_gradient_of_dropout_passes_through_what_was_kept():
     got = layers.dropout(x, 0.5, keys(0, 1))
     gradient = jax.jit(jax.grad(lambda x: layers.dropout(x, 0.5, keys(0, 1)).sum()))(x)
     np.testing.assert_array_equal(gradient, np.asarray(got) != 0)
+
+
+FUSED = {
+    "gpu": functools.partial(norm_pool.on_gpu, interpret=True),
+    "tpu": norm_pool.on_tpu,
+}
+PAPER = norm_pool.Norm(5, 2.0, 1e-4, 0.75), norm_pool.Pool(3, 2)
+STRONG = norm_pool.Norm(3, 1.0, 0.5, 0.9), norm_pool.Pool(2, 2)
+
+
+@pytest.mark.parametrize("numbers", [PAPER, STRONG], ids=["paper", "strong"])
+@pytest.mark.parametrize("fused", FUSED)
+def test_fused_layers_equal_the_plain_ones_with_their_gradients(fused, numbers):
+    """Of whole numbers, many of which tie, and are negative."""
+    norm, pool = numbers
+    x = np.round(2 * draw(0, 2, 9, 7, 6))
+
+    def plain(x):
+        return layers.max_pool(layers.local_response_norm(jax.nn.relu(x), *norm), *pool)
+
+    def own(x):
+        return FUSED[fused](x, norm=norm, pool=pool)
+
+    want, of_plain = jax.vjp(plain, x)
+    got, of_own = jax.vjp(own, x)
+    assert_near(got, want, 1e-6)
+    weights = draw(1, *want.shape)
+    assert_near(of_own(weights)[0], of_plain(weights)[0], 1e-6)
+
+
+@pytest.mark.parametrize("fused", FUSED)
+def test_fused_layers_in_bfloat16_round_once(fused):
+    norm, pool = STRONG
+    x, weights, results = draw(0, 1, 4, 4, 4), draw(1, 1, 2, 2, 4), []
+    for dtype in (jnp.float32, jnp.bfloat16):
+        run = functools.partial(FUSED[fused], norm=norm, pool=pool)
+        y, backward = jax.vjp(run, x.astype(jnp.bfloat16).astype(dtype))
+        results.append((y, backward(weights.astype(jnp.bfloat16).astype(dtype))[0]))
+    for exact, rounded in zip(*results, strict=True):
+        assert rounded.dtype == jnp.bfloat16
+        assert_near(rounded, exact, 2**-7)
+
+
+def test_fused_layers_are_the_plain_ones_on_a_cpu():
+    (norm, pool), x = PAPER, jnp.asarray(draw(0, 1, 7, 7, 6))
+    plain = layers.max_pool(layers.local_response_norm(jax.nn.relu(x), *norm), *pool)
+    np.testing.assert_array_equal(layers.relu_norm_pool(x, norm, pool), plain)

@@ -1,5 +1,7 @@
 """What the table of TPUs takes from a compiled program, from lines as the compiler writes them, shortened."""
 
+import json
+
 import pytest
 
 from configs import paper
@@ -129,3 +131,45 @@ def test_the_plots_rates_are_numbers_also_within_a_decade():
             number for number in (float(text.replace(",", "")) for text in texts) if low <= number <= high
         ]
         assert len(shown) > 2
+
+
+class Lowered:
+    """A program that must not be compiled."""
+
+    def as_text(self):
+        return "module"
+
+
+def test_a_line_is_kept_while_its_program_and_devices_are_the_same(monkeypatch):
+    monkeypatch.setitem(scaling.COMPILERS, "tpu", ())
+    monkeypatch.setattr(scaling, "lowered_step", lambda *case: (None, 4, Lowered()))
+    line = {"program": scaling._fingerprint("v5e:2x2", Lowered())}
+    assert scaling.row(("v5e:2x2", 1, 128, "float32", False), {line["program"]: line}) is line
+    with pytest.raises(AttributeError, match="compile"):
+        scaling.row(("v5e:4x4", 1, 128, "float32", False), {line["program"]: line})
+
+
+def test_a_table_that_is_stopped_keeps_its_lines(monkeypatch, tmp_path):
+    compiled = []
+
+    def row(case, known):
+        name = "-".join(map(str, case))
+        if name not in known:
+            compiled.append(name)
+            if len(compiled) == 3:
+                raise KeyboardInterrupt
+        line = dict.fromkeys(("launches", "column_mb", "times_floor"), 1)
+        return line | {"topology": case[0], "devices": 2, "mesh": [2, 1], "dtype": case[3], "fused": False,
+                       "global_batch": 128, "program": name}  # fmt: skip
+
+    monkeypatch.setattr(scaling, "row", row)
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
+    arguments = [f"--out={tmp_path}/gpu", "--only=h100:1,h100:2"]
+    with pytest.raises(KeyboardInterrupt):
+        scaling.main(arguments)
+    scaling.main(arguments)
+    assert len(compiled) == len(set(compiled)) + 1 == 5 + 1
+    rows = json.loads((tmp_path / "gpu.json").read_text())
+    assert [row["program"] for row in rows] == sorted(set(compiled), key=compiled.index)
+    assert len((tmp_path / "gpu.md").read_text().splitlines()) == 2 + 5

@@ -15,6 +15,10 @@ import jax
 import numpy as np
 
 from alexnet_jax.datasets.source import Source
+from alexnet_jax.runtime.progress import cores
+
+# For data.threads=0. Few cores still wait for storage; each thread holds a batch, of 25 MB for 128 images.
+LEAST_THREADS, MOST_THREADS = 4, 32
 
 
 @functools.lru_cache(maxsize=4)
@@ -50,7 +54,8 @@ def _to_devices(sharding, batch_size: int, arrays):
 
 def _read_ahead(read, first: int, last: int, threads: int):
     """Return an iterator over read(first), …, read(last - 1), in order, computed several at a time."""
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
+    threads = threads or min(max(cores(), LEAST_THREADS), MOST_THREADS)
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(threads, 2 * LEAST_THREADS))
     return iter(grain.MapDataset.range(first, last).map(read).to_iter_dataset(options))
 
 
