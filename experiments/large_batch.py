@@ -49,27 +49,32 @@ def config_of(optimizer: str, batch: int, rate: float, seed: int, data: str):
     return config
 
 
-def key_of(row: dict) -> tuple:
+def key_of(row: dict) -> tuple[str, int, float, int]:
     """Return what identifies a run."""
     return row["optimizer"], row["batch"], row["rate"], row["seed"]
 
 
-def run(key: tuple, data: str, folder: pathlib.Path) -> dict:
+def run(key: tuple[str, int, float, int], data: str, folder: pathlib.Path) -> dict:
     """Train one network, and return its line of runs.jsonl."""
     from alexnet_jax import config as configuration
     from alexnet_jax.train import train
     from alexnet_jax.workdirs.metrics import read_rows
     from alexnet_jax.workdirs.workdir import read_result
 
-    config, workdir = config_of(*key, data), folder / "-".join(map(str, key))
+    optimizer, batch, rate, seed = key
+    config, workdir = config_of(optimizer, batch, rate, seed, data), folder / "-".join(map(str, key))
     configuration.check(config)
     row = dict(zip(("optimizer", "batch", "rate", "seed"), key, strict=True), val_error=None, test_error=None)
     start = time.process_time()
     try:
         train(config, str(workdir))
         rows = read_rows(str(workdir))
-        row |= {"val_error": min(r["val_top1_error"] for r in rows), "steps": rows[-1]["step"],
-                "train_loss": rows[-1]["train_loss"], "test_error": read_result(str(workdir))["top1_error"]}  # fmt: skip
+        row |= {
+            "val_error": min(r["val_top1_error"] for r in rows),
+            "steps": rows[-1]["step"],
+            "train_loss": rows[-1]["train_loss"],
+            "test_error": read_result(str(workdir))["top1_error"],
+        }
     except Diverged as error:
         row["diverged"] = str(error).split(";")[0]
     return row | {"cpu_seconds": round(time.process_time() - start)}
@@ -80,7 +85,7 @@ def chosen(rows: list[dict]) -> dict[tuple, float]:
     rates = {}
     for case, grid in RATES.items():
         errors = {r["rate"]: r["val_error"] for r in rows if key_of(r)[:2] == case and r["seed"] == SEED}
-        rates[case] = min(grid, key=lambda rate: (errors[rate] is None, errors[rate], rate))  # noqa: B023
+        rates[case] = min(grid, key=lambda rate: (errors[rate] is None, errors[rate], rate))
     base = rates["momentum", DEVICE]
     return rates | {
         ("momentum", batch): base * batch / DEVICE for name, batch in BATCHES if name == "momentum"
@@ -104,8 +109,8 @@ def summary(rows: list[dict]) -> list[dict]:
 
 def markdown(lines: list[dict]) -> str:
     """Return the table of `summary`."""
-    text = ["| rule | batch | learning rate | steps | seeds | top-1 error, % | against the baseline | reaches |",
-            "|---|---|---|---|---|---|---|---|"]  # fmt: skip
+    head = "rule", "batch", "learning rate", "steps", "seeds", "top-1 error, %", "change, points", "reaches"
+    text = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     base = lines[0]["mean"]
     for line in lines:
         spread = "" if line["spread"] is None else f" ± {100 * line['spread']:.2f}"
@@ -128,8 +133,10 @@ def draw(lines: list[dict]):
     for number, (name, label) in enumerate((("momentum", "SGD, linear rule"), ("lars", "LARS"))):
         own = [line for line in lines if line["optimizer"] == name]
         spread = [100 * (line["spread"] or 0) for line in own]
-        axes.errorbar([line["batch"] for line in own], [100 * line["mean"] for line in own], spread,
-                      marker="o", capsize=3, label=label, color=COLORS[number], linestyle=STYLES[number])  # fmt: skip
+        axes.errorbar(
+            [line["batch"] for line in own], [100 * line["mean"] for line in own], spread,
+            marker="o", capsize=3, label=label, color=COLORS[number], linestyle=STYLES[number],
+        )  # fmt: skip
     bound = 100 * (lines[0]["mean"] + REACHES)
     axes.axhline(bound, color="gray", linestyle=":", label="reaches the baseline's error")
     axes.set_xscale("log", base=2)
@@ -152,7 +159,8 @@ def main(arguments: list[str]) -> None:
     file = given.out / "runs.jsonl"
     rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
-    def add(*key) -> None:
+    def add(optimizer: str, batch: int, rate: float, seed: int) -> None:
+        key = optimizer, batch, rate, seed
         if key not in map(key_of, rows):
             rows.append(run(key, given.data, given.folder))
             write_text(str(file), "".join(json.dumps(row) + "\n" for row in rows))
