@@ -19,11 +19,15 @@ from alexnet_jax.runtime.files import write_text
 
 log = logging.getLogger("alexnet_jax")
 
-EPOCHS, WARMUP, DEVICE = 10, 2, 64  # DEVICE: images that share statistics, and the baseline's batch
+EPOCHS, WARMUP, BASE = 10, 2, 64  # BASE: the baseline's batch
 SEED = 9  # of the runs that choose learning rates
-RATES = {("momentum", DEVICE): (0.02, 0.04, 0.08), ("lars", 512): (5, 10, 20), ("lars", 2048): (5, 10, 20)}
+LARS_RATES = (5, 10, 20)
+RATES = {("momentum", BASE): (0.02, 0.04, 0.08)} | {
+    ("lars", batch): LARS_RATES for batch in (512, 1024, 2048)
+}
 BATCHES = (
-    ("momentum", 64), ("momentum", 512), ("lars", 512), ("lars", 2048), ("momentum", 256), ("momentum", 1024)
+    ("momentum", 64), ("momentum", 512), ("lars", 512), ("lars", 2048), ("momentum", 256), ("lars", 1024),
+    ("momentum", 1024), ("momentum", 128), ("momentum", 2048),
 )  # fmt: skip
 REACHES = 0.01  # a mean top-1 error this much above the baseline's still reaches it
 
@@ -34,7 +38,6 @@ def config_of(optimizer: str, batch: int, rate: float, seed: int, data: str):
 
     config = imagenette.get_config()
     config.update(name="large_batch", seed=seed, batch_size=batch, num_epochs=EPOCHS)
-    config.micro_batches = batch // DEVICE
     config.model.width = 0.5
     for name in ("conv1", "conv2", "conv3", "conv4", "conv5"):
         pool = ("pool",) if name in ("conv1", "conv2", "conv5") else ()
@@ -86,10 +89,8 @@ def chosen(rows: list[dict]) -> dict[tuple, float]:
     for case, grid in RATES.items():
         errors = {r["rate"]: r["val_error"] for r in rows if key_of(r)[:2] == case and r["seed"] == SEED}
         rates[case] = min(grid, key=lambda rate: (errors[rate] is None, errors[rate], rate))
-    base = rates["momentum", DEVICE]
-    return rates | {
-        ("momentum", batch): base * batch / DEVICE for name, batch in BATCHES if name == "momentum"
-    }
+    base = rates["momentum", BASE]
+    return rates | {("momentum", batch): base * batch / BASE for name, batch in BATCHES if name == "momentum"}
 
 
 def summary(rows: list[dict]) -> list[dict]:
