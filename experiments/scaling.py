@@ -1,9 +1,11 @@
 """python -m experiments.scaling [--out=FILE] [--only=v5e:2x2,h100:8,...] [--per_device=128] [--dtype=float32]
+                               [--config=configs/NAME.py[:ARG] [--config.FIELD=VALUE ...]]
 
 Compile the training step of configs/paper.py ahead of time for TPUs or GPUs that are not there, and tabulate
 what the compiler reports per device, with a column on each of two devices and with both on one, for the
 paper's global batch of 128 and for one that grows with the devices. The table is written as FILE.json and
-FILE.md; that of TPUs has a picture, FILE.png and FILE.pdf.
+FILE.md; that of TPUs has a picture, FILE.png and FILE.pdf. With `--config` it is another network's step, for
+its own batch alone and without a picture. v5e:16x16:4 are four slices.
 
 TPUs need libtpu, whose mere presence makes jax look for a TPU at every start, and GPUs the CUDA plugin:
 `make scaling` and `make scaling-gpu` keep them in virtual environments of their own.
@@ -23,6 +25,7 @@ Peak rates and bandwidths are those that Google and NVIDIA publish (Cloud TPU do
 devices does not use. The clock of v6e is assumed, and so is a network of 50 GB/s a GPU between hosts of 8.
 """
 
+import copy
 import dataclasses
 import json
 import math
@@ -33,11 +36,12 @@ import time
 
 import numpy as np
 
+from alexnet_jax import config as configuration
 from alexnet_jax.runtime import command_line
 from alexnet_jax.runtime.errors import InputError, first_line
 from alexnet_jax.runtime.files import write_text
 
-IMAGES, EPOCHS, BATCH = 1_281_167, 90, 128
+IMAGES, BATCH = 1_281_167, 128
 KINDS = ("json", "md", "png", "pdf")
 
 
@@ -78,6 +82,12 @@ def _devices(topology: str) -> np.ndarray:
 
     kind, _, shape = topology.partition(":")
     options: dict = dict(platform="tpu", topology_name=topology)
+    if topology.count(":") == 2:  # slices
+        name, _, slices = topology.rpartition(":")
+        kind, options = (
+            name.partition(":")[0],
+            dict(platform="tpu", topology_name=name, num_slices=int(slices)),
+        )
     if DEVICES[kind].platform == "cuda":
         target = pathlib.Path(__file__).parent / "benchmarks" / "gpus" / f"{kind}.txtpb"
         number = int(shape)
@@ -93,10 +103,10 @@ def _devices(topology: str) -> np.ndarray:
         ) from None
 
 
-def compiled_step(topology: str, columns: int, batch: int, dtype: str):
+def compiled_step(topology: str, columns: int, batch: int, dtype: str, config=None):
     """Return (its configuration, the number of devices, the training step of configs/paper.py for them).
 
-    `batch` is the global one, or minus that of each device.
+    `batch` is the global one, or minus that of each device. `config` may be another configuration.
     """
     import jax
     import jax.numpy as jnp
@@ -109,14 +119,14 @@ def compiled_step(topology: str, columns: int, batch: int, dtype: str):
     from configs import paper
 
     devices = _devices(topology)
-    config = paper.get_config()
+    config = paper.get_config() if config is None else copy.deepcopy(config)
     config.model.dtype = dtype
     config.batch_size = batch if batch > 0 else -batch * len(devices)
     config = ml_collections.FrozenConfigDict(config)
     names = ("data", "column")[:columns]
     grid = devices.reshape(-1, columns) if columns > 1 else devices
     mesh = Mesh(grid, names, axis_types=(AxisType.Auto,) * len(names))
-    tx = optimizer.make(config)
+    tx = optimizer.make(config, IMAGES)
 
     def placed(sharding, dtype, *shape):
         return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
@@ -135,11 +145,13 @@ def compiled_step(topology: str, columns: int, batch: int, dtype: str):
     return config, len(devices), lowered.compile(options)
 
 
-def row(topology: str, columns: int, batch: int, dtype: str = "float32") -> dict:
+def row(topology: str, columns: int, batch: int, dtype: str = "float32", config=None) -> dict:
     """Return the line of the table for one of `cases`."""
     from experiments.benchmarks import compiled  # and with it jax, which reads the environment once
 
-    config, devices, step = compiled_step(topology, columns, batch, dtype)
+    start = time.monotonic()
+    config, devices, step = compiled_step(topology, columns, batch, dtype, config)
+    seconds = time.monotonic() - start
     program, memory, batch = step.as_text(), step.memory_analysis(), config.batch_size
     device, sent = DEVICES[topology.partition(":")[0]], compiled.exchanged(program, columns)
     peak = device.flops_bfloat16 if dtype == "bfloat16" else device.flops
@@ -149,7 +161,7 @@ def row(topology: str, columns: int, batch: int, dtype: str = "float32") -> dict
     if device.platform == "tpu":
         compute = compiled.cycles(program) / device.clock
         images_per_second = batch / (compute + exchange)
-        hours = IMAGES * EPOCHS / images_per_second / 3600
+        hours = IMAGES * config.num_epochs / images_per_second / 3600
         own = {
             "compute_ms": 1e3 * compute,
             "times_floor": compute / max(moved / device.memory, flop / peak),
@@ -179,6 +191,7 @@ def row(topology: str, columns: int, batch: int, dtype: str = "float32") -> dict
         "exchange_ms": 1e3 * exchange,
         "floor_bytes_ms": 1e3 * moved / device.memory,
         "floor_flop_ms": 1e3 * flop / peak,
+        "compile_s": seconds,
         **own,
     }
 
@@ -198,7 +211,7 @@ def cases(topologies, per_device: int) -> list[tuple[str, int, int]]:
 
 def _number(topology: str) -> int:
     kind, _, chips = topology.partition(":")
-    return DEVICES[kind].devices * math.prod(int(n) for n in chips.split("x"))
+    return DEVICES[kind].devices * math.prod(int(n) for n in re.split("[x:]", chips))
 
 
 COLUMNS = {  # key of a row: (its head, its format)
@@ -238,7 +251,7 @@ def markdown(rows: list[dict]) -> str:
 
 def main(arguments: list[str]) -> None:
     """Write the table and its picture, a line as soon as it is there. Raises InputError."""
-    parser = command_line.Parser(__doc__)
+    parser = command_line.Parser(__doc__, config=True)
     parser.add_argument(
         "--out", metavar="FILE", default="experiments/results/scaling/scaling", help="where to write"
     )
@@ -260,7 +273,7 @@ def main(arguments: list[str]) -> None:
             "|".join(kind for kind, device in DEVICES.items() if device.platform == platform)
             for platform in ("tpu", "cuda")
         )
-        if not re.fullmatch(rf"({tpus}):\d+(x\d+)+|({gpus}):([1248]|16|32|64)", topology):
+        if not re.fullmatch(rf"({tpus}):\d+(x\d+)+(:\d+)?|({gpus}):([1248]|16|32|64)", topology):
             known = f"{', '.join(TOPOLOGIES)}, h100:1, a100:8"
             raise InputError(f"--only={topology}: give {known}, or others like them")
     if len({DEVICES[topology.partition(":")[0]].platform for topology in topologies}) > 1:
@@ -270,8 +283,11 @@ def main(arguments: list[str]) -> None:
     os.environ["TPU_SKIP_MDS_QUERY"] = "1"
     os.environ["JAX_PLATFORMS"] = "cpu"  # the libraries compile; nothing runs on a device
     rows, start, todo = [], time.monotonic(), cases(topologies, given.per_device)
+    config = configuration.load(given.config, given.overrides) if given.config else None
+    if config is not None:
+        todo = [(topology, columns, config.batch_size) for topology in topologies for columns in (1, 2)]
     for number, case in enumerate(todo, 1):
-        rows.append(row(*case, given.dtype))
+        rows.append(row(*case, given.dtype, config))
         write_text(f"{given.out}.json", json.dumps(rows, indent=1) + "\n")
         write_text(f"{given.out}.md", markdown(rows))
         left = (time.monotonic() - start) / number * (len(todo) - number)
@@ -279,7 +295,7 @@ def main(arguments: list[str]) -> None:
         print(f"{number} of {len(todo)}: {r['topology']}, mesh {r['mesh']}, batch {r['global_batch']}:"
               f" {r['times_floor']:.2f} times the floor; {left:.0f} s left", flush=True)  # fmt: skip
 
-    if "launches" in rows[0]:
+    if "launches" in rows[0] or config is not None:
         return
     from experiments.plots import common, scaling
 
