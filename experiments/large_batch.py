@@ -21,7 +21,7 @@ log = logging.getLogger("alexnet_jax")
 
 EPOCHS, WARMUP, BASE = 10, 2, 64  # BASE: the baseline's batch
 SEED = 9  # of the runs that choose learning rates
-LARS_RATES = (5, 10, 20)
+LARS_RATES = (5, 10, 20, 40, 80)
 RATES = {("momentum", BASE): (0.02, 0.04, 0.08)} | {
     ("lars", batch): LARS_RATES for batch in (512, 1024, 2048)
 }
