@@ -21,9 +21,11 @@ log = logging.getLogger("alexnet_jax")
 
 EPOCHS, WARMUP, BASE = 10, 2, 64  # BASE: the baseline's batch
 SEED = 9  # of the runs that choose learning rates
-LARS_RATES = (5, 10, 20, 40, 80)
-RATES = {("momentum", BASE): (0.02, 0.04, 0.08)} | {
-    ("lars", batch): LARS_RATES for batch in (512, 1024, 2048)
+RATES = {
+    ("momentum", BASE): (0.02, 0.04, 0.08),
+    ("lars", 512): (5, 10, 20, 40, 80),
+    ("lars", 1024): (10, 20, 40, 80),
+    ("lars", 2048): (10, 20, 40, 80),
 }
 BATCHES = (
     ("momentum", 64), ("momentum", 512), ("lars", 512), ("lars", 2048), ("momentum", 256), ("lars", 1024),
