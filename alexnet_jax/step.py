@@ -6,9 +6,10 @@
 
 The mesh is `data x column` (runtime/mesh.py). Each device passes its part of the batch through the columns
 that it holds (network.py). The collectives over `column` are those of the network; over `data` there is one
-mean of the gradients. Random numbers are drawn from (seed, step, index of the example in the global batch),
-for dropout also from (layer, column), and initial weights from (seed, layer, column). Nothing depends on the
-device that computes it.
+mean of the gradients, and the statistics of batch normalisation if these are synchronized. Random numbers
+are drawn from (seed, step, index of the example in the global batch), for dropout also from (layer, column),
+and initial weights from (seed, layer, column). Nothing but statistics that are not synchronized depends on
+the device that computes it.
 """
 
 import functools
