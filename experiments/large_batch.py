@@ -24,12 +24,16 @@ SEED = 9  # of the runs that choose learning rates
 RATES = {
     ("momentum", BASE): (0.02, 0.04, 0.08),
     ("lars", 512): (5, 10, 20, 40, 80),
-    ("lars", 1024): (20, 40, 80),
+    ("lars", 256): (20, 40, 80),
 }
 BATCHES = (
-    ("momentum", 64), ("momentum", 512), ("lars", 512), ("momentum", 256), ("lars", 1024), ("momentum", 128),
-    ("momentum", 1024),
-)  # fmt: skip
+    ("momentum", 64),
+    ("momentum", 256),
+    ("lars", 256),
+    ("momentum", 512),
+    ("lars", 512),
+    ("momentum", 128),
+)
 REACHES = 0.01  # a mean top-1 error this much above the baseline's still reaches it
 
 
