@@ -21,7 +21,7 @@ MB = 1024 * 1024
         ("f32[1048576]{0} all-reduce(%x), replica_groups=mesh['data'=4,'column'=2] {'data'}", "data", 6),
         ("f32[1048576]{0} all-reduce(%x), replica_groups=mesh['data'=4,'column'=2] {'column'}", "column", 4),
         (
-            "f32[1048576]{0} all-reduce(%x), replica_groups=mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'a'}",
+            "f32[1048576] all-reduce(%x), replica_groups=mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'a'}",
             "column",
             4,
         ),
