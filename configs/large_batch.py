@@ -55,6 +55,7 @@ def get_config(batch: str = "") -> ml_collections.ConfigDict:
     for name in ("fc6", "fc7"):
         layers[name].update(bias=0.1, init_std=0.005)
 
+    config.eval.batch_size = min(images, 4096)  # a multiple of a thousand devices
     config.optimizer.name = "lars"
     config.optimizer.learning_rate = RATES.get(images, 32.0 * (images / 32_768) ** 0.5)
     config.optimizer.bias_rate = 0.01
