@@ -188,17 +188,13 @@ def check(config) -> None:
 
 def check_stored(config) -> None:
     """Add the fields that a stored configuration of an older version lacks, and `check` it."""
-    _add_fields(config)
-    check(config)
-
-
-def _add_fields(config) -> None:
     paper = _paper()
     for field in _ADDED:
         part, _, name = field.rpartition(".")
         there, here = (config.get(part), paper[part]) if part else (config, paper)
         if isinstance(there, ml_collections.ConfigDict) and name not in there:
             there[name] = copy.deepcopy(here[name])
+    check(config)
 
 
 def load(file: str | None, overrides: Overrides = _NONE) -> ml_collections.ConfigDict:
@@ -270,9 +266,11 @@ def run_fields(config) -> dict[str, Any]:
 def differences(config, theirs, data: bool = True) -> str:
     """Return the differing fields that decide a run's parameters, with both values; "" if there are none.
 
-    Without `data`, the data set and its splits may differ.
+    Fields that an older version lacks have their former value. Without `data`, the data set and its splits
+    may differ.
     """
-    here, there = dict(flatten(config)), dict(flatten(theirs))
+    added = {field: value for field, value in flatten(_paper()) if field.startswith(_ADDED)}
+    here, there = (added | dict(flatten(one)) for one in (config, theirs))
     differing = sorted(
         field
         for field in here.keys() | there.keys()
@@ -297,7 +295,6 @@ def check_same_run(config, workdir: StrPath, data: bool = True) -> ml_collection
         if os.path.isdir(os.path.join(workdir, "checkpoints")):
             raise InputError(f"{workdir}/config.json: missing beside its checkpoints; give another --workdir")
         return None
-    _add_fields(theirs)
     differing = differences(config, theirs, data)
     if differing:
         raise InputError(
