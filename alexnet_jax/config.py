@@ -31,7 +31,7 @@ from alexnet_jax.runtime.errors import InputError, nearest, printable
 from alexnet_jax.runtime.files import StrPath
 from alexnet_jax.workdirs.workdir import read_config
 
-OPS = ("activation", "lrn", "spatial_norm", "pool", "average_pool", "dropout")
+OPS = ("activation", "lrn", "spatial_norm", "batch_norm", "pool", "average_pool", "dropout")
 
 Overrides = Mapping[str, Any]  # field -> its value, or the value's text from a command line
 _NONE: Overrides = {}
@@ -44,9 +44,9 @@ def _one_of(*choices) -> tuple:
 # The expected value in words, the test of a value of the right type, and the fields.
 _TABLE = (
     ("a whole number of at least 1", lambda v: v >= 1,
-     "num_epochs batch_size model.num_classes model.pool.size model.pool.stride model.layers.*.kernel"
-     " model.layers.*.stride model.layers.*.features data.image_size data.crop_size augment.crop_group"
-     " optimizer.plateau.patience checkpoint.keep eval.batch_size"),
+     "num_epochs batch_size micro_batches model.num_classes model.pool.size model.pool.stride"
+     " model.layers.*.kernel model.layers.*.stride model.layers.*.features data.image_size data.crop_size"
+     " augment.crop_group optimizer.plateau.patience checkpoint.keep eval.batch_size"),
     ("a whole number of at least 0", lambda v: v >= 0, "optimizer.plateau.max_drops checkpoint.every_steps"),
     ("a whole number of at least 0, or -1 for never", lambda v: v >= -1,
      "augment.pca_epochs optimizer.conv1_drop_epoch optimizer.conv1_freeze_epoch"),
@@ -58,19 +58,20 @@ _TABLE = (
      "model.lrn.size model.spatial_norm.size"),
     ("a number above 0", lambda v: v > 0,
      "model.width model.lrn.k model.spatial_norm.k model.layers.*.init_std augment.pca_divisor"
-     " optimizer.learning_rate"),
+     " optimizer.learning_rate optimizer.trust_coefficient optimizer.power model.batch_norm.epsilon"),
     ("a number of at least 0", lambda v: v >= 0,
      "model.lrn.alpha model.lrn.beta model.spatial_norm.alpha model.spatial_norm.beta augment.pca_std"
-     " optimizer.weight_decay optimizer.bias_rate mesh.watchdog_minutes"),
-    ("a number of at least 0 and below 1", lambda v: 0 <= v < 1, "model.dropout_rate optimizer.momentum"),
+     " optimizer.weight_decay optimizer.bias_rate optimizer.warmup_epochs mesh.watchdog_minutes"),
+    ("a number of at least 0 and below 1", lambda v: 0 <= v < 1,
+     "model.dropout_rate model.batch_norm.momentum optimizer.momentum"),
     ("a number above 0 and at most 1", lambda v: 0 < v <= 1, "optimizer.plateau.factor"),
     ("a text that is not empty", bool, "name data.name data.train_split data.val_split data.test_split"),
     ("a tuple of layers, such as ('conv1', 'conv2')", lambda v: all(isinstance(name, str) for name in v),
      "init_layers"),
     ("two whole numbers of zeros (before, after), such as (2, 2)",
      lambda v: len(v) == 2 and all(type(n) is int and n >= 0 for n in v), "model.layers.*.padding"),
-    (f"a tuple of {', '.join(OPS)}, such as ('activation', 'pool')", lambda v: all(op in OPS for op in v),
-     "model.layers.*.then"),
+    (f"a tuple of {', '.join(OPS)}, such as ('activation', 'pool'), with batch_norm at most once",
+     lambda v: all(op in OPS for op in v) and v.count("batch_norm") <= 1, "model.layers.*.then"),
     ("a tuple of rising epochs, such as (30, 60), or () for the plateau",
      lambda v: all(type(n) is int and n >= 1 for n in v) and list(v) == sorted(set(v)),
      "optimizer.drop_epochs"),
@@ -79,6 +80,8 @@ _TABLE = (
     (*_one_of("test", "train"), "model.dropout_scale"),
     (*_one_of("float32", "bfloat16"), "model.dtype"),
     (*_one_of("default", "highest"), "model.precision"),
+    (*_one_of("momentum", "lars"), "optimizer.name"),
+    (*_one_of("plateau", "epochs", "polynomial"), "optimizer.schedule"),
     (*_one_of("raw", "jpeg"), "data.store"),
     (*_one_of(1, 3), "data.channels"),
     (*_one_of("mean_image", "channel_mean_std"), "data.normalization"),
@@ -95,7 +98,11 @@ _RUN_FIELDS = re.compile(
     r"|data\.(name|channels|image_size|crop_size|normalization|reshuffle|\w+_split)"
 )
 # Fields that older stored configurations lack. Their values in configs/paper.py are what a run did before.
-_ADDED = ("mesh.watchdog_minutes", "model.precision", "mesh.deterministic", "mesh.fused")
+_ADDED = (
+    "mesh.watchdog_minutes", "mesh.deterministic", "mesh.fused", "micro_batches", "model.precision",
+    "model.batch_norm", "optimizer.name", "optimizer.trust_coefficient", "optimizer.schedule",
+    "optimizer.power", "optimizer.warmup_epochs",
+)  # fmt: skip
 _DATA_FIELDS = re.compile(r"data\.(name|\w+_split)")
 
 
@@ -168,6 +175,11 @@ def check(config) -> None:
         raise InputError(
             f"data.crop_size: expected at most data.image_size, {data.image_size}, got {data.crop_size}"
         )
+    if config.optimizer.schedule == "polynomial" and config.optimizer.drop_epochs:
+        raise InputError(
+            f"optimizer.drop_epochs: expected () with optimizer.schedule=polynomial, got"
+            f" {config.optimizer.drop_epochs!r}"
+        )
     pool = config.model.pool
     if pool.ceil and pool.stride > pool.size:
         raise InputError(
@@ -178,17 +190,13 @@ def check(config) -> None:
 
 def check_stored(config) -> None:
     """Add the fields that a stored configuration of an older version lacks, and `check` it."""
-    _add_fields(config)
-    check(config)
-
-
-def _add_fields(config) -> None:
     paper = _paper()
     for field in _ADDED:
         part, _, name = field.rpartition(".")
         there, here = (config.get(part), paper[part]) if part else (config, paper)
         if isinstance(there, ml_collections.ConfigDict) and name not in there:
             there[name] = copy.deepcopy(here[name])
+    check(config)
 
 
 def load(file: str | None, overrides: Overrides = _NONE) -> ml_collections.ConfigDict:
@@ -260,11 +268,11 @@ def run_fields(config) -> dict[str, Any]:
 def differences(config, theirs, data: bool = True) -> str:
     """Return the differing fields that decide a run's parameters, with both values; "" if there are none.
 
-    Without `data`, the data set and its splits may differ. `theirs` may be of an older version.
+    Fields that an older version lacks have their former value. Without `data`, the data set and its splits
+    may differ.
     """
-    theirs = copy.deepcopy(theirs)
-    _add_fields(theirs)
-    here, there = dict(flatten(config)), dict(flatten(theirs))
+    added = {field: value for field, value in flatten(_paper()) if field.startswith(_ADDED)}
+    here, there = (added | dict(flatten(one)) for one in (config, theirs))
     differing = sorted(
         field
         for field in here.keys() | there.keys()
@@ -298,5 +306,10 @@ def check_same_run(config, workdir: StrPath, data: bool = True) -> ml_collection
         raise InputError(
             f"num_epochs: {config.num_epochs}, but {workdir} was started with {theirs.num_epochs};"
             " it may grow, not shrink"
+        )
+    if config.num_epochs != theirs.num_epochs and config.optimizer.schedule == "polynomial":
+        raise InputError(
+            f"num_epochs: {config.num_epochs}, but {workdir} was started with {theirs.num_epochs}, on which"
+            " the learning rates of optimizer.schedule=polynomial depend; give another --workdir"
         )
     return theirs

@@ -7,6 +7,7 @@ max_pool               section 3.4   overlapping if the size exceeds the stride
 relu_norm_pool         ReLU and both of these at once
 average_pool           only in the released code's CIFAR-10 networks
 dropout                section 4.2   mask in training, scale at test
+batch_norm             not the paper's (Ioffe and Szegedy 2015, arXiv 1502.03167)
 
 On CPUs some layers are computed differently (kernels/cpu.py), and with `mesh.fused` three of them on GPUs and
 TPUs (kernels/norm_pool.py).
@@ -132,6 +133,36 @@ def _pad_to_windows(x, size, stride, ceil, value):
         return x
     lacking = [-(side - size) % stride for side in x.shape[1:3]]
     return jnp.pad(x, [(0, 0), (0, lacking[0]), (0, lacking[1]), (0, 0)], constant_values=value)
+
+
+def batch_norm(
+    x: Float[Array, "batch ... features"],
+    mean: Float[Array, " features"],
+    variance: Float[Array, " features"],
+    scale: Float[Array, " features"],
+    shift: Float[Array, " features"],
+    epsilon: float,
+) -> Float[Array, "batch ... features"]:
+    """Return scale * (x - mean) / sqrt(variance + epsilon) + shift, by maps (Ioffe and Szegedy 2015)."""
+    a = x.astype(jnp.float32)
+    return ((a - mean) * (scale * lax.rsqrt(variance + epsilon)) + shift).astype(x.dtype)
+
+
+def moments(
+    x: Float[Array, "batch ... features"], axis_name: str | None = None
+) -> tuple[Float[Array, " features"], Float[Array, " features"]]:
+    """Return the mean and the variance of each map over examples and places.
+
+    With `axis_name`, they are those of all devices along this axis of the mesh, which have equal parts.
+    """
+
+    def mean_of(a):
+        mean = a.mean(axis=tuple(range(a.ndim - 1)))
+        return lax.pmean(mean, axis_name) if axis_name else mean
+
+    a = x.astype(jnp.float32)
+    mean = mean_of(a)
+    return mean, mean_of(jnp.square(a - mean))
 
 
 def dropout(

@@ -29,6 +29,8 @@ from alexnet_jax.runtime.errors import InputError
 from alexnet_jax.runtime.mesh import AXIS
 
 CLASSIFIER = "fc8"
+RUNNING = ("mean", "variance")  # averages of batch normalisation, stored among a layer's parameters
+AVERAGES = "averages"  # the collection of their new values in training
 ACTIVATIONS = {"relu": jax.nn.relu, "tanh": jnp.tanh}
 POOLING = ("pool", "average_pool")
 
@@ -81,10 +83,14 @@ class Network(nn.Module):
 
     Parameters carry a leading axis of the columns here: conv2/kernel is [2, 5, 5, 48, 128] on one device and
     [1, 5, 5, 48, 128] on each of two. The classifier's bias, [classes], is shared.
+
+    A layer with "batch_norm" in its `then` also has `scale` and `shift`, and running averages, `mean` and
+    `variance`. In training these are not used; the new ones are in the collection AVERAGES.
     """
 
     config: ml_collections.FrozenConfigDict
     here: int
+    batch_axis: str | None = None  # of the mesh, over which batch normalisation has its statistics
 
     @nn.compact
     def __call__(
@@ -107,12 +113,16 @@ class Network(nn.Module):
                     field = f"model.layers.{name}.gather"
                     raise InputError(f"{field}: expected False, got True; every column sees the whole image")
                 maps = self.gather(maps)
-            layer = Linear(spec, self.features(name, spec), stds[name], name=name)
-            maps = activations[name] = layer(maps)
-            linear = maps
+            layer = Linear(spec, self.features(name, spec), stds[name], "batch_norm" in then, name=name)
+            linear, norms = layer(maps)
+            maps = activations[name] = linear
             for op in then:
                 with jax.named_scope(f"{name}/{op}"):
-                    maps = activations[f"{name}/{op}"] = self.after(op, name, maps, dropout_keys)
+                    if op == "batch_norm":
+                        maps = self.normalize(name, maps, norms, training=dropout_keys is not None)
+                    else:
+                        maps = self.after(op, name, maps, dropout_keys)
+                activations[f"{name}/{op}"] = maps
             if self.fuses(then):
                 with jax.named_scope(f"{name}/pool"):
                     maps = activations[f"{name}/pool"] = [self.relu_norm_pool(x) for x in linear]
@@ -195,6 +205,28 @@ class Network(nn.Module):
         lrn, pool = self.config.model.lrn, self.config.model.pool
         return layers.relu_norm_pool(x, (lrn.size, lrn.k, lrn.alpha, lrn.beta), (pool.size, pool.stride))
 
+    def normalize(self, name: str, maps: Columns, norms: dict[str, Array], training: bool) -> Columns:
+        """Normalise by the statistics of the batch in training, and by their running averages at test.
+
+        Each column has its own. As in PyTorch, the average of the variance is of unbiased ones.
+        """
+        fields, averages = self.config.model.batch_norm, {name: norms[name] for name in RUNNING}
+        used = averages
+        if training:
+            found = [layers.moments(x, self.batch_axis) for x in maps]
+            used = dict(zip(RUNNING, map(jnp.stack, zip(*found, strict=True)), strict=True))
+            number = maps[0].size // maps[0].shape[-1]
+            if self.batch_axis:
+                number *= lax.axis_size(self.batch_axis)
+            new = used | {"variance": used["variance"] * (number / max(number - 1, 1))}
+            mixed = {key: fields.momentum * averages[key] + (1 - fields.momentum) * new[key] for key in new}
+            self.put_variable(AVERAGES, name, mixed)
+        each = used["mean"], used["variance"], norms["scale"], norms["shift"]
+        return [
+            layers.batch_norm(x, mean, variance, scale, shift, fields.epsilon)
+            for x, mean, variance, scale, shift in zip(maps, *each, strict=True)
+        ]
+
     def norm_across_columns(self, maps: Columns) -> Columns:
         """Normalise over the maps of all columns, and keep each column's own."""
         lrn, own = self.config.model.lrn, maps[0].shape[-1]
@@ -230,10 +262,14 @@ class Linear(nn.Module):
     spec: Any
     features: int  # of one column
     std: float
+    normalized: bool  # by batch normalisation
 
     @nn.compact
-    def __call__(self, maps: Columns) -> Columns:
-        """Return each column's share of the outputs."""
+    def __call__(self, maps: Columns) -> tuple[Columns, dict[str, Array]]:
+        """Return each column's share of the outputs, and the parameters of batch normalisation.
+
+        These are scale, shift, mean and variance, [columns, features] each; {} without it.
+        """
         spec, window = self.spec, ()
         if "kernel" in spec:
             window = (spec.kernel, spec.kernel)
@@ -249,7 +285,12 @@ class Linear(nn.Module):
             x = layers.conv(x, kernel, spec.stride, tuple(spec.padding)) if window else x @ kernel
             return x + bias.astype(x.dtype)
 
-        return [of_column(*column) for column in zip(maps, kernels, biases, strict=True)]
+        starts = {"scale": 1.0, "shift": 0.0, "mean": 0.0, "variance": 1.0} if self.normalized else {}
+        norms = {
+            name: self.param(name, nn.initializers.constant(start), (len(maps), self.features))
+            for name, start in starts.items()
+        }
+        return [of_column(*column) for column in zip(maps, kernels, biases, strict=True)], norms
 
     def check_fits(self, sides: tuple[int, ...]) -> None:
         """Raise InputError if the layer's kernel does not fit maps with these sides."""

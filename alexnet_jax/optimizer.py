@@ -7,6 +7,10 @@ The learning rate eps is inside the velocity: after a drop, velocity accumulated
 
 The paper divides eps when the validation error stops improving. `drop_epochs` divides it at given epochs
 instead, and `bias_rate`, `conv1_drop_epoch` and `conv1_freeze_epoch` are the released code's other rates.
+
+For large batches (configs/large_batch.py) there are a warm-up, a polynomial decay, and LARS (You, Gitman and
+Ginsburg 2017, arXiv 1708.03888): eps is also multiplied, for each layer's kernels, by
+trust_coefficient |w| / |<dL/dw> + 0.0005 w|. The norms are those of the whole layer, all columns together.
 """
 
 import functools
@@ -27,20 +31,24 @@ class PlateauState(NamedTuple):
     epochs: Any  # completed at the last validation, int32
 
 
-def make(config) -> optax.GradientTransformation:
+def make(config, examples: int = 1) -> optax.GradientTransformation:
     """Chain weight decay, the negative learning rate and momentum, with the numbers of `config.optimizer`.
 
-    Decay acts on kernels (released code, src/layer.cu:565); with `decay_biases` it acts on biases too.
+    Decay acts on kernels (released code, src/layer.cu:565); with `decay_biases` it acts on biases too. With
+    the name "lars" the chain is optax.lars, whose trust ratios act on kernels. Warm-up and polynomial decay
+    need the number of training `examples`; for the shapes of the state any number will do.
     """
     fields = config.optimizer
-    return optax.named_chain(
-        (
-            "weight_decay",
-            optax.add_decayed_weights(fields.weight_decay, None if fields.decay_biases else _kernels),
-        ),
-        ("learning_rate", _scale_by_schedule(config)),
-        ("momentum", optax.trace(decay=fields.momentum)),
-    )
+    decayed = None if fields.decay_biases else _kernels
+    chain = [("weight_decay", optax.add_decayed_weights(fields.weight_decay, decayed))]
+    if fields.name == "lars":
+        ratio = optax.scale_by_trust_ratio(trust_coefficient=fields.trust_coefficient)
+        chain.append(("trust_ratio", optax.masked(ratio, _kernels)))
+    chain.append(("learning_rate", _scale_by_schedule(config)))
+    if _changes_each_step(config):
+        factor = functools.partial(rate_factor, config, examples)
+        chain.append(("rate_factor", optax.scale_by_schedule(factor)))
+    return optax.named_chain(*chain, ("momentum", optax.trace(decay=fields.momentum)))
 
 
 def _kernels(params):
@@ -62,7 +70,7 @@ def _scale_by_schedule(config) -> optax.GradientTransformation:
 
         def of(path):
             layer, kind = (key.key for key in path[-2:])
-            if kind == "bias":
+            if kind != "kernel":
                 return (rate if fields.bias_rate_drops else fields.learning_rate) * fields.bias_rate
             if layer == "conv1" and fields.conv1_drop_epoch != -1:
                 return jnp.where(state.epochs >= fields.conv1_drop_epoch, rate * fields.plateau.factor, rate)
@@ -88,18 +96,37 @@ def learning_rate(config, drops: int) -> float:
     return config.optimizer.learning_rate * config.optimizer.plateau.factor**drops
 
 
+def _changes_each_step(config) -> bool:
+    return config.optimizer.schedule == "polynomial" or config.optimizer.warmup_epochs > 0
+
+
+def rate_factor(config, examples: int, step):
+    """Return the factor of the learning rate in the update after `step` updates: warm-up times decay.
+
+    The warm-up is linear (Goyal et al. 2017, arXiv 1706.02677) and reaches 1 after `warmup_epochs`. The
+    polynomial is (1 - epochs / num_epochs)^power. Batches of `examples` images make an epoch.
+    """
+    fields, per_step = config.optimizer, config.batch_size / examples
+    factor = 1.0
+    if fields.warmup_epochs > 0:
+        factor = jnp.minimum((step + 1) * (per_step / fields.warmup_epochs), 1)
+    if fields.schedule == "polynomial":
+        factor *= jnp.maximum(1 - step * (per_step / config.num_epochs), 0) ** fields.power
+    return factor
+
+
 def after_validation(config, state: PlateauState, error: float, epochs: int) -> PlateauState:
     """Return the schedule's state after one more validation, at which `epochs` are completed (section 5).
 
-    The rate drops at `drop_epochs` if these are given, otherwise after `patience` validations without a lower
-    error. Instead of dropping more than `max_drops` times, `stale` stays at `patience`, and training has
-    `ended`.
+    The rate drops at `drop_epochs` if these are given. Otherwise, with the schedule "plateau", it drops
+    after `patience` validations without a lower error. Instead of dropping more than `max_drops` times,
+    `stale` stays at `patience`, and training has `ended`.
     """
     fields, error = config.optimizer, np.float32(error)
     best, stale, drops = state.best, state.stale + 1, state.drops
     if error < best:
         best, stale = error, 0
-    elif stale >= fields.plateau.patience and drops < fields.plateau.max_drops and not fields.drop_epochs:
+    elif stale >= fields.plateau.patience and drops < fields.plateau.max_drops and _waits_for_plateau(config):
         stale, drops = 0, drops + 1
     if fields.drop_epochs:
         drops = sum(epochs >= epoch for epoch in fields.drop_epochs)
@@ -108,5 +135,8 @@ def after_validation(config, state: PlateauState, error: float, epochs: int) -> 
 
 def ended(config, state: PlateauState) -> bool:
     """Return whether the schedule ends the training: no lower error at the lowest rate."""
-    fields = config.optimizer
-    return not fields.drop_epochs and int(state.stale) >= fields.plateau.patience
+    return _waits_for_plateau(config) and int(state.stale) >= config.optimizer.plateau.patience
+
+
+def _waits_for_plateau(config) -> bool:
+    return config.optimizer.schedule == "plateau" and not config.optimizer.drop_epochs

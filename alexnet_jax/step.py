@@ -6,9 +6,10 @@
 
 The mesh is `data x column` (runtime/mesh.py). Each device passes its part of the batch through the columns
 that it holds (network.py). The collectives over `column` are those of the network; over `data` there is one
-mean of the gradients. Random numbers are drawn from (seed, step, index of the example in the global batch),
-for dropout also from (layer, column), and initial weights from (seed, layer, column). Nothing depends on the
-device that computes it.
+mean of the gradients, and the statistics of batch normalisation if these are synchronized. Random numbers
+are drawn from (seed, step, index of the example in the global batch), for dropout also from (layer, column),
+and initial weights from (seed, layer, column). Nothing but statistics that are not synchronized depends on
+the device that computes it.
 """
 
 import functools
@@ -26,7 +27,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float
 
 from alexnet_jax import augment, optimizer
-from alexnet_jax.network import CLASSIFIER, Network
+from alexnet_jax.network import AVERAGES, CLASSIFIER, RUNNING, Network
 from alexnet_jax.runtime.mesh import AXIS, block_on_cpu, replicated
 
 
@@ -45,7 +46,8 @@ class TrainState(flax.struct.PyTreeNode):
 def _network(config, mesh: Mesh) -> Network:
     """Return the columns that one device of the mesh holds."""
     here = 1 if AXIS in mesh.axis_names else config.model.columns
-    return Network(ml_collections.FrozenConfigDict(config), here)
+    over = "data" if config.model.batch_norm.synchronized and mesh.shape["data"] > 1 else None
+    return Network(ml_collections.FrozenConfigDict(config), here, over)
 
 
 def _with_precision(config, function):
@@ -80,7 +82,7 @@ def column_specs(tree, mesh: Mesh):
     """
 
     def spec(path, _):
-        is_param = getattr(path[-1], "key", None) in ("kernel", "bias")
+        is_param = getattr(path[-1], "key", None) in ("kernel", "bias", "scale", "shift", *RUNNING)
         return P(AXIS) if is_param and not _is_shared(path) and AXIS in mesh.axis_names else P()
 
     return jax.tree_util.tree_map_with_path(spec, tree)
@@ -133,45 +135,74 @@ def init_state(config, mesh: Mesh, tx: optax.GradientTransformation) -> TrainSta
 
 
 def loss_and_gradients(config, mesh: Mesh):
-    """Return (params, images, labels, step, statistics, colored=True) -> loss, gradients, error.
+    """Return (params, images, labels, step, statistics, colored=True) -> loss, gradients, (error, averages).
 
     images uint8 [batch, image_size, image_size, channels] and labels int32 [batch] are split over `data`.
     Gradients have the structure of params; the loss and the top-1 error are means over the global batch.
-    `colored`, a scalar, turns the colour noise on or off.
+    `averages` are the new running averages of batch normalisation, {layer: {mean, variance}}, those of all
+    devices averaged. `colored`, a scalar, turns the colour noise on or off.
+
+    A device passes its part of the batch through the network in `micro_batches` parts, one after the other,
+    and takes the mean of their results. Batch normalisation has the statistics of one part.
     """
     network = _network(config, mesh)
     split = mesh.shape["data"] > 1  # otherwise a mean over `data` would copy all gradients
 
-    def on_device(params, images, labels, step, statistics, colored):
-        batch, group = images.shape[0], config.augment.crop_group
+    def of_part(params, images, labels, examples, step, statistics, colored):
+        group = config.augment.crop_group
         root = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), 1), step)
         keys = jax.vmap(lambda example: jax.random.split(jax.random.fold_in(root, example)), out_axes=1)
-        examples = (lax.axis_index("data") if split else 0) * batch + jnp.arange(batch)
         view_keys, dropout_keys = keys(examples)
         crop_keys, _ = keys(examples // group * group)
         views = augment.train_views(images, view_keys, statistics, config, crop_keys, colored)
+
+        def loss(params):
+            """Return the mean cross entropy over these examples (section 3.5), the error and averages."""
+            outputs, new = network.apply({"params": params}, views, dropout_keys, mutable=[AVERAGES])
+            logits, _ = outputs
+            error = (logits.argmax(axis=1) != labels).mean()
+            mean = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+            return mean, (error, new.get(AVERAGES, {}))
+
+        (mean, others), gradients = jax.value_and_grad(loss, has_aux=True)(params)
+        return mean, gradients, others
+
+    def on_device(params, images, labels, step, statistics, colored):
+        batch = images.shape[0]
+        examples = (lax.axis_index("data") if split else 0) * batch + jnp.arange(batch)
         if split:  # without this cast JAX would sum the gradients over `data` one leaf at a time
             params = jax.tree.map(lambda x: lax.pcast(x, "data", to="varying"), params)
 
-        def loss(params):
-            """Return the mean cross entropy over this device's examples (section 3.5), and the error."""
-            logits, _ = network.apply({"params": params}, views, dropout_keys)
-            error = (logits.argmax(axis=1) != labels).mean()
-            return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), error
+        def results_of(images, labels, examples):
+            return of_part(params, images, labels, examples, step, statistics, colored)
 
-        (mean, error), gradients = jax.value_and_grad(loss, has_aux=True)(params)
-        results = mean, gradients, error
+        results = _mean_over_parts(results_of, config.micro_batches, images, labels, examples)
         return lax.pmean(results, "data") if split else results
 
     precise = _with_precision(config, on_device)
 
     def on_mesh(params, images, labels, step, statistics, colored=True):
         specs, examples = column_specs(params, mesh), P("data") if split else P()
-        in_specs, out_specs = (specs, examples, examples, P(), P(), P()), (P(), specs, P())
+        averages = P(AXIS) if AXIS in mesh.axis_names else P()
+        in_specs, out_specs = (specs, examples, examples, P(), P(), P()), (P(), specs, (P(), averages))
         run = jax.shard_map(precise, mesh=mesh, in_specs=in_specs, out_specs=out_specs)
         return run(params, images, labels, step, statistics, jnp.asarray(colored))
 
     return on_mesh
+
+
+def _mean_over_parts(function, number: int, *arrays):
+    """Return the mean of `function`, a tree of arrays, over `number` equal parts of arrays, in a loop."""
+    if number == 1:
+        return function(*arrays)
+    parts = [x.reshape(number, -1, *x.shape[1:]) for x in arrays]
+    shapes = jax.eval_shape(function, *(x[0] for x in parts))
+
+    def add(total, part):
+        return jax.tree.map(jnp.add, total, function(*part)), None
+
+    total, _ = lax.scan(add, jax.tree.map(jnp.zeros_like, shapes), parts)
+    return jax.tree.map(lambda x: x / number, total)
 
 
 def make_train_step(config, mesh: Mesh, tx: optax.GradientTransformation):
@@ -181,9 +212,12 @@ def make_train_step(config, mesh: Mesh, tx: optax.GradientTransformation):
     def step(state, images, labels, statistics):
         epochs, last = optax.tree.get(state.opt_state, "epochs"), config.augment.pca_epochs
         colored = last == -1 or epochs < last
-        loss, gradients, error = differentiate(state.params, images, labels, state.step, statistics, colored)
+        loss, gradients, (error, averages) = differentiate(
+            state.params, images, labels, state.step, statistics, colored
+        )
         updates, opt_state = tx.update(gradients, state.opt_state, state.params)
         params = optimizer.apply_updates(config, state.params, updates, epochs)
+        params = params | {layer: params[layer] | new for layer, new in averages.items()}
         former, new = jnp.stack([state.loss_sum, state.error_sum]), jnp.stack([loss, error])
         sums, lost = _add(former, new)
         sums = *sums, state.loss_count + 1, state.low_sums + lost

@@ -22,14 +22,15 @@ class Row(NamedTuple):
     then: tuple[str, ...]  # the operations after it
     kernel: tuple[int, ...]  # the parameter: [columns, (height, width,) inputs, outputs of one column]
     bias: tuple[int, ...]  # [columns, outputs of one column]; the classifier's, shared, is [classes]
+    norm: tuple[int, ...]  # scale and shift of batch normalisation: [2, columns, outputs of one], or [0]
     input: tuple[int, ...]  # (height, width, channels) or (units,)
     output: tuple[int, ...]  # of the linear layer
     after: tuple[int, ...]  # of the operations after it
 
     @property
     def parameters(self) -> int:
-        """Return the number of weights and biases."""
-        return math.prod(self.kernel) + math.prod(self.bias)
+        """Return the number of weights and biases, and of batch normalisation's scales and shifts."""
+        return math.prod(self.kernel) + math.prod(self.bias) + math.prod(self.norm)
 
     @property
     def multiply_adds(self) -> int:
@@ -47,9 +48,10 @@ def layer_table(config) -> list[Row]:
     classifier = Hidden(CLASSIFIER, config.model.layers[CLASSIFIER], ())
     for name, spec, then in [*hidden_layers(config.model), classifier]:
         kernel, bias = (params[name][part].shape for part in ("kernel", "bias"))
+        norm = (2, *params[name]["scale"].shape) if "scale" in params[name] else (0,)
         before = rows[-1].after if rows else image
         after = f"{name}/{then[-1]}" if then else name
-        rows.append(Row(name, spec, then, kernel, bias, before, joined[name], joined[after]))
+        rows.append(Row(name, spec, then, kernel, bias, norm, before, joined[name], joined[after]))
     return rows
 
 

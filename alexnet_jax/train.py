@@ -90,8 +90,9 @@ def train(config, workdir: str) -> None:
         stored = read_statistics(workdir, config)
         # In a workdir with imported weights, the network's classes may be in another order.
         label_names = stored.get("label_names", ())
+        tx = optimizer.make(config, len(train_source))
         run = Run(
-            config, workdir, mesh, optimizer.make(config), checkpoints, evaluate.on_devices(stored, mesh),
+            config, workdir, mesh, tx, checkpoints, evaluate.on_devices(stored, mesh),
             with_labels_of(label_names, train_source), with_labels_of(label_names, val_source),
         )  # fmt: skip
         state = run.restore_or_init(taken)
@@ -179,7 +180,7 @@ class Run:
         row: dict[str, Any] = {
             "step": step,
             "epoch": epochs(config, len(self.train_source), step),
-            "learning_rate": _learning_rate(config, state),
+            "learning_rate": self.learning_rate(state),
             "train_loss": train_loss,
             "train_top1_error": train_error,
             "val_loss": rates["loss"],
@@ -193,8 +194,14 @@ class Run:
         self.checkpoints.rate(step, {METRIC: row[METRIC]})  # after the row: an error implies a row
         storage.push(self.workdir, self.checkpoints.wait)
         state = self.after_validation(state, row[METRIC])
-        _log_rate(config, row["learning_rate"], state)
+        _log_rate(config, row["learning_rate"], self.learning_rate(state), state)
         return state
+
+    def learning_rate(self, state: TrainState) -> float:
+        """Return the learning rate of the last update, or with another number of drops since, of the next."""
+        drops, step = int(state.opt_state["learning_rate"].drops), max(int(state.step) - 1, 0)
+        factor = optimizer.rate_factor(self.config, len(self.train_source), step)
+        return optimizer.learning_rate(self.config, drops) * float(factor)
 
     def after_validation(self, state: TrainState, error: float) -> TrainState:
         """Return the state with the schedule's next rate and the epoch's sums at 0."""
@@ -274,10 +281,6 @@ def _loop(run: Run, state: TrainState) -> None:
             raise SystemExit(128 + stopped.signal) from None
 
 
-def _learning_rate(config, state: TrainState) -> float:
-    return optimizer.learning_rate(config, int(state.opt_state["learning_rate"].drops))
-
-
 def _announce(run: Run, state: TrainState) -> None:
     config, step = run.config, int(state.step)
     log.info(f"{table.describe(config)}\n")
@@ -294,8 +297,7 @@ def _announce(run: Run, state: TrainState) -> None:
     )
 
 
-def _log_rate(config, before: float, state: TrainState) -> None:
-    rate = _learning_rate(config, state)
+def _log_rate(config, before: float, rate: float, state: TrainState) -> None:
     if optimizer.ended(config, state.opt_state["learning_rate"]):
         log.info("the validation error no longer improves at the lowest learning rate: training ends")
     elif rate != before:

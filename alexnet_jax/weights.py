@@ -90,7 +90,7 @@ def import_weights(
     stored = _statistics(file, right, config, labels, mean, run)
     origin = _origin(file, stored, run)
     _make_workdir(workdir, config, stored, origin, conversion.from_torch(table, tensors))
-    count = sum(tensor.size for tensor in tensors.values())
+    count = sum(row.parameters for row in table)
     log.info(
         f"imported {file} into {workdir}: {count:,} parameters, {config.model.num_classes:,} classes;"
         f" evaluate it with --mode=eval --workdir={workdir}"

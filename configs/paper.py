@@ -24,6 +24,7 @@ def get_config(year: str = "2012") -> ml_collections.ConfigDict:
     config.seed = 0
     config.num_epochs = 90  # section 5: "roughly 90 cycles through the training set"
     config.batch_size = 128  # section 5
+    config.micro_batches = 1  # parts of a device's batch, computed one after the other to save memory
     # Another run's workdir, from whose best checkpoint these layers are taken; empty: all are drawn.
     config.init_from = ""
     config.init_layers = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7")
@@ -48,6 +49,9 @@ def get_config(year: str = "2012") -> ml_collections.ConfigDict:
     # CODE has a second normalisation after conv2's, of each map over its neighbours; the paper has not, and
     # no `then` names it.
     config.model.spatial_norm = d(dict(size=5, k=1.0, alpha=0.001 / 25, beta=0.75))
+    # Not in the paper, and no `then` here names it (configs/large_batch.py has it). `momentum` is that of the
+    # running averages; `synchronized`: statistics over all devices of the axis `data`, not of one.
+    config.model.batch_norm = d(dict(epsilon=1e-4, momentum=0.9, synchronized=False))
     # Section 3.4: overlapping. CODE rounds the number of windows up, which for 55, 27 and 13 is the same.
     config.model.pool = d(dict(size=3, stride=2, ceil=False))
 
@@ -108,17 +112,23 @@ def get_config(year: str = "2012") -> ml_collections.ConfigDict:
     config.augment.pca_epochs = -1  # with noise; -1: all. CODE: off for the last 24
 
     config.optimizer = d()
+    config.optimizer.name = "momentum"  # section 5; "lars": also by layer, times trust_coefficient |w| / |g|
+    config.optimizer.trust_coefficient = 0.001
     config.optimizer.learning_rate = 0.01  # section 5, for all layers
     config.optimizer.momentum = 0.9  # section 5
     config.optimizer.weight_decay = 0.0005  # section 5
     config.optimizer.decay_biases = False  # CODE, src/layer.cu:565
     # Section 5: one rate for all layers. CODE: biases at 2 times the first rate, without drops.
-    config.optimizer.bias_rate = 1.0  # times the learning rate
+    config.optimizer.bias_rate = 1.0  # times the learning rate; also of batch normalisation's parameters
     config.optimizer.bias_rate_drops = True
     # Section 5: divided by 10 when the validation error stops improving, three times. The authors judged
     # by eye (CODE logs: epochs 23, 51, 78); here: no lower error in `patience` validations.
     config.optimizer.plateau = d(dict(factor=0.1, patience=5, max_drops=3))
     config.optimizer.drop_epochs = ()  # instead of the plateau: after how many epochs the rate drops
+    # "epochs": at drop_epochs only, even if there are none; "polynomial": (1 - epochs / num_epochs)^power.
+    config.optimizer.schedule = "plateau"
+    config.optimizer.power = 2.0
+    config.optimizer.warmup_epochs = 0.0  # in which the rate rises linearly from 0
     config.optimizer.conv1_drop_epoch = -1  # when the rate of conv1's kernels drops once more; -1: never
     config.optimizer.conv1_freeze_epoch = -1  # when conv1 is kept as it is; -1: never
 

@@ -1,11 +1,12 @@
-"""python -m experiments.scaling [--out=FILE] [--only=v5e:2x2,h100:8,...] [--per_device=128] [--dtype=float32]
-                              [--fused]
+"""python -m experiments.scaling [--out=FILE] [--only=v5e:2x2,h100:8,...] [--per_device=128] [--dtype=bfloat16]
+                              [--fused] [--config=configs/NAME.py[:ARG] [--config.FIELD=VALUE ...]]
 
 Compile the training step of configs/paper.py ahead of time for TPUs or GPUs that are not there, and tabulate
 what the compiler reports per device, with a column on each of two devices and with both on one, for the
 paper's global batch of 128 and for one that grows with the devices. The table is written as FILE.json and
 FILE.md; that of TPUs has a picture, FILE.png and FILE.pdf. Lines of an earlier FILE.json are kept if their
-programs and compilers have not changed, so that the command resumes.
+programs and compilers have not changed, so that the command resumes. With `--config` it is another network's
+step, for its own batch alone and without a picture. v5e:16x16:4 are four slices.
 
 TPUs need libtpu, whose mere presence makes jax look for a TPU at every start, and GPUs the CUDA plugin:
 `make scaling` and `make scaling-gpu` keep them in virtual environments of their own.
@@ -25,6 +26,7 @@ Peak rates and bandwidths are those that Google and NVIDIA publish (Cloud TPU do
 devices does not use. The clock of v6e is assumed, and so is a network of 50 GB/s a GPU between hosts of 8.
 """
 
+import copy
 import dataclasses
 import hashlib
 import importlib.metadata
@@ -37,11 +39,12 @@ import time
 
 import numpy as np
 
+from alexnet_jax import config as configuration
 from alexnet_jax.runtime import command_line
 from alexnet_jax.runtime.errors import InputError, first_line, input_errors
 from alexnet_jax.runtime.files import write_text
 
-IMAGES, EPOCHS, BATCH = 1_281_167, 90, 128
+IMAGES, BATCH = 1_281_167, 128
 KINDS = ("json", "md", "png", "pdf")
 COMPILERS = {"tpu": ("libtpu",), "cuda": ("jax-cuda12-pjrt",)}
 
@@ -83,6 +86,12 @@ def _devices(topology: str) -> np.ndarray:
 
     kind, _, shape = topology.partition(":")
     options: dict = dict(platform="tpu", topology_name=topology)
+    if topology.count(":") == 2:  # slices
+        name, _, slices = topology.rpartition(":")
+        kind, options = (
+            name.partition(":")[0],
+            dict(platform="tpu", topology_name=name, num_slices=int(slices)),
+        )
     if DEVICES[kind].platform == "cuda":
         target = pathlib.Path(__file__).parent / "benchmarks" / "gpus" / f"{kind}.txtpb"
         number = int(shape)
@@ -98,10 +107,10 @@ def _devices(topology: str) -> np.ndarray:
         ) from None
 
 
-def lowered_step(topology: str, columns: int, batch: int, dtype: str = "float32", fused: bool = False):
-    """Return (its configuration, the number of devices, the training step of configs/paper.py for them).
+def lowered_step(topology: str, columns: int, batch: int, config):
+    """Return (the configuration, the number of devices, its training step for them).
 
-    `batch` is the global one, or minus that of each device. `fused` is mesh.fused.
+    `batch` is the global one, or minus that of each device.
     """
     import jax
     import jax.numpy as jnp
@@ -111,17 +120,15 @@ def lowered_step(topology: str, columns: int, batch: int, dtype: str = "float32"
     from alexnet_jax import optimizer
     from alexnet_jax.runtime.mesh import batch_sharding, replicated
     from alexnet_jax.step import abstract_state, make_train_step
-    from configs import paper
 
     devices = _devices(topology)
-    config = paper.get_config()
-    config.model.dtype, config.mesh.fused = dtype, fused
+    config = copy.deepcopy(config)
     config.batch_size = batch if batch > 0 else -batch * len(devices)
     config = ml_collections.FrozenConfigDict(config)
     names = ("data", "column")[:columns]
     grid = devices.reshape(-1, columns) if columns > 1 else devices
     mesh = Mesh(grid, names, axis_types=(AxisType.Auto,) * len(names))
-    tx = optimizer.make(config)
+    tx = optimizer.make(config, IMAGES)
 
     def placed(sharding, dtype, *shape):
         return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
@@ -148,24 +155,26 @@ def row(case: tuple, known: dict[str, dict]) -> dict:
     """Return the line of the table for one of `cases`; `known` has earlier lines by their programs."""
     from experiments.benchmarks import compiled  # and with it jax, which reads the environment once
 
-    topology, columns, _, dtype, fused = case
+    topology, columns, _, config = case
     config, devices, lowered = lowered_step(*case)
     fingerprint = _fingerprint(topology, lowered)
     if fingerprint in known:
         return known[fingerprint]
     # XLA has no model of an A100's kernels.
     options = {"xla_gpu_collect_cost_model_stats": True} if topology.startswith("h100") else None
+    start = time.monotonic()
     step = lowered.compile(options)
+    seconds = time.monotonic() - start
     program, memory, batch = step.as_text(), step.memory_analysis(), config.batch_size
     device, sent = DEVICES[topology.partition(":")[0]], compiled.exchanged(program, columns)
-    peak = device.flops_bfloat16 if dtype == "bfloat16" else device.flops
+    peak = device.flops_bfloat16 if config.model.dtype == "bfloat16" else device.flops
     moved, flop = compiled.floors(config, batch, devices // columns, columns)
     links = device.links if device.platform == "tpu" or devices <= GPU_HOST else GPU_NETWORK
     exchange = sent["column"] / device.links + sent["data"] / links
     if device.platform == "tpu":
         compute = compiled.cycles(program) / device.clock
         images_per_second = batch / (compute + exchange)
-        hours = IMAGES * EPOCHS / images_per_second / 3600
+        hours = IMAGES * config.num_epochs / images_per_second / 3600
         own = {
             "compute_ms": 1e3 * compute,
             "times_floor": compute / max(moved / device.memory, flop / peak),
@@ -186,8 +195,8 @@ def row(case: tuple, known: dict[str, dict]) -> dict:
         "topology": topology,
         "devices": devices,
         "mesh": [devices // columns, columns],
-        "dtype": dtype,
-        "fused": fused,
+        "dtype": config.model.dtype,
+        "fused": config.mesh.fused,
         "program": fingerprint,
         "global_batch": batch,
         "gflop": flop / 1e9,
@@ -197,6 +206,7 @@ def row(case: tuple, known: dict[str, dict]) -> dict:
         "exchange_ms": 1e3 * exchange,
         "floor_bytes_ms": 1e3 * moved / device.memory,
         "floor_flop_ms": 1e3 * flop / peak,
+        "compile_s": seconds,
         **own,
     }
 
@@ -216,7 +226,7 @@ def cases(topologies, per_device: int) -> list[tuple[str, int, int]]:
 
 def _number(topology: str) -> int:
     kind, _, chips = topology.partition(":")
-    return DEVICES[kind].devices * math.prod(int(n) for n in chips.split("x"))
+    return DEVICES[kind].devices * math.prod(int(n) for n in re.split("[x:]", chips))
 
 
 COLUMNS = {  # key of a row: (its head, its format)
@@ -265,14 +275,12 @@ def _former(path: str) -> list[dict]:
 
 def main(arguments: list[str]) -> None:
     """Write the table and its picture, a line as soon as it is there. Raises InputError."""
-    parser = command_line.Parser(__doc__)
+    parser = command_line.Parser(__doc__, config=True)
     parser.add_argument(
         "--out", metavar="FILE", default="experiments/results/scaling/scaling", help="where to write"
     )
     parser.add_argument("--only", metavar="V5E:2X2,...", default=",".join(TOPOLOGIES), help="which devices")
-    parser.add_argument(
-        "--dtype", type=command_line.one_of("float32", "bfloat16"), default="float32", help="model.dtype"
-    )
+    parser.add_argument("--dtype", type=command_line.one_of("float32", "bfloat16"), help="model.dtype")
     parser.add_argument(
         "--per_device",
         metavar="N",
@@ -288,7 +296,7 @@ def main(arguments: list[str]) -> None:
             "|".join(kind for kind, device in DEVICES.items() if device.platform == platform)
             for platform in ("tpu", "cuda")
         )
-        if not re.fullmatch(rf"({tpus}):\d+(x\d+)+|({gpus}):([1248]|16|32|64)", topology):
+        if not re.fullmatch(rf"({tpus}):\d+(x\d+)+(:\d+)?|({gpus}):([1248]|16|32|64)", topology):
             known = f"{', '.join(TOPOLOGIES)}, h100:1, a100:8"
             raise InputError(f"--only={topology}: give {known}, or others like them")
     if len({DEVICES[topology.partition(":")[0]].platform for topology in topologies}) > 1:
@@ -300,8 +308,14 @@ def main(arguments: list[str]) -> None:
     former = _former(f"{given.out}.json")
     known = {row["program"]: row for row in former if "program" in row}
     rows, start, todo = [], time.monotonic(), cases(topologies, given.per_device)
+    own = ({"model.dtype": given.dtype} if given.dtype else {}) | (
+        {"mesh.fused": True} if given.fused else {}
+    )
+    config = configuration.load(given.config or "configs/paper.py", own | given.overrides)
+    if given.config:
+        todo = [(topology, columns, config.batch_size) for topology in topologies for columns in (1, 2)]
     for number, case in enumerate(todo, 1):
-        rows.append(row((*case, given.dtype, given.fused), known))
+        rows.append(row((*case, config), known))
         others = [other for program, other in known.items() if program not in {r["program"] for r in rows}]
         last = number == len(todo)
         write_text(f"{given.out}.json", json.dumps(rows if last else rows + others, indent=1) + "\n")
@@ -311,7 +325,7 @@ def main(arguments: list[str]) -> None:
         print(f"{number} of {len(todo)}: {r['topology']}, mesh {r['mesh']}, batch {r['global_batch']}:"
               f" {r['times_floor']:.2f} times the floor; {left:.0f} s left", flush=True)  # fmt: skip
 
-    if "launches" in rows[0]:
+    if "launches" in rows[0] or given.config:
         return
     from experiments.plots import common, scaling
 

@@ -16,7 +16,7 @@ from helpers.networks import TWO_COLUMNS, assert_close, draw_views, draw_weights
 from alexnet_jax.runtime.errors import InputError
 from configs import paper
 from experiments import benchmark
-from experiments.benchmarks import steps
+from experiments.benchmarks import hosts, steps
 from experiments.benchmarks.program import Program
 from experiments.benchmarks.step_programs import ours, product, timed
 
@@ -290,3 +290,17 @@ def test_bad_input_is_named(flags, words, tmp_path, monkeypatch):
 @pytest.mark.program
 def test_bad_input_is_one_line_and_exit_code_2():
     assert run("train", code=2).startswith("error: --config: missing; give --config=configs/")
+
+
+@pytest.mark.program
+def test_hosts_read_every_image_once_at_the_rate_of_their_disks(data_dir):
+    overrides = {
+        "data.dir": data_dir,
+        "data.store": "raw",
+        "data.train_split": "train[:600]",
+        "batch_size": 100,
+    }
+    result = hosts.measure("configs/quickstart.py", overrides, 2, rate=784 * 400)
+    assert (result["read"], result["read_twice"], result["steps"]) == (600, 0, 6)
+    for host in result["hosts"]:
+        assert host["images"] == 300 and host["seconds"] >= 0.7

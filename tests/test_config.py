@@ -78,6 +78,13 @@ def test_a_field_with_a_line_break_in_its_name_is_one_line():
         ("optimizer.learning_rate", -0.01),
         ("optimizer.momentum", 1.0),
         ("optimizer.plateau.patience", 0),
+        ("optimizer.name", "adam"),
+        ("optimizer.schedule", "cosine"),
+        ("optimizer.warmup_epochs", -1.0),
+        ("optimizer.trust_coefficient", 0.0),
+        ("model.batch_norm.momentum", 1.0),
+        ("model.batch_norm.epsilon", 0.0),
+        ("micro_batches", 0),
         ("mesh.column", 3),
         ("mesh.data", 0),
         ("mesh.watchdog_minutes", -1.0),
@@ -239,6 +246,7 @@ def saved(tmp_path, **changes):
     [
         {"num_epochs": 40},
         {"mesh.column": 1, "mesh.data": 2},
+        {"micro_batches": 2},
         {"eval.views": 1},
         {"checkpoint.every_steps": 7},
         {"data.dir": "elsewhere", "data.manual_dir": "there", "data.store": "raw"},
@@ -272,6 +280,40 @@ def test_a_damaged_config_json_is_told(tmp_path):
     (tmp_path / "config.json").write_text('{"seed": ')
     with pytest.raises(InputError, match="config.json"):
         read_config(tmp_path)
+
+
+def test_batch_normalisation_twice_after_a_layer_is_refused():
+    config = paper.get_config()
+    config.model.layers.conv1.then = ("batch_norm", "activation", "batch_norm")
+    with pytest.raises(InputError, match=r"model.layers.conv1.then: .* with batch_norm at most once"):
+        configuration.check(config)
+
+
+def test_a_polynomial_schedule_has_no_drops_and_one_number_of_epochs(tmp_path):
+    config = quickstart.get_config()
+    config.optimizer.update(schedule="polynomial", drop_epochs=(3,))
+    with pytest.raises(
+        InputError, match=r"^optimizer.drop_epochs: expected \(\) with optimizer.schedule=poly"
+    ):
+        configuration.check(config)
+    config.optimizer.drop_epochs = ()
+    write_config(config, tmp_path)
+    config.num_epochs += 1
+    with pytest.raises(InputError, match=r"^num_epochs: 7, but .* was started with 6"):
+        configuration.check_same_run(config, tmp_path)
+
+
+@pytest.mark.parametrize("drop_epochs", [(), (2, 4)])
+def test_a_workdir_of_a_version_without_large_batches_is_of_the_same_run(tmp_path, drop_epochs):
+    config = quickstart.get_config()
+    config.optimizer.drop_epochs = drop_epochs
+    former = config.copy_and_resolve_references()
+    for name in ("name", "trust_coefficient", "schedule", "power", "warmup_epochs"):
+        del former.optimizer[name]
+    del former["micro_batches"], former.model["batch_norm"]
+    write_config(former, str(tmp_path))
+    configuration.check_same_run(config, tmp_path)
+    assert configuration.of_run(str(tmp_path)).to_dict() == config.to_dict()
 
 
 def test_a_workdir_of_a_version_without_a_field_opens_with_the_papers_value(tmp_path):

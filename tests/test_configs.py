@@ -10,7 +10,7 @@ import pytest
 
 from alexnet_jax import config as configuration
 from alexnet_jax import optimizer
-from alexnet_jax.network import init_stds
+from alexnet_jax.network import RUNNING, init_stds
 from alexnet_jax.runtime.mesh import make_mesh
 from alexnet_jax.step import abstract_state
 from alexnet_jax.table import describe, layer_table
@@ -33,6 +33,8 @@ NETWORKS = {  # parameters, multiply-adds: of FACTS A.1 where it has them, else 
         745_197_088,
     ),
     "caffe": (PAPER, 724_406_816),
+    "large_batch": (PAPER + 2 * (96 + 256 + 384 + 384 + 256), 724_406_816),  # scales and shifts
+    "large_batch:65536": (PAPER + 2 * 1376, 724_406_816),
     "torchvision": (61_100_840, 714_188_480),
     # conv6 on all 256 maps; 21,843 classes.
     "pretrain22k": (
@@ -63,7 +65,8 @@ def test_network_has_its_size(name):
     total = f"total: {parameters:,} parameters, {multiply_adds:,} multiply-adds"
     assert describe(config).splitlines()[-1] == total
     shapes = abstract_state(config, make_mesh(config), optimizer.make(config)).params
-    assert sum(math.prod(x.shape) for x in jax.tree.leaves(shapes)) == parameters
+    trained = {name: {k: x for k, x in layer.items() if k not in RUNNING} for name, layer in shapes.items()}
+    assert sum(math.prod(x.shape) for x in jax.tree.leaves(trained)) == parameters
 
 
 def test_finetune_takes_all_layers_of_pretrain22k_but_the_classifier():

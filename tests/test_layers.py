@@ -491,3 +491,33 @@ def test_fused_layers_are_the_plain_ones_on_a_cpu():
     (norm, pool), x = PAPER, jnp.asarray(draw(0, 1, 7, 7, 6))
     plain = layers.max_pool(layers.local_response_norm(jax.nn.relu(x), *norm), *pool)
     np.testing.assert_array_equal(layers.relu_norm_pool(x, norm, pool), plain)
+
+
+@pytest.mark.parametrize("shape", [(4, 3, 3, 5), (6, 5)], ids=["maps", "units"])
+def test_batch_norm_and_its_gradients_equal_the_closed_form(shape):
+    x, weights = 3 + 2 * draw(0, *shape), draw(1, *shape)
+    scale, shift = draw(2, 5), draw(3, 5)
+
+    def total(x, scale, shift):
+        mean, variance = layers.moments(x)
+        return (weights * layers.batch_norm(x, mean, variance, scale, shift, 1e-2)).sum()
+
+    got = jax.grad(total, (0, 1, 2))(*map(jnp.asarray, (x, scale, shift)))
+    a, w = (array.astype(np.float64).reshape(-1, 5) for array in (x, weights))
+    deviation = np.sqrt(a.var(axis=0) + 1e-2)
+    unit = (a - a.mean(axis=0)) / deviation
+    assert_near(total(*map(jnp.asarray, (x, scale, shift))), (w * (scale * unit + shift)).sum())
+    assert_near(got[1], (w * unit).sum(axis=0))
+    assert_near(got[2], w.sum(axis=0))
+    back = scale / deviation * (w - w.mean(axis=0) - unit * (w * unit).mean(axis=0))
+    assert_near(got[0].reshape(-1, 5), back)
+
+
+def test_batch_norm_computes_bfloat16_in_float32():
+    x = jnp.asarray(1000 + draw(0, 64, 2), jnp.bfloat16)
+    mean, variance = layers.moments(x)
+    assert mean.dtype == variance.dtype == jnp.float32
+    exact = np.asarray(x, np.float64)
+    np.testing.assert_allclose(mean, exact.mean(axis=0), rtol=1e-6)
+    np.testing.assert_allclose(variance, exact.var(axis=0), rtol=1e-4)
+    assert layers.batch_norm(x, mean, variance, jnp.ones(2), jnp.zeros(2), 1e-4).dtype == jnp.bfloat16

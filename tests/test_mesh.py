@@ -92,6 +92,13 @@ def test_mesh_that_does_not_fit_names_the_field(config, devices, named):
     assert "\n" not in str(raised.value)
 
 
+def test_micro_batches_that_do_not_divide_a_devices_batch_are_refused():
+    config = paper.get_config()
+    config.mesh.data, config.micro_batches = 2, 3
+    with pytest.raises(InputError, match=r"^micro_batches: 3 parts do not divide a device's 64 images"):
+        mesh_shape(config, 2, BOTH)
+
+
 FAILURE = "Unable to load cuSPARSE. Is it installed?"
 PLUGIN = f"""
 def initialize():

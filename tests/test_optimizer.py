@@ -184,3 +184,63 @@ def test_schedule_keeps_the_types_that_the_compiled_step_takes():
         state = optimizer.after_validation(config, state, error, epoch + 1)
         assert [np.asarray(x).dtype for x in state] == [np.asarray(x).dtype for x in first]
     assert optimizer.ended(config, state)
+
+
+def test_lars_is_the_formula_over_steps_of_warm_up_and_decay():
+    """Norms are of a layer's two columns together; biases and normalisation have no decay and no ratio."""
+    config = paper.get_config()
+    config.update(batch_size=10, num_epochs=3)
+    config.optimizer.update(
+        name="lars", learning_rate=8.0, bias_rate=0.25, schedule="polynomial", power=2.0, warmup_epochs=1.0,
+        trust_coefficient=0.01,
+    )  # fmt: skip
+    draw = np.random.default_rng(0).normal
+    shapes = {"kernel": (2, 3, 4), "bias": (2, 4), "scale": (2, 4)}
+    tree = lambda: {"conv1": {name: draw(size=shape) for name, shape in shapes.items()}}  # noqa: E731
+    w, gradients = tree(), [tree() for _ in range(6)]
+    rule, got = optimizer.make(config, examples=20), to_float32(w)
+    state, w, v = rule.init(got), dict(w["conv1"]), dict.fromkeys(shapes, 0.0)
+    for step, g in enumerate(gradients):
+        rate = 8.0 * min(1, (step + 1) / 2) * (1 - step / 6) ** 2
+        for name in shapes:
+            decayed = g["conv1"][name] + (0.0005 * w[name] if name == "kernel" else 0)
+            ratio = 0.01 * np.sqrt((w[name] ** 2).sum()) / np.sqrt((decayed**2).sum())
+            v[name] = 0.9 * v[name] - rate * (ratio if name == "kernel" else 0.25) * decayed
+            w[name] = w[name] + v[name]
+        updates, state = rule.update(to_float32(g), state, got)
+        got = optimizer.apply_updates(config, got, updates, state["learning_rate"].epochs)
+        for name in shapes:
+            np.testing.assert_allclose(got["conv1"][name], w[name], rtol=1e-5, atol=1e-6)
+    lars = optax.lars(
+        lambda step: 8.0 * optimizer.rate_factor(config, 20, step), 0.0005, optimizer._kernels, 0.01,
+        trust_ratio_mask=optimizer._kernels,
+    )  # fmt: skip
+    ours, _ = rule.update(to_float32(gradients[0]), rule.init(got), got)
+    theirs, _ = lars.update(to_float32(gradients[0]), lars.init(got), got)
+    np.testing.assert_allclose(ours["conv1"]["kernel"], theirs["conv1"]["kernel"], rtol=1e-5)
+
+
+def test_a_layer_of_zeros_or_without_gradient_has_finite_updates_of_lars():
+    config = paper.get_config()
+    config.optimizer.name = "lars"
+    zeros, ones = ({"conv1": {"kernel": make((2, 2))}} for make in (jnp.zeros, jnp.ones))
+    rule = optimizer.make(config)
+    for params, gradients in ((zeros, ones), (ones, zeros), (zeros, zeros)):
+        updates, _ = rule.update(gradients, rule.init(params), params)
+        assert np.isfinite(updates["conv1"]["kernel"]).all()
+
+
+def test_schedule_of_epochs_neither_drops_nor_ends_by_the_error():
+    for schedule in ("epochs", "polynomial"):
+        config = paper.get_config()
+        config.optimizer.schedule, config.optimizer.plateau.patience = schedule, 1
+        state = start(config)
+        for epoch in range(1, 9):
+            state = optimizer.after_validation(config, state, 0.5, epoch)
+            assert int(state.drops) == 0 and not optimizer.ended(config, state)
+
+
+def test_without_warm_up_and_polynomial_the_factor_is_one_and_the_state_the_papers():
+    config = paper.get_config()
+    assert optimizer.rate_factor(config, 1000, 77) == 1
+    assert list(optimizer.make(config).init({})) == ["weight_decay", "learning_rate", "momentum"]

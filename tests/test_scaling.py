@@ -22,6 +22,11 @@ MB = 1024 * 1024
         ("f32[1048576]{0} all-reduce(%x), replica_groups={}", "data", 7),
         ("f32[1048576]{0} all-reduce(%x), replica_groups=mesh['data'=4,'column'=2] {'data'}", "data", 6),
         ("f32[1048576]{0} all-reduce(%x), replica_groups=mesh['data'=4,'column'=2] {'column'}", "column", 4),
+        (
+            "f32[1048576] all-reduce(%x), replica_groups=mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'a'}",
+            "column",
+            4,
+        ),
         ("bf16[1048576]{0} all-gather(%x), replica_groups=[4,2]<=[8]", "column", 1),
         ("bf16[1048576]{0} all-gather(%x), replica_groups=[2,4]<=[4,2]T(1,0)", "data", 1.5),
         ("bf16[1048576]{0} all-gather(%x), replica_groups=[4,2]<=[2,4]T(1,0)", "data", 1),

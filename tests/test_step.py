@@ -192,6 +192,87 @@ def test_every_mesh_gives_the_same_evaluation(runs, mesh):
     assert_trees_close(runs[mesh]["eval"], runs[1, 1]["eval"])
 
 
+NORMALIZED = {"model.layers.conv1.then": ("batch_norm", "activation", "pool"), "optimizer.name": "lars"}
+NORMALIZED |= {"optimizer.schedule": "polynomial", "optimizer.warmup_epochs": 1.0}
+
+
+def two_steps(mesh, only=("conv1", "fc6"), **fields):
+    """The losses of two steps, and the parameters and velocities after them.
+
+    The bias of a normalised layer is left out: its gradient is the rounding error of a zero.
+    """
+    config = small_config(mesh, only=only, **fields)
+    devices = make_mesh(config, BOTH)
+    tx = optimizer.make(config, 3 * BATCH)
+    step, state = make_train_step(config, devices, tx), state_of(config, devices, tx)
+    losses = []
+    for number in range(2):
+        state, loss = step(state, *batch(number), statistics())
+        losses.append(float(loss))
+    params, velocities = jax.tree.map(np.asarray, (state.params, state.opt_state["momentum"].trace))
+    if "scale" in params["conv1"]:
+        assert np.abs(velocities["conv1"].pop("bias")).max() < 1e-5
+        assert not any(velocities["conv1"].pop(name).any() for name in ("mean", "variance"))
+        del params["conv1"]["bias"]
+    return losses, params, velocities
+
+
+@pytest.fixture(scope="module")
+def normalized():
+    """Two steps of LARS, with batch normalisation over the whole batch."""
+    return {mesh: two_steps(mesh, **NORMALIZED, **{"model.batch_norm.synchronized": True}) for mesh in MESHES}
+
+
+@pytest.mark.parametrize("mesh", MESHES[1:])
+def test_every_mesh_gives_the_same_steps_of_lars_with_synchronized_statistics(normalized, mesh):
+    assert set(normalized[mesh][1]["conv1"]) == {"kernel", "scale", "shift", "mean", "variance"}
+    assert_trees_close(normalized[mesh], normalized[1, 1], 3e-5)
+
+
+def test_parts_of_a_batch_have_statistics_as_devices_have():
+    apart, in_turn = two_steps((2, 1), **NORMALIZED), two_steps((1, 1), micro_batches=2, **NORMALIZED)
+    assert_trees_close(apart, in_turn, 3e-5)
+
+
+def test_running_averages_are_of_the_views_of_the_batch():
+    """0.9 of the former average and 0.1 of the batch's; the variance is unbiased."""
+    fields = {"augment.crop": False, "augment.flip": False, "augment.pca_std": 0.0}
+    config = small_config(only=("conv1", "fc6"), **NORMALIZED, **fields)
+    mesh = make_mesh(config)
+    params = params_of(config, mesh)
+    _, _, (_, averages) = jax.jit(loss_and_gradients(config, mesh))(params, *batch(0), 0, statistics())
+    views = (batch(0)[0] - statistics()["mean_image"])[:, 2:26, 2:26]
+    _, activations = make_activations(config, mesh)(params, views)
+    outputs = np.asarray(activations["conv1"], np.float64).reshape(-1, 6)
+    for name, own in (("mean", outputs.mean(axis=0)), ("variance", outputs.var(axis=0, ddof=1))):
+        former = np.asarray(params["conv1"][name]).reshape(6)
+        assert_near(averages["conv1"][name].reshape(6), 0.9 * former + 0.1 * own, 1e-4)
+
+
+@pytest.mark.parametrize("mesh, parts", [((1, 1), 4), ((2, 2), 2)])
+def test_micro_batches_give_the_steps_of_the_whole_batch(mesh, parts):
+    """Crops, flips, colours and dropout included; the network has no batch normalisation."""
+    whole, in_parts = two_steps((1, 1)), two_steps(mesh, micro_batches=parts)
+    assert_trees_close(in_parts[0], whole[0])
+    assert_trees_close(in_parts[1], whole[1])
+
+
+def test_evaluation_of_an_example_depends_on_no_other_one():
+    """Running averages, not the batch's statistics; padding that is not a number changes nothing."""
+    config = small_config(only=("conv1", "fc6"), **NORMALIZED)
+    mesh = make_mesh(config)
+    params = params_of(config, mesh)
+    zero = jnp.zeros_like(params["conv1"]["mean"])
+    params["conv1"] |= {"mean": zero + 3, "variance": zero + 9, "scale": zero + 2, "shift": zero - 1}
+    forward = make_activations(config, mesh)
+    views = np.random.default_rng(0).normal(0, 50, (4, 24, 24, 3)).astype(np.float32)
+    logits, activations = forward(params, views)
+    want = 2 * (activations["conv1"] - 3) / np.sqrt(9 + config.model.batch_norm.epsilon) - 1
+    assert_near(activations["conv1/batch_norm"], want)
+    views[2:] = np.nan
+    np.testing.assert_array_equal(forward(params, views)[0][:2], logits[:2])
+
+
 def held(x):
     """The shapes of what devices hold, and how many different slices there are."""
     shards = x.addressable_shards

@@ -8,6 +8,7 @@ what is left between the two is the rounding of our float32.
 `make oracle` installs PyTorch and runs this; elsewhere it is skipped where PyTorch is not installed.
 """
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,6 +26,8 @@ from helpers.networks import (
 )
 
 from alexnet_jax import layers, optimizer
+from alexnet_jax.network import AVERAGES
+from alexnet_jax.network import Network as Columns
 from alexnet_jax.runtime.mesh import make_mesh
 from alexnet_jax.step import abstract_state, loss_and_gradients, make_train_step, new_state
 
@@ -190,6 +193,36 @@ def their_activations(name, weights, views):
     with torch.no_grad():
         BUILD[name](net, maps_first(views), training=False)
     return to_numpy(net.record)
+
+
+def test_batch_normalisation_equals_pytorch_over_steps():
+    """Outputs and running averages of three batches, and then the outputs of evaluation."""
+    draw = np.random.default_rng(0)
+    norms = {"scale": draw.normal(size=(1, 5)), "shift": draw.normal(size=(1, 5))}
+    norms |= {"mean": np.zeros((1, 5)), "variance": np.ones((1, 5))}
+    theirs = torch.nn.BatchNorm2d(5, eps=1e-4, momentum=0.1).double()
+    with torch.no_grad():
+        theirs.weight[:], theirs.bias[:] = (torch.tensor(norms[name][0]) for name in ("scale", "shift"))
+    columns = Columns(config_of("large_batch", **{"model.columns": 1}), here=1)
+
+    def normalize(x, training):
+        arrays = {name: jnp.asarray(array, jnp.float32) for name, array in norms.items()}
+        run = nn.apply(
+            lambda network, x: network.normalize("conv1", [x], arrays, training), columns, mutable=[AVERAGES]
+        )
+        (y,), new = run({}, jnp.asarray(x, jnp.float32))
+        return np.moveaxis(np.asarray(y), -1, 1), new.get(AVERAGES, {}).get("conv1", {})
+
+    for _ in range(3):
+        x = draw.normal(2, 3, (4, 6, 6, 5)).astype(np.float32)
+        y, averages = normalize(x, training=True)
+        norms |= averages
+        assert_near(y, theirs(maps_first(x)).detach())
+        assert_near(averages["mean"][0], theirs.running_mean)
+        assert_near(averages["variance"][0], theirs.running_var)
+    y, averages = normalize(x, training=False)
+    assert averages == {}
+    assert_near(y, theirs.eval()(maps_first(x)).detach())
 
 
 def their_loss_and_gradients(name, weights, views, labels, ours):

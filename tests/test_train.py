@@ -178,3 +178,22 @@ def test_a_validation_is_interrupted_by_a_signal_and_made_on_resuming(
     train.train(config, str(workdir))
     assert rows(workdir)[0]["step"] == 3
     same_end(whole, workdir)
+
+
+def test_a_run_with_batch_normalisation_and_lars_resumes_bit_for_bit(undisturbed, tmp_path, monkeypatch):
+    config = undisturbed[0].copy_and_resolve_references()
+    config.model.layers.conv1.then = ("batch_norm", "activation", "pool")
+    config.optimizer.update(
+        name="lars", schedule="polynomial", warmup_epochs=0.5, learning_rate=1.0, bias_rate=0.01
+    )
+    train.train(config.copy_and_resolve_references(), str(tmp_path / "whole"))
+    # Three steps an epoch, two epochs; the rate is that of the last of an epoch's steps.
+    assert [row["learning_rate"] for row in rows(tmp_path / "whole")] == pytest.approx([(4 / 6) ** 2, 1 / 36])
+    averages = state_at(tmp_path / "whole", 6)[0]["conv1"]["mean"]
+    assert (averages != state_at(tmp_path / "whole", 3)[0]["conv1"]["mean"]).all()
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "make_eval_step", in_batch(2, killed)[0])
+        with pytest.raises(Killed):
+            train.train(config.copy_and_resolve_references(), str(tmp_path / "run"))
+    train.train(config, str(tmp_path / "run"))
+    same_end(tmp_path / "whole", tmp_path / "run")

@@ -32,7 +32,7 @@ from alexnet_jax.table import layer_table
 from alexnet_jax.workdirs import identity
 from alexnet_jax.workdirs.checkpoint import Checkpoints
 from alexnet_jax.workdirs.workdir import read_config, read_result
-from configs import caffe, no_communication, paper, quickstart, torchvision
+from configs import caffe, large_batch, no_communication, paper, quickstart, torchvision
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -114,13 +114,15 @@ def test_every_number_is_where_pytorch_has_it():
         narrow(paper, **{"model.layers.fc6.enabled": False, "model.layers.fc7.enabled": False}),
         narrow(paper, **{"model.columns": 1}),
         quickstart.get_config(),
+        narrow(large_batch),
     ],
-    ids=["torchvision", "caffe", "no gather", "no hidden layer", "one column", "quickstart"],
+    ids=["torchvision", "caffe", "no gather", "no hidden layer", "one column", "quickstart", "batch_norm"],
 )
 def test_layouts_are_the_reverse_of_each_other(config):
     tensors, table = random_tensors(config), layer_table(config)
     assert_same_bits(conversion.to_torch(table, conversion.from_torch(table, tensors)), tensors)
-    assert sum(t.size for t in tensors.values()) == sum(s.parameters for s in layer_table(config))
+    trained = [tensor.size for name, tensor in tensors.items() if "running" not in name]
+    assert sum(trained) == sum(s.parameters for s in layer_table(config))
 
 
 def test_names_are_torchvisions_for_its_structure_only():
@@ -168,12 +170,18 @@ def own_statistics():
     return arrays | {"label_names": np.array(fashion_mnist.LABELS)}
 
 
-def test_an_own_run_goes_out_and_in_again(tmp_path):
+@pytest.mark.parametrize("normalized", [False, True])
+def test_an_own_run_goes_out_and_in_again(tmp_path, normalized):
     config = quickstart.get_config()
+    if normalized:
+        config.model.layers.conv2.then = ("batch_norm", "activation", "pool")
     state = init_state(config, make_mesh(config), optimizer.make(config))
     weights._make_workdir(str(tmp_path / "own"), config, own_statistics(), identity.DRAWN, state.params)
     tensors = exported(tmp_path / "own", tmp_path / "own.safetensors")
     assert tensors["conv2.weight"].shape == (48, 12, 5, 5) and tensors["fc6.weight"].shape == (512, 192)
+    norms = {name: tensor.shape for name, tensor in tensors.items() if "norm" in name}
+    names = ("bias", "running_mean", "running_var", "weight") if normalized else ()
+    assert norms == {f"conv2_norm.{name}": (48,) for name in names}
 
     weights.import_weights(None, str(tmp_path / "own.safetensors"), str(tmp_path / "again"))
     same_params = jax.tree.map(np.array_equal, params_of(tmp_path / "again")[1], state.params)

@@ -5,6 +5,8 @@ layers have height * width * inputs as one axis. In PyTorch and Caffe it is [out
 with the outputs and inputs of column 0 first: a convolution with the columns as groups wherever columns do
 not meet.
 
+Batch normalisation after the layer conv1 is a torch.nn.BatchNorm2d named conv1_norm.
+
 `table` is table.layer_table of the configuration.
 """
 
@@ -14,6 +16,8 @@ TORCHVISION = {
     "conv1": "features.0", "conv2": "features.3", "conv3": "features.6", "conv4": "features.8",
     "conv5": "features.10", "fc6": "classifier.1", "fc7": "classifier.4", "fc8": "classifier.6",
 }  # fmt: skip
+
+NORM = {"scale": "weight", "shift": "bias", "mean": "running_mean", "variance": "running_var"}
 
 
 def module_names(table) -> dict[str, str]:
@@ -38,7 +42,15 @@ def torch_shapes(table) -> dict[str, tuple[int, ...]]:
         split = _is_split_over_inputs(row)
         shapes[f"{names[row.name]}.weight"] = (row.output[-1], inputs * (columns if split else 1), *window)
         shapes[f"{names[row.name]}.bias"] = (row.output[-1],)
+        shapes |= dict.fromkeys(_norm_names(row).values(), (row.output[-1],))
     return shapes
+
+
+def _norm_names(row) -> dict[str, str]:
+    """Return the name in PyTorch of each parameter of batch normalisation; {} without it."""
+    return (
+        {part: f"{row.name}_norm.{name}" for part, name in NORM.items()} if "batch_norm" in row.then else {}
+    )
 
 
 def to_torch(table, params: dict) -> dict[str, np.ndarray]:
@@ -50,6 +62,9 @@ def to_torch(table, params: dict) -> dict[str, np.ndarray]:
         weight = f"{names[row.name]}.weight"
         tensors[weight] = kernel.reshape(shape).transpose(order).reshape(shapes[weight])
         tensors[f"{names[row.name]}.bias"] = bias.reshape(-1)
+        tensors |= {
+            name: np.asarray(params[row.name][part]).reshape(-1) for part, name in _norm_names(row).items()
+        }
     return tensors
 
 
@@ -61,7 +76,8 @@ def from_torch(table, tensors: dict[str, np.ndarray]) -> dict:
         shape, order = _axes(row)
         kernel = weight.reshape([shape[axis] for axis in order]).transpose(np.argsort(order))
         kernel = np.ascontiguousarray(kernel).reshape(row.kernel)
-        params[row.name] = {"kernel": kernel, "bias": bias.reshape(row.bias)}
+        norm = {part: tensors[name].reshape(row.bias) for part, name in _norm_names(row).items()}
+        params[row.name] = {"kernel": kernel, "bias": bias.reshape(row.bias), **norm}
     return params
 
 

@@ -56,6 +56,11 @@ def mesh_shape(config, devices: int | None, batches: tuple[str, ...], processes:
             raise InputError(
                 f"{field}: {batch} is not a multiple of the {data} devices of mesh.data; change one of them"
             )
+        if field == "batch_size" and batch % (data * config.micro_batches):
+            raise InputError(
+                f"micro_batches: {config.micro_batches} parts do not divide a device's {batch // data} images"
+                f" of batch_size={batch}; change one of them"
+            )
     return data, column
 
 

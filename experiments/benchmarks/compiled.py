@@ -81,15 +81,18 @@ def exchanged(program: str, columns: int) -> dict[str, float]:
 def groups_of(line: str, devices: int) -> list[list[int]]:
     """Return the groups of devices that exchange in a line of a program; of a permutation, (source, target)s.
 
-    XLA writes them as lists, as a grid or, since jax 0.11, as axes of the mesh.
+    XLA writes them as lists, as a grid or as axes of a mesh, whose devices may be in an order of their own.
     """
-    named = re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", line)
+    ids = r"(?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))?"
+    named = re.search(rf"replica_groups=mesh\[([^\]]*)\]{ids} \{{([^}}]*)\}}", line)
     if named:
         sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", named[1])}
-        over = re.findall(r"'(\w+)'", named[2])
+        over = re.findall(r"'(\w+)'", named[4])
         names = list(sizes)
         order = [names.index(name) for name in [*(name for name in names if name not in over), *over]]
-        grid = np.arange(devices).reshape(*sizes.values()).transpose(order)
+        places = np.arange(devices).reshape(_numbers(named[2] or "") or -1)
+        places = places.transpose(_numbers(named[3] or "") or None)
+        grid = places.reshape(*sizes.values()).transpose(order)
         return grid.reshape(-1, math.prod(sizes[name] for name in over)).tolist()
     listed = re.search(r"(?:replica_groups|source_target_pairs)=\{((?:\{[\d,]+\},?)*)\}", line)
     if listed:
