@@ -1,5 +1,6 @@
-"""python -m experiments.scaling [--out=FILE] [--only=v5e:2x2,h100:8,...] [--per_device=128] [--dtype=bfloat16]
-                              [--fused] [--config=configs/NAME.py[:ARG] [--config.FIELD=VALUE ...]]
+"""python -m experiments.scaling [--out=FILE] [--only=v5e:2x2,h100:8,...] [--per_device=128]
+                              [--dtype=bfloat16] [--fused]
+                              [--config=configs/NAME.py[:ARG]] [--config.FIELD=VALUE ...]
 
 Compile the training step of configs/paper.py ahead of time for TPUs or GPUs that are not there, and tabulate
 what the compiler reports per device, with a column on each of two devices and with both on one, for the
