@@ -6,7 +6,7 @@ checkpoint is used unless --config.eval.step=N names another.
 
     FOLDER/fc7.npy          float32 [images, units] or [images, height, width, maps], column 0's maps first;
                             conv5/pool is conv5-pool.npy
-    FOLDER/labels.npy       int32 [images], the labels of the data set; -1 without a class
+    FOLDER/labels.npy       int32 [images], the labels of the data set; -1 for an image without a class
     FOLDER/index.csv        row, image, label and class
     FOLDER/features.json    the network, the checkpoint and the images; it is written last
 

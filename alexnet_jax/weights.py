@@ -77,7 +77,8 @@ def import_weights(
         names = conversion.module_names(layer_table(config))
         right = "torchvision" if names is conversion.TORCHVISION else "caffe"
         if source not in (right, None):
-            raise InputError(f"--from={source}: {config.name} is not such a network; give --from={right}")
+            remedy = f"give --from={right}" if run is None else "leave it out for an export of alexnet_jax"
+            raise InputError(f"--from={source}: {config.name} is not such a network; {remedy}")
         classifier = None if run else names[CLASSIFIER]
         table = _check_network(file, weights, config, classifier)
         tensors = {name: weights.tensors[name].read() for name in conversion.torch_shapes(table)}

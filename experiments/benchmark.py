@@ -7,8 +7,8 @@ WHAT is
     infer    one central view of random images, forward and log-softmax (both: benchmarks/steps.py)
     input    images per second from storage to batches on the devices (benchmarks/inputs.py)
 
-The programs take turns, each in its own process. --variants are several of our programs, each a set of
-overrides, as in 'batch_size=64,model.dtype=bfloat16;batch_size=64'. A baseline runs the network of
+The programs take turns, each in its own process. --variants gives several configurations to compare, each a
+set of overrides, as in 'batch_size=64,model.dtype=bfloat16;batch_size=64'. A baseline runs the network of
 configs/paper.py in PyTorch or, for infer, in ONNX Runtime. A mistake in the flags is reported in one line on
 stderr, with exit code 2.
 """
@@ -31,7 +31,7 @@ FLAGS = (
     ("--seconds", "X", float, "for input: least duration of a turn (default: 1)"),
     ("--json", "FILE", str, "a file for the results"),
     ("--baseline --peer", "NAME,...", str, "programs to compare with: torch, onnxruntime"),
-    ("--variants", "OVERRIDES;...", str, "our programs, as overrides: 'mesh.column=1;mesh.column=2'"),
+    ("--variants", "OVERRIDES;...", str, "configurations, as overrides: 'mesh.column=1;mesh.column=2'"),
 )
 
 

@@ -9,9 +9,9 @@ A kernel's energy is the sum of its squared weights. Its grey part lies along r 
 colour: grey has 0 %, a kernel without grey 100 %, and random weights 2/3. The energies of a column are summed
 over its kernels, so that a kernel that learned nothing, and keeps its random colour, counts little.
 
-For the difference by chance, the kernels of both columns are shuffled and dealt out again, 10,000 times. p is
-the share of deals with at least the absolute difference found. For several workdirs, the mean of the
-differences is compared.
+For the difference by chance, the kernels of both columns are shuffled and divided between the columns at
+random, 10,000 times. p is the share of these divisions whose absolute difference is at least the measured
+one. For several workdirs, the mean of the differences is compared.
 """
 
 import numpy as np

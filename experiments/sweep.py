@@ -2,8 +2,8 @@
                             [--seeds=3] [--launcher=local|slurm] [--jobs=N] [--slurm=KEY=VALUE,...]
                             [--config.FIELD=VALUE ...]
 
-Train every variant of a sweep with seeds 0, 1, …, each in its own workdir, DIR/VARIANT/seed-N, with the
-command main.py. The same command again skips finished runs and resumes interrupted ones. A failed run is
+Train every variant of a sweep with seeds 0, 1, …, each in its own workdir, DIR/VARIANT/seed-N, with
+alexnet_jax.main. The same command skips finished runs and resumes interrupted ones. A failed run is
 reported and does not stop the others. Whenever a run ends, DIR/results.csv and DIR/results.md are rewritten.
 The exit code is 1 if a run failed, and 2 for a mistake in the arguments.
 

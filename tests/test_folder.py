@@ -105,7 +105,7 @@ def test_greyscale_of_another_size(folder):
         (lambda f: os.rename(f / "val", f / "v"), "val", "data.train_split: 'val' cannot be read"),
         (lambda f: None, "validation", "data.train_split: 'validation' cannot be read; "),
         (lambda f: None, "train[", "data.train_split: 'train[' cannot be read"),
-        (lambda f: None, "train[30:40]", "data.train_split: 'train[30:40]' cannot be read"),
+        (lambda f: None, "train[30:40]", "data.train_split: 'train[30:40]' cannot be read (train has "),
         (lambda f: None, "train[5:5]", "data.train_split: 'train[5:5]' is empty"),
         (lambda f: (f / "train" / "empty").mkdir(), "train", "empty: is a class without pictures"),
         (lambda f: (f / "val" / "yak").mkdir(), "val", "val: has 1 of its 4 classes that train lacks, 'yak'"),

@@ -44,10 +44,11 @@ class FolderSource:
             # List only the splits that are used: a listing of a million files takes seconds.
             files = {name: self._list(name) for name in there if name in {part.name for part in parts}}
             slices = [files[part.name][part.places(len(files[part.name]))] for part in parts]
-        except (ValueError, KeyError):
+        except (ValueError, KeyError) as error:
+            why = f" ({error})" if isinstance(error, ValueError) else ""
             raise InputError(
-                f"{field}: {split!r} cannot be read; {folder} has {' and '.join(there)}, and slices such as"
-                " train[:90%]"
+                f"{field}: {split!r} cannot be read{why}; {folder} has {' and '.join(there)}, and slices such"
+                " as train[:90%]"
             ) from None
         self._files = [file for part in slices for file in part]
         if not self._files:
