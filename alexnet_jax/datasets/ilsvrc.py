@@ -63,9 +63,10 @@ class Ilsvrc(tfds.core.GeneratorBasedBuilder):
         folder = manual_dir or os.path.join(self.data_dir_root, "downloads", "manual")
         if not os.path.isdir(folder) or not os.listdir(folder):
             raise InputError(
-                f"data.manual_dir: {printable(folder)} is not a folder with files; give the one with the"
-                f" official archives of ILSVRC-{self.builder_config.name}. Without them, start with"
-                " configs/quickstart.py, or train on a folder of pictures (docs/data.md)"
+                f"data.manual_dir: {printable(folder)} is not a folder with files, and data.dir"
+                f" {printable(self.data_dir_root)} has no prepared data; give the folder with the official"
+                f" archives of ILSVRC-{self.builder_config.name}, or that of prepared data. Without them,"
+                " start with configs/quickstart.py, or train on a folder of pictures (docs/data.md)"
             )
         log.info(f"checking the archives in {folder}")
         self._archives = ilsvrc_archives.Archives(folder, self.builder_config.name)
