@@ -13,6 +13,9 @@ from alexnet_jax.runtime.mesh import make_mesh
 from alexnet_jax.step import abstract_state, make_train_step
 from configs import paper
 
+# jax 0.12 says so of kernels/norm_pool.py.
+pytestmark = pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated:DeprecationWarning")
+
 PLATFORMS = ("cuda", "tpu")
 # Of each column five forward, five by the kernels, and four by the inputs, which images do not need.
 CONVOLUTIONS = 5 + 5 + 4

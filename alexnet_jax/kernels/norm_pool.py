@@ -2,7 +2,8 @@
 
 The plain layers, one after the other, read and write maps of conv1's size 14 times per training step on a
 GPU. `on_gpu` reads them once forward, and keeps the place of each window's maximum. Backward it reads them
-once, normalises again and writes their gradient. Both are kernels of Pallas, written for Triton.
+once, normalises again and writes their gradient. Both are kernels of Pallas, written for Triton, which jax
+0.12 still has but calls deprecated.
 
 `on_tpu` sums over maps by a product with a band matrix, which is fast there, normalises again in the backward
 pass, and pools by XLA's own operations.
