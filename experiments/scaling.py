@@ -13,7 +13,7 @@ TPUs need libtpu, whose mere presence makes jax look for a TPU at every start, a
 `make scaling` and `make scaling-gpu` keep them in virtual environments of their own.
 
     compute            of TPUs: the compiler's cycles of one device's operations in a row, loops included
-    the others         of GPUs: XLA's estimate of the kernels that are not convolutions; none for A100
+    the others         of GPUs: XLA's estimate of all but convolutions, exchange included; none for A100
     exchange           the bytes exchanged over the bandwidth of the links, without overlap
     floor of bytes     the bytes that a step must move (benchmarks/compiled.py) at the memory's bandwidth
     floor of FLOP      its products at the peak of the default precision: TF32 (GPUs), a bfloat16 pass (TPUs)

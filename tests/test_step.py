@@ -2,6 +2,8 @@
 
 import math
 import re
+import types
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +20,7 @@ from alexnet_jax.runtime.mesh import batch_sharding, make_mesh, replicated
 from alexnet_jax.step import (
     TrainState,
     _add,
+    _compiler_options,
     abstract_state,
     init_state,
     loss_and_gradients,
@@ -566,3 +569,11 @@ def test_the_mean_loss_of_an_epoch_is_that_of_exact_sums():
     )
     alone = [np.cumsum(x, dtype=np.float32)[-1] / 20_000 for x in (losses, errors)]
     assert abs(alone[0] - losses.mean(dtype=np.float64)) > 1e-5
+
+
+@pytest.mark.parametrize("platform, asked", [("gpu", True), ("gpu", False), ("cpu", True), ("tpu", True)])
+def test_gpus_are_asked_for_deterministic_operations(platform, asked):
+    mesh = mock.create_autospec(jax.sharding.Mesh, instance=True)
+    mesh.devices = np.array([types.SimpleNamespace(platform=platform)])
+    options = _compiler_options(small_config(**{"mesh.deterministic": asked}), mesh)
+    assert options == ({"xla_gpu_deterministic_ops": True} if platform == "gpu" and asked else None)
