@@ -21,7 +21,7 @@ Different here:
 - Biases of conv1 to conv4, which NVCaffe leaves out, start at 0 and cancel in the normalisation.
 - NVCaffe adapts the rate of every array, decays all of them, and has the norm of the loss's gradient alone in
   the trust ratio. Here trust ratio and decay act on kernels, as in optax, and the rate of the others is
-  `bias_rate` times the learning rate, which was chosen in the small (experiments/results/large_batch).
+  `bias_rate` times the learning rate, 0.01 as in the small study (experiments/results/large_batch).
 - NVCaffe's warm-up is quadratic, from a rate of 1. Here it is linear, from 0.
 - Inputs are not divided by 256; normalised layers do not change with the scale of their inputs.
 
