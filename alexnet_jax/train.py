@@ -194,7 +194,7 @@ class Run:
         self.checkpoints.rate(step, {METRIC: row[METRIC]})  # after the row: an error implies a row
         storage.push(self.workdir, self.checkpoints.wait)
         state = self.after_validation(state, row[METRIC])
-        _log_rate(config, row["learning_rate"], self.learning_rate(state), state)
+        _log_rate(config, row, self.learning_rate(state), state)
         return state
 
     def learning_rate(self, state: TrainState) -> float:
@@ -297,10 +297,10 @@ def _announce(run: Run, state: TrainState) -> None:
     )
 
 
-def _log_rate(config, before: float, rate: float, state: TrainState) -> None:
+def _log_rate(config, row: dict[str, Any], rate: float, state: TrainState) -> None:
     if optimizer.ended(config, state.opt_state["learning_rate"]):
         log.info("the validation error no longer improves at the lowest learning rate: training ends")
-    elif rate != before:
+    elif rate != row["learning_rate"] and row["epoch"] < config.num_epochs:
         scheduled = config.optimizer.drop_epochs
         why = "as optimizer.drop_epochs says" if scheduled else "the validation error stopped improving"
         log.info(f"{why}: learning rate {rate:g}")
