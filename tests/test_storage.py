@@ -428,10 +428,10 @@ def test_a_store_that_has_answered_is_asked_again(use_store):
         return "answer"
 
     with pytest.raises(Unavailable, match="once"):
-        store._run(store._lasting(answer))
-    assert store._run(store._lasting(answer)) == "answer"
+        store._run(store._repeated(answer))
+    assert store._run(store._repeated(answer)) == "answer"
     left.append(OSError(errno.EIO, "again"))
-    assert store._run(store._lasting(answer)) == "answer"
+    assert store._run(store._repeated(answer)) == "answer"
 
 
 def test_a_run_in_a_store_is_for_one_process(monkeypatch):
