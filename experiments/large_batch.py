@@ -2,7 +2,7 @@
 
 Find how far the batch can grow with SGD and with LARS (results/large_batch/README.md). SMALL is Imagenette in
 40x40 pixels (experiments/shrink.py), DIR a folder for the runs. The learning rates are chosen first, on the
-validation split with a seed of its own; then each batch is trained with `--seeds` seeds. Each run adds a line
+validation split with a separate seed; then each batch is trained with `--seeds` seeds. Each run adds a line
 to FOLDER/runs.jsonl, and the table and the picture are written again. The same command resumes.
 """
 
@@ -34,7 +34,7 @@ BATCHES = (
     ("lars", 512),
     ("momentum", 128),
 )
-REACHES = 0.01  # a mean top-1 error this much above the baseline's still reaches it
+REACHES = 0.01  # a mean top-1 error at most this much above the baseline's reaches it
 
 
 def config_of(optimizer: str, batch: int, rate: float, seed: int, data: str):
@@ -58,7 +58,7 @@ def config_of(optimizer: str, batch: int, rate: float, seed: int, data: str):
 
 
 def key_of(row: dict) -> tuple[str, int, float, int]:
-    """Return what identifies a run."""
+    """Return the settings that identify a run."""
     return row["optimizer"], row["batch"], row["rate"], row["seed"]
 
 

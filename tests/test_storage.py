@@ -289,7 +289,7 @@ def test_data_is_fetched_once_and_again_if_it_changes(files, caplog):
 
 
 def small_data(files, url, content):
-    """The local copy of a data set with this content, fetched anew."""
+    """Return the files of the local copy, after the data set in the store got this content."""
     storage.data_folder.cache_clear()
     there = set(files.find(url))
     for name, text in content.items():
