@@ -24,7 +24,7 @@ soak: .venv/installed
 	.venv/bin/python tests/soak.py --minutes=$(MINUTES)
 
 # `make test` with the oldest versions that pyproject.toml allows, and with the newest there are for PYTHON.
-# Old versions may warn about versions that came after them.
+# Old versions may warn about newer versions of other packages.
 PROTOBUF = ignore:Protobuf gencode version:UserWarning
 oldest:
 	$(PYTHON) -m venv --clear .venv-oldest

@@ -97,7 +97,7 @@ _RUN_FIELDS = re.compile(
     r"seed|batch_size|init_layers|model\..*|augment\..*|optimizer\..*"
     r"|data\.(name|channels|image_size|crop_size|normalization|reshuffle|\w+_split)"
 )
-# Fields that older stored configurations lack. Their values in configs/paper.py are what a run did before.
+# Fields that older stored configurations lack. The values in configs/paper.py give the former behaviour.
 _ADDED = (
     "mesh.watchdog_minutes", "mesh.deterministic", "mesh.fused", "micro_batches", "model.precision",
     "model.batch_norm", "optimizer.name", "optimizer.trust_coefficient", "optimizer.schedule",
@@ -268,8 +268,8 @@ def run_fields(config) -> dict[str, Any]:
 def differences(config, theirs, data: bool = True) -> str:
     """Return the differing fields that decide a run's parameters, with both values; "" if there are none.
 
-    Fields that an older version lacks have their former value. Without `data`, the data set and its splits
-    may differ.
+    A field that an older configuration lacks has its value in configs/paper.py. Without `data`, the data set
+    and its splits may differ.
     """
     added = {field: value for field, value in flatten(_paper()) if field.startswith(_ADDED)}
     here, there = (added | dict(flatten(one)) for one in (config, theirs))
@@ -309,7 +309,7 @@ def check_same_run(config, workdir: StrPath, data: bool = True) -> ml_collection
         )
     if config.num_epochs != theirs.num_epochs and config.optimizer.schedule == "polynomial":
         raise InputError(
-            f"num_epochs: {config.num_epochs}, but {workdir} was started with {theirs.num_epochs}, on which"
-            " the learning rates of optimizer.schedule=polynomial depend; give another --workdir"
+            f"num_epochs: {config.num_epochs}, but {workdir} was started with {theirs.num_epochs}; with"
+            " optimizer.schedule=polynomial the learning rates depend on it, so give another --workdir"
         )
     return theirs

@@ -28,8 +28,8 @@ def error_rates(
 ) -> dict[str, float]:
     """Return the number of examples of `source` and their mean loss, top1_error and top5_error (fractions).
 
-    `eval_step` comes from make_eval_step, `statistics` are on the devices, and `after_batch` is called once
-    each batch is started, and may raise.
+    `eval_step` comes from make_eval_step, `statistics` are on the devices, and `after_batch` is called as
+    soon as each batch has been started, and may raise.
     """
     sharding = batch_sharding(mesh)
     batches = evaluation_batches(source, config.eval.batch_size, sharding, config.data.threads)

@@ -4,13 +4,13 @@ conv                   section 3.5
 local_response_norm    section 3.3
 spatial_norm           only in the released code
 max_pool               section 3.4   overlapping if the size exceeds the stride
-relu_norm_pool         ReLU and both of these at once
+relu_norm_pool         ReLU, local_response_norm and max_pool at once
 average_pool           only in the released code's CIFAR-10 networks
 dropout                section 4.2   mask in training, scale at test
-batch_norm             not the paper's (Ioffe and Szegedy 2015, arXiv 1502.03167)
+batch_norm             not in the paper (Ioffe and Szegedy 2015, arXiv 1502.03167)
 
-On CPUs some layers are computed differently (kernels/cpu.py), and with `mesh.fused` three of them on GPUs and
-TPUs (kernels/norm_pool.py).
+On CPUs some layers are computed differently (kernels/cpu.py). With `mesh.fused`, relu_norm_pool replaces
+three layers on GPUs and TPUs (kernels/norm_pool.py).
 """
 
 import functools
@@ -100,7 +100,7 @@ def relu_norm_pool(
     x: Maps, norm: tuple[int, float, float, float], pool: tuple[int, int]
 ) -> Float[Array, "batch out_height out_width channel"]:
     """Return max_pool(local_response_norm(relu(x), *norm), *pool); see kernels/norm_pool.py."""
-    from alexnet_jax.kernels import norm_pool  # and with it Pallas, which takes 0.3 s
+    from alexnet_jax.kernels import norm_pool  # here, because importing Pallas takes 0.3 s
 
     def definition(x):
         return max_pool(local_response_norm(jax.nn.relu(x), *norm), *pool)
@@ -143,7 +143,7 @@ def batch_norm(
     shift: Float[Array, " features"],
     epsilon: float,
 ) -> Float[Array, "batch ... features"]:
-    """Return scale * (x - mean) / sqrt(variance + epsilon) + shift, by maps (Ioffe and Szegedy 2015)."""
+    """Return scale * (x - mean) / sqrt(variance + epsilon) + shift, per map (Ioffe and Szegedy 2015)."""
     a = x.astype(jnp.float32)
     return ((a - mean) * (scale * lax.rsqrt(variance + epsilon)) + shift).astype(x.dtype)
 
@@ -151,9 +151,9 @@ def batch_norm(
 def moments(
     x: Float[Array, "batch ... features"], axis_name: str | None = None
 ) -> tuple[Float[Array, " features"], Float[Array, " features"]]:
-    """Return the mean and the variance of each map over examples and places.
+    """Return the mean and the variance of each map over examples and positions.
 
-    With `axis_name`, they are those of all devices along this axis of the mesh, which have equal parts.
+    With `axis_name`, they are taken over all devices along this axis of the mesh, which hold equal parts.
     """
 
     def mean_of(a):

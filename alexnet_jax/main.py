@@ -10,8 +10,8 @@ MODE is one of
 
 Several processes run as one program if --coordinator, an address of process 0, is given. On a cluster that
 JAX detects (SLURM, Open MPI 4, Cloud TPU, Kubernetes with jax[k8s]) these flags are not needed, nor under
-Open MPI 5 on one machine. On several machines, and under MPICH, give --coordinator. With --processes=1 a
-process runs by itself inside a cluster's job.
+Open MPI 5 on one machine. On several machines, and under MPICH, give --coordinator. To run a
+single process inside a cluster's job, give --processes=1.
 
 A mistake in the flags is reported in one line on stderr, with exit code 2.
 """

@@ -29,8 +29,8 @@ from alexnet_jax.runtime.errors import InputError
 from alexnet_jax.runtime.mesh import AXIS
 
 CLASSIFIER = "fc8"
-RUNNING = ("mean", "variance")  # averages of batch normalisation, stored among a layer's parameters
-AVERAGES = "averages"  # the collection of their new values in training
+RUNNING = ("mean", "variance")  # averages of batch normalisation, stored with a layer's parameters
+AVERAGES = "averages"  # the Flax collection of their new values in training
 ACTIVATIONS = {"relu": jax.nn.relu, "tanh": jnp.tanh}
 POOLING = ("pool", "average_pool")
 
@@ -84,13 +84,14 @@ class Network(nn.Module):
     Parameters carry a leading axis of the columns here: conv2/kernel is [2, 5, 5, 48, 128] on one device and
     [1, 5, 5, 48, 128] on each of two. The classifier's bias, [classes], is shared.
 
-    A layer with "batch_norm" in its `then` also has `scale` and `shift`, and running averages, `mean` and
-    `variance`. In training these are not used; the new ones are in the collection AVERAGES.
+    A layer with "batch_norm" in its `then` also has `scale` and `shift`, and the running averages `mean`
+    and `variance`. Training does not normalise by the averages; it puts their new values into the collection
+    AVERAGES.
     """
 
     config: ml_collections.FrozenConfigDict
     here: int
-    batch_axis: str | None = None  # of the mesh, over which batch normalisation has its statistics
+    batch_axis: str | None = None  # axis of the mesh for batch normalisation's statistics
 
     @nn.compact
     def __call__(
@@ -195,20 +196,23 @@ class Network(nn.Module):
         raise ValueError(op)
 
     def fuses(self, then: tuple[str, ...]) -> bool:
-        """Return whether `mesh.fused` replaces these operations; the plain ones are then not computed."""
+        """Return whether `mesh.fused` replaces these operations.
+
+        The plain ones are then computed only if their own activations are used.
+        """
         model = self.config.model
         plain = model.lrn.across_columns or model.pool.ceil or model.activation != "relu"
         return self.config.mesh.fused and then == ("activation", "lrn", "pool") and not plain
 
     def relu_norm_pool(self, x: Array) -> Array:
-        """Apply the three operations at once to one column's maps."""
+        """Apply ReLU, response normalisation and pooling at once to one column's maps."""
         lrn, pool = self.config.model.lrn, self.config.model.pool
         return layers.relu_norm_pool(x, (lrn.size, lrn.k, lrn.alpha, lrn.beta), (pool.size, pool.stride))
 
     def normalize(self, name: str, maps: Columns, norms: dict[str, Array], training: bool) -> Columns:
-        """Normalise by the statistics of the batch in training, and by their running averages at test.
+        """Normalise by the batch's statistics in training, and by their running averages at test.
 
-        Each column has its own. As in PyTorch, the average of the variance is of unbiased ones.
+        Each column has its own statistics. As in PyTorch, the running average is of unbiased variances.
         """
         fields, averages = self.config.model.batch_norm, {name: norms[name] for name in RUNNING}
         used = averages
@@ -262,13 +266,13 @@ class Linear(nn.Module):
     spec: Any
     features: int  # of one column
     std: float
-    normalized: bool  # by batch normalisation
+    normalized: bool  # whether batch normalisation follows
 
     @nn.compact
     def __call__(self, maps: Columns) -> tuple[Columns, dict[str, Array]]:
         """Return each column's share of the outputs, and the parameters of batch normalisation.
 
-        These are scale, shift, mean and variance, [columns, features] each; {} without it.
+        The latter are scale, shift, mean and variance, each [columns, features]; {} if not `normalized`.
         """
         spec, window = self.spec, ()
         if "kernel" in spec:

@@ -9,8 +9,8 @@ The paper divides eps when the validation error stops improving. `drop_epochs` d
 instead, and `bias_rate`, `conv1_drop_epoch` and `conv1_freeze_epoch` are the released code's other rates.
 
 For large batches (configs/large_batch.py) there are a warm-up, a polynomial decay, and LARS (You, Gitman and
-Ginsburg 2017, arXiv 1708.03888): eps is also multiplied, for each layer's kernels, by
-trust_coefficient |w| / |<dL/dw> + 0.0005 w|. The norms are those of the whole layer, all columns together.
+Ginsburg 2017, arXiv 1708.03888). LARS also multiplies eps, for each layer's kernels, by
+trust_coefficient |w| / |<dL/dw> + 0.0005 w|. The norms run over the whole layer, all its columns together.
 """
 
 import functools
@@ -35,8 +35,8 @@ def make(config, examples: int = 1) -> optax.GradientTransformation:
     """Chain weight decay, the negative learning rate and momentum, with the numbers of `config.optimizer`.
 
     Decay acts on kernels (released code, src/layer.cu:565); with `decay_biases` it acts on biases too. With
-    the name "lars" the chain is optax.lars, whose trust ratios act on kernels. Warm-up and polynomial decay
-    need the number of training `examples`; for the shapes of the state any number will do.
+    `name="lars"` the chain is optax.lars, with trust ratios for kernels only. Warm-up and polynomial decay
+    depend on the number of training `examples`; the shapes of the state do not.
     """
     fields = config.optimizer
     decayed = None if fields.decay_biases else _kernels
@@ -101,10 +101,10 @@ def _changes_each_step(config) -> bool:
 
 
 def rate_factor(config, examples: int, step):
-    """Return the factor of the learning rate in the update after `step` updates: warm-up times decay.
+    """Return the learning rate's factor in the update that follows `step` updates: warm-up times decay.
 
     The warm-up is linear (Goyal et al. 2017, arXiv 1706.02677) and reaches 1 after `warmup_epochs`. The
-    polynomial is (1 - epochs / num_epochs)^power. Batches of `examples` images make an epoch.
+    polynomial is (1 - epochs / num_epochs)^power. An epoch has `examples` images.
     """
     fields, per_step = config.optimizer, config.batch_size / examples
     factor = 1.0

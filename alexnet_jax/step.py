@@ -6,10 +6,10 @@
 
 The mesh is `data x column` (runtime/mesh.py). Each device passes its part of the batch through the columns
 that it holds (network.py). The collectives over `column` are those of the network; over `data` there is one
-mean of the gradients, and the statistics of batch normalisation if these are synchronized. Random numbers
-are drawn from (seed, step, index of the example in the global batch), for dropout also from (layer, column),
-and initial weights from (seed, layer, column). Nothing but statistics that are not synchronized depends on
-the device that computes it.
+mean of the gradients, and of batch normalisation's statistics if these are synchronized. Random numbers are
+drawn from (seed, step, index of the example in the global batch), for dropout also from (layer, column), and
+initial weights from (seed, layer, column). Nothing depends on the device that computes it, except statistics
+of batch normalisation that are not synchronized.
 """
 
 import functools
@@ -51,7 +51,7 @@ def _network(config, mesh: Mesh) -> Network:
 
 
 def _with_precision(config, function):
-    """Return the function with its products, gradients included, in `model.precision`."""
+    """Return `function` with all its products, including those of gradients, in `model.precision`."""
     if config.model.precision == "default":
         return function
 
@@ -64,7 +64,7 @@ def _with_precision(config, function):
 
 
 def _compiler_options(config, mesh: Mesh) -> dict[str, Any] | None:
-    """Return the options that `mesh.deterministic` needs on GPUs."""
+    """Return XLA's options for `mesh.deterministic` on GPUs; None elsewhere."""
     on_gpus = mesh.devices.flat[0].platform in ("gpu", "cuda")
     return {"xla_gpu_deterministic_ops": True} if on_gpus and config.mesh.deterministic else None
 
@@ -139,11 +139,11 @@ def loss_and_gradients(config, mesh: Mesh):
 
     images uint8 [batch, image_size, image_size, channels] and labels int32 [batch] are split over `data`.
     Gradients have the structure of params; the loss and the top-1 error are means over the global batch.
-    `averages` are the new running averages of batch normalisation, {layer: {mean, variance}}, those of all
-    devices averaged. `colored`, a scalar, turns the colour noise on or off.
+    `averages` are the new running averages of batch normalisation, {layer: {mean, variance}}, averaged over
+    devices. `colored`, a scalar, turns the colour noise on or off.
 
     A device passes its part of the batch through the network in `micro_batches` parts, one after the other,
-    and takes the mean of their results. Batch normalisation has the statistics of one part.
+    and takes the mean of the results. Batch normalisation uses the statistics of one part.
     """
     network = _network(config, mesh)
     split = mesh.shape["data"] > 1  # otherwise a mean over `data` would copy all gradients
@@ -192,7 +192,7 @@ def loss_and_gradients(config, mesh: Mesh):
 
 
 def _mean_over_parts(function, number: int, *arrays):
-    """Return the mean of `function`, a tree of arrays, over `number` equal parts of arrays, in a loop."""
+    """Return the mean of `function`'s results, trees of arrays, over `number` equal parts of `arrays`."""
     if number == 1:
         return function(*arrays)
     parts = [x.reshape(number, -1, *x.shape[1:]) for x in arrays]

@@ -22,7 +22,7 @@ class Row(NamedTuple):
     then: tuple[str, ...]  # the operations after it
     kernel: tuple[int, ...]  # the parameter: [columns, (height, width,) inputs, outputs of one column]
     bias: tuple[int, ...]  # [columns, outputs of one column]; the classifier's, shared, is [classes]
-    norm: tuple[int, ...]  # scale and shift of batch normalisation: [2, columns, outputs of one], or [0]
+    norm: tuple[int, ...]  # batch normalisation's scale and shift: [2, columns, outputs of one], or [0]
     input: tuple[int, ...]  # (height, width, channels) or (units,)
     output: tuple[int, ...]  # of the linear layer
     after: tuple[int, ...]  # of the operations after it

@@ -198,7 +198,7 @@ class Run:
         return state
 
     def learning_rate(self, state: TrainState) -> float:
-        """Return the learning rate of the last update, or with another number of drops since, of the next."""
+        """Return the learning rate of the last update, with the drops that `state` has by now."""
         drops, step = int(state.opt_state["learning_rate"].drops), max(int(state.step) - 1, 0)
         factor = optimizer.rate_factor(self.config, len(self.train_source), step)
         return optimizer.learning_rate(self.config, drops) * float(factor)

@@ -39,9 +39,9 @@ def get_config(year: str = "2012") -> ml_collections.ConfigDict:
     # Section 4.2: outputs are multiplied by 0.5 at "test". "train" divides what is kept in training instead.
     config.model.dropout_scale = "test"
     config.model.dtype = "float32"  # of the computation; parameters are always float32
-    # Of products in float32 on accelerators. "default": TF32, 10 bits, on NVIDIA GPUs from Ampere on, and one
-    # pass of bfloat16, 7 bits, on TPUs. "highest": float32, which the GTX 580 had, several times slower. CPUs
-    # always compute in float32.
+    # Precision of float32 products on accelerators. "default": TF32 (10 bits) on NVIDIA GPUs from Ampere on,
+    # and one pass of bfloat16 (7 bits) on TPUs. "highest": float32, as on the GTX 580, but several times
+    # slower. CPUs always compute in float32.
     config.model.precision = "default"
     # Section 3.3. The sum runs over maps of one column: CODE, and across the devices it would need an
     # exchange that section 3.5 excludes. alpha is used as printed; CODE divides it by the size.
@@ -49,8 +49,8 @@ def get_config(year: str = "2012") -> ml_collections.ConfigDict:
     # CODE has a second normalisation after conv2's, of each map over its neighbours; the paper has not, and
     # no `then` names it.
     config.model.spatial_norm = d(dict(size=5, k=1.0, alpha=0.001 / 25, beta=0.75))
-    # Not in the paper, and no `then` here names it (configs/large_batch.py has it). `momentum` is that of the
-    # running averages; `synchronized`: statistics over all devices of the axis `data`, not of one.
+    # Not in the paper, and no `then` here names it; configs/large_batch.py uses it. `momentum` is that of the
+    # running averages; `synchronized` takes statistics over all devices of the axis `data`, not over one.
     config.model.batch_norm = d(dict(epsilon=1e-4, momentum=0.9, synchronized=False))
     # Section 3.4: overlapping. CODE rounds the number of windows up, which for 55, 27 and 13 is the same.
     config.model.pool = d(dict(size=3, stride=2, ceil=False))
@@ -112,20 +112,21 @@ def get_config(year: str = "2012") -> ml_collections.ConfigDict:
     config.augment.pca_epochs = -1  # with noise; -1: all. CODE: off for the last 24
 
     config.optimizer = d()
-    config.optimizer.name = "momentum"  # section 5; "lars": also by layer, times trust_coefficient |w| / |g|
+    config.optimizer.name = "momentum"  # section 5; "lars": a layer's rate times trust_coefficient |w| / |g|
     config.optimizer.trust_coefficient = 0.001
     config.optimizer.learning_rate = 0.01  # section 5, for all layers
     config.optimizer.momentum = 0.9  # section 5
     config.optimizer.weight_decay = 0.0005  # section 5
     config.optimizer.decay_biases = False  # CODE, src/layer.cu:565
     # Section 5: one rate for all layers. CODE: biases at 2 times the first rate, without drops.
-    config.optimizer.bias_rate = 1.0  # times the learning rate; also of batch normalisation's parameters
+    config.optimizer.bias_rate = 1.0  # times the learning rate; batch normalisation's parameters have it too
     config.optimizer.bias_rate_drops = True
     # Section 5: divided by 10 when the validation error stops improving, three times. The authors judged
     # by eye (CODE logs: epochs 23, 51, 78); here: no lower error in `patience` validations.
     config.optimizer.plateau = d(dict(factor=0.1, patience=5, max_drops=3))
     config.optimizer.drop_epochs = ()  # instead of the plateau: after how many epochs the rate drops
-    # "epochs": at drop_epochs only, even if there are none; "polynomial": (1 - epochs / num_epochs)^power.
+    # "plateau" unless there are drop_epochs; "epochs": drops at drop_epochs only, even if there are none;
+    # "polynomial": (1 - epochs / num_epochs)^power.
     config.optimizer.schedule = "plateau"
     config.optimizer.power = 2.0
     config.optimizer.warmup_epochs = 0.0  # in which the rate rises linearly from 0
@@ -139,7 +140,7 @@ def get_config(year: str = "2012") -> ml_collections.ConfigDict:
     # no others.
     config.mesh.deterministic = True
     # ReLU, response normalisation and pooling in one kernel on NVIDIA GPUs, and by other operations on TPUs:
-    # the same function, up to rounding. It has been compiled but has not run on either yet.
+    # the same function, up to rounding. It has been compiled for both, but has not run on either.
     config.mesh.fused = False
     # Several processes end, to be started again, after so long without a step or a batch; 0: never. Where
     # something is compiled or saved, after half an hour more.

@@ -2,7 +2,7 @@
 
 Find how far the batch can grow with SGD and with LARS (results/large_batch/README.md). SMALL is Imagenette in
 40x40 pixels (experiments/shrink.py), DIR a folder for the runs. The learning rates are chosen first, on the
-validation split with a seed of its own; then each batch is trained with `--seeds` seeds. Each run adds a line
+validation split with a separate seed; then each batch is trained with `--seeds` seeds. Each run adds a line
 to FOLDER/runs.jsonl, and the table and the picture are written again. The same command resumes.
 """
 
@@ -34,7 +34,7 @@ BATCHES = (
     ("lars", 512),
     ("momentum", 128),
 )
-REACHES = 0.01  # a mean top-1 error this much above the baseline's still reaches it
+REACHES = 0.01  # a mean top-1 error at most this much above the baseline's reaches it
 
 
 def config_of(optimizer: str, batch: int, rate: float, seed: int, data: str):
@@ -58,7 +58,7 @@ def config_of(optimizer: str, batch: int, rate: float, seed: int, data: str):
 
 
 def key_of(row: dict) -> tuple[str, int, float, int]:
-    """Return what identifies a run."""
+    """Return the settings that identify a run."""
     return row["optimizer"], row["batch"], row["rate"], row["seed"]
 
 
@@ -99,7 +99,7 @@ def chosen(rows: list[dict]) -> dict[tuple, float]:
 
 
 def summary(rows: list[dict]) -> list[dict]:
-    """Return one line per optimizer and batch: the mean and deviation of the test error over seeds."""
+    """Return one line per optimizer and batch: mean and deviation of the test error, 1 if a run diverged."""
     lines = []
     for case in sorted(BATCHES, key=lambda case: (case[0] == "lars", case[1])):
         of_case = [r for r in rows if key_of(r)[:2] == case and r["seed"] != SEED]
@@ -108,7 +108,6 @@ def summary(rows: list[dict]) -> list[dict]:
             spread = float(np.std(errors, ddof=1)) if len(errors) > 1 else None
             lines.append({"optimizer": case[0], "batch": case[1], "rate": of_case[0]["rate"],
                           "steps": of_case[0].get("steps"), "seeds": len(errors),
-                          "diverged": sum(r["test_error"] is None for r in of_case),
                           "mean": float(np.mean(errors)), "spread": spread})  # fmt: skip
     return lines
 
@@ -174,9 +173,10 @@ def main(arguments: list[str]) -> None:
     for (optimizer, batch), grid in RATES.items():
         for rate in grid:
             add(optimizer, batch, rate, SEED)
+    rates = chosen(rows)
     for seed in range(given.seeds):
         for optimizer, batch in BATCHES:
-            add(optimizer, batch, chosen(rows)[optimizer, batch], seed)
+            add(optimizer, batch, rates[optimizer, batch], seed)
             write(given.out, rows)
 
 

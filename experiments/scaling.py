@@ -5,9 +5,9 @@
 Compile the training step of configs/paper.py ahead of time for TPUs or GPUs that are not there, and tabulate
 what the compiler reports per device, with a column on each of two devices and with both on one, for the
 paper's global batch of 128 and for one that grows with the devices. The table is written as FILE.json and
-FILE.md; that of TPUs has a picture, FILE.png and FILE.pdf. Lines of an earlier FILE.json are kept if their
-programs and compilers have not changed, so that the command resumes. With `--config` it is another network's
-step, for its own batch alone and without a picture. v5e:16x16:4 are four slices.
+FILE.md; that of TPUs has a picture, FILE.png and FILE.pdf. Rows of an earlier FILE.json are kept if program
+and compilers have not changed, so that the same command resumes. With `--config` the step is that of another
+network, with its own batch only, and there is no picture. v5e:16x16:4 stands for four slices of v5e:16x16.
 
 TPUs need libtpu, whose mere presence makes jax look for a TPU at every start, and GPUs the CUDA plugin:
 `make scaling` and `make scaling-gpu` keep them in virtual environments of their own.
@@ -146,14 +146,14 @@ def lowered_step(topology: str, columns: int, batch: int, config):
 
 
 def _fingerprint(topology: str, lowered) -> str:
-    """Return a fingerprint of all that decides what is compiled: device, program and compilers."""
+    """Return a fingerprint of the devices, the program and the versions of the compilers."""
     compilers = ("jax", "jaxlib", *COMPILERS[DEVICES[topology.partition(":")[0]].platform])
     versions = [importlib.metadata.version(name) for name in compilers]
     return hashlib.sha256("\n".join([topology, *versions, lowered.as_text()]).encode()).hexdigest()[:16]
 
 
 def row(case: tuple, known: dict[str, dict]) -> dict:
-    """Return the line of the table for one of `cases`; `known` has earlier lines by their programs."""
+    """Return the row of the table for one of `cases`; `known` maps programs to earlier rows."""
     from experiments.benchmarks import compiled  # and with it jax, which reads the environment once
 
     topology, columns, _, config = case
@@ -267,7 +267,7 @@ def markdown(rows: list[dict]) -> str:
 
 
 def _former(path: str) -> list[dict]:
-    """Return the lines of an earlier table."""
+    """Return the rows of an earlier table."""
     if not os.path.exists(path):
         return []
     with input_errors(f"{path}: is not a table", "give another --out", (ValueError, OSError)):

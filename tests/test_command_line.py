@@ -405,7 +405,7 @@ def test_help_and_mistakes_of_each_command_are_told_at_once(command):
             listed = {
                 line.split()[0] for line in lines[lines.index("options:") - 8 :] if line.startswith("  ")
             }
-            assert {*COMMANDS[command]} <= listed
+            assert set(COMMANDS[command]) <= listed
         else:
             message = f"error: {flag}x: there is no such flag; did you mean {flag}?; see --help\n"
             assert done.stderr == message

@@ -457,7 +457,7 @@ STRONG = norm_pool.Norm(3, 1.0, 0.5, 0.9), norm_pool.Pool(2, 2)
 @pytest.mark.parametrize("numbers", [PAPER, STRONG], ids=["paper", "strong"])
 @pytest.mark.parametrize("fused", FUSED)
 def test_fused_layers_equal_the_plain_ones_with_their_gradients(fused, numbers):
-    """Of whole numbers, many of which tie, and are negative."""
+    """The inputs are whole numbers; many of them tie, and many are negative."""
     norm, pool = numbers
     x = np.round(2 * draw(0, 2, 9, 7, 6))
 

@@ -13,11 +13,11 @@ from alexnet_jax.runtime.mesh import make_mesh
 from alexnet_jax.step import abstract_state, make_train_step
 from configs import paper
 
-# jax 0.12 says so of kernels/norm_pool.py.
+# jax 0.12 warns so about kernels/norm_pool.py.
 pytestmark = pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated:DeprecationWarning")
 
 PLATFORMS = ("cuda", "tpu")
-# Of each column five forward, five by the kernels, and four by the inputs, which images do not need.
+# Of each column: five forward, five gradients of kernels, and four of inputs, since images need none.
 CONVOLUTIONS = 5 + 5 + 4
 SLOW = {
     "a loop": r"stablehlo\.while\b",

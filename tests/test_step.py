@@ -200,7 +200,7 @@ NORMALIZED |= {"optimizer.schedule": "polynomial", "optimizer.warmup_epochs": 1.
 
 
 def two_steps(mesh, only=("conv1", "fc6"), **fields):
-    """The losses of two steps, and the parameters and velocities after them.
+    """Return the losses of two steps, and the parameters and velocities after them.
 
     The bias of a normalised layer is left out: its gradient is the rounding error of a zero.
     """
@@ -222,7 +222,7 @@ def two_steps(mesh, only=("conv1", "fc6"), **fields):
 
 @pytest.fixture(scope="module")
 def normalized():
-    """Two steps of LARS, with batch normalisation over the whole batch."""
+    """Two steps of LARS on each mesh, with batch normalisation over the whole batch."""
     return {mesh: two_steps(mesh, **NORMALIZED, **{"model.batch_norm.synchronized": True}) for mesh in MESHES}
 
 
@@ -238,7 +238,7 @@ def test_parts_of_a_batch_have_statistics_as_devices_have():
 
 
 def test_running_averages_are_of_the_views_of_the_batch():
-    """0.9 of the former average and 0.1 of the batch's; the variance is unbiased."""
+    """They are 0.9 of the former average and 0.1 of the batch's; the variance is unbiased."""
     fields = {"augment.crop": False, "augment.flip": False, "augment.pca_std": 0.0}
     config = small_config(only=("conv1", "fc6"), **NORMALIZED, **fields)
     mesh = make_mesh(config)
@@ -261,7 +261,7 @@ def test_micro_batches_give_the_steps_of_the_whole_batch(mesh, parts):
 
 
 def test_evaluation_of_an_example_depends_on_no_other_one():
-    """Running averages, not the batch's statistics; padding that is not a number changes nothing."""
+    """It uses running averages, not the batch's statistics; NaN in other examples changes nothing."""
     config = small_config(only=("conv1", "fc6"), **NORMALIZED)
     mesh = make_mesh(config)
     params = params_of(config, mesh)

@@ -289,7 +289,7 @@ def test_data_is_fetched_once_and_again_if_it_changes(files, caplog):
 
 
 def small_data(files, url, content):
-    """The local copy of a data set with this content, fetched anew."""
+    """Return the files of the local copy, after the data set in the store got this content."""
     storage.data_folder.cache_clear()
     there = set(files.find(url))
     for name, text in content.items():
@@ -428,10 +428,10 @@ def test_a_store_that_has_answered_is_asked_again(use_store):
         return "answer"
 
     with pytest.raises(Unavailable, match="once"):
-        store._run(store._lasting(answer))
-    assert store._run(store._lasting(answer)) == "answer"
+        store._run(store._repeated(answer))
+    assert store._run(store._repeated(answer)) == "answer"
     left.append(OSError(errno.EIO, "again"))
-    assert store._run(store._lasting(answer)) == "answer"
+    assert store._run(store._repeated(answer)) == "answer"
 
 
 def test_a_run_in_a_store_is_for_one_process(monkeypatch):

@@ -17,7 +17,8 @@ import numpy as np
 from alexnet_jax.datasets.source import Source
 from alexnet_jax.runtime.progress import cores
 
-# For data.threads=0. Few cores still wait for storage; each thread holds a batch, of 25 MB for 128 images.
+# Bounds for data.threads=0: even with few cores, several threads hide the latency of storage, and each thread
+# holds a batch (25 MB for 128 images).
 LEAST_THREADS, MOST_THREADS = 4, 32
 
 

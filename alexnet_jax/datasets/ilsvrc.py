@@ -65,8 +65,8 @@ class Ilsvrc(tfds.core.GeneratorBasedBuilder):
             raise InputError(
                 f"data.manual_dir: {printable(folder)} is not a folder with files, and data.dir"
                 f" {printable(self.data_dir_root)} has no prepared data; give the folder with the official"
-                f" archives of ILSVRC-{self.builder_config.name}, or that of prepared data. Without them,"
-                " start with configs/quickstart.py, or train on a folder of pictures (docs/data.md)"
+                f" archives of ILSVRC-{self.builder_config.name}, or a data.dir with prepared data. Without"
+                " them, start with configs/quickstart.py, or train on a folder of pictures (docs/data.md)"
             )
         log.info(f"checking the archives in {folder}")
         self._archives = ilsvrc_archives.Archives(folder, self.builder_config.name)

@@ -1,12 +1,12 @@
 """ReLU, response normalisation and max pooling in few passes over the maps, on GPUs and TPUs.
 
-The plain layers, one after the other, read and write maps of conv1's size 14 times per training step on a
-GPU. `on_gpu` reads them once forward, and keeps the place of each window's maximum. Backward it reads them
-once, normalises again and writes their gradient. Both are kernels of Pallas, written for Triton, which jax
-0.12 still has but calls deprecated.
+On a GPU, the plain layers read and write maps of conv1's size 14 times per training step. The forward pass of
+`on_gpu` reads them once, and stores the position of each window's maximum. Its backward pass reads them once
+more, repeats the normalisation and writes their gradient. Both passes are Pallas kernels for the Triton
+backend, which jax 0.12 still has but calls deprecated.
 
-`on_tpu` sums over maps by a product with a band matrix, which is fast there, normalises again in the backward
-pass, and pools by XLA's own operations.
+`on_tpu` sums over maps by a product with a band matrix, which is fast on TPUs. It, too, repeats the
+normalisation in the backward pass, and it pools by XLA's own operations.
 """
 
 import functools
@@ -26,7 +26,7 @@ Pooled = Float[Array, "batch out_height out_width channel"]
 
 
 class Norm(NamedTuple):
-    """The numbers of section 3.3."""
+    """The parameters of response normalisation (section 3.3)."""
 
     size: int
     k: float
@@ -34,28 +34,28 @@ class Norm(NamedTuple):
     beta: float
 
     def factor(self, total):
-        """Return what multiplies a map, for k + alpha * (the sum of squares)."""
+        """Return the factor of a map whose `total` is k + alpha * (sum of squares)."""
         return jnp.exp(-self.beta * jnp.log(total))
 
     @property
     def shifts(self) -> range:
-        """Return the distances of the maps that a map is normalised by."""
+        """Return the offsets of the maps whose squares are summed."""
         return range(-(self.size // 2), self.size // 2 + 1)
 
 
 class Pool(NamedTuple):
-    """The numbers of section 3.4."""
+    """The parameters of pooling (section 3.4)."""
 
     size: int
     stride: int
 
     def offsets(self):
-        """Return the number and the place of each value of a window, row by row."""
+        """Return (number, (row, column)) of each value of a window, row by row."""
         return enumerate(itertools.product(range(self.size), repeat=2))
 
 
 def on_tpu(x: Maps, norm: Norm, pool: Pool) -> Pooled:
-    """Return max_pool(local_response_norm(relu(x))) of layers.py, with sums in the precision of products."""
+    """Return max_pool(local_response_norm(relu(x))) of layers.py; its sums have the precision of products."""
     window, strides = (1, pool.size, pool.size, 1), (1, pool.stride, pool.stride, 1)
     return lax.reduce_window(_normalized(x, norm), -jnp.inf, lax.max, window, strides, "VALID")
 
@@ -115,8 +115,7 @@ def _forward(x, norm, pool, interpret):
         triton.store(pooled_ref.at[row, columns, channels], best, mask=inside)
         triton.store(place_ref.at[row, columns, channels], place.astype(jnp.uint8), mask=inside)
 
-    pooled = x[:, :height, :width]  # their shape
-    outputs = jax.eval_shape(lambda x: (x, x.astype(jnp.uint8)), pooled)
+    outputs = jax.eval_shape(lambda x: (x, x.astype(jnp.uint8)), x[:, :height, :width])  # the pooled shape
     pooled, place = _call(kernel, height, (x,), outputs, interpret)
     return pooled, (x, place)
 
@@ -137,7 +136,7 @@ def _backward(norm, pool, interpret, residuals, gradient):
             return jnp.maximum(loaded.astype(jnp.float32), 0)
 
         def of_normalized(shift):
-            """Return the gradient by the normalised map at a distance, from the windows that chose it."""
+            """Return the gradient of the normalised map at an offset, from the windows that chose it."""
             total = jnp.zeros(inside(0).shape, jnp.float32)
             for number, (i, j) in pool.offsets():
                 down, right = row - i, columns - j
@@ -169,7 +168,7 @@ on_gpu.defvjp(_forward, _backward)
 
 
 def _tile(width: int, maps: int):
-    """Return the columns and the maps of a row, each filled up to a power of 2, as Triton wants it."""
+    """Return the indices of a row's columns and maps, each padded to a power of 2, as Triton requires."""
     columns, channels = (1 << (side - 1).bit_length() for side in (width, maps))
     return jnp.arange(columns)[:, None], jnp.arange(channels)[None, :]
 

@@ -5,7 +5,7 @@ layers have height * width * inputs as one axis. In PyTorch and Caffe it is [out
 with the outputs and inputs of column 0 first: a convolution with the columns as groups wherever columns do
 not meet.
 
-Batch normalisation after the layer conv1 is a torch.nn.BatchNorm2d named conv1_norm.
+Batch normalisation after conv1 is a torch.nn.BatchNorm2d named conv1_norm.
 
 `table` is table.layer_table of the configuration.
 """
@@ -48,9 +48,9 @@ def torch_shapes(table) -> dict[str, tuple[int, ...]]:
 
 def _norm_names(row) -> dict[str, str]:
     """Return the name in PyTorch of each parameter of batch normalisation; {} without it."""
-    return (
-        {part: f"{row.name}_norm.{name}" for part, name in NORM.items()} if "batch_norm" in row.then else {}
-    )
+    if "batch_norm" not in row.then:
+        return {}
+    return {part: f"{row.name}_norm.{name}" for part, name in NORM.items()}
 
 
 def to_torch(table, params: dict) -> dict[str, np.ndarray]:

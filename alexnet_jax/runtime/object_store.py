@@ -23,12 +23,12 @@ from alexnet_jax.runtime.files import StrPath
 
 _CLIENTS = {"gs": "gcsfs", "s3": "s3fs"}
 _FORM = "expected gs://BUCKET/FOLDER or s3://BUCKET/FOLDER"
-PARTS = ".parts-"  # the start of the name of a folder with incomplete downloads
+PARTS = ".parts-"  # prefix of a folder with incomplete downloads
 _SECONDS, _SLOWEST = 60.0, 100_000  # time for a request, and bytes per second of a slow network
 _CONNECTING, _SILENT = 10, 30  # seconds until a request fails without a connection, or without a byte
-_AT_ONCE, _PARTS_AT_ONCE = 8, 2  # files, and parts of 50 MB of a file, which are in memory
+_AT_ONCE, _PARTS_AT_ONCE = 8, 2  # files, and parts of a file, of 50 MB each in memory
 
-_THERE = "PreconditionFailed|ConditionalRequestConflict"  # an object that was to be new
+_THERE = "PreconditionFailed|ConditionalRequestConflict"  # an object that must be new, but exists
 _DENIED, _CREDENTIALS = "(?i)forbidden|accesskey|signature", "(?i)credential|anonymous|token"
 _MOVED = getattr(errno, "EREMCHG", None)  # s3fs: the bucket is in another region
 
@@ -41,7 +41,7 @@ def is_url(path: StrPath) -> bool:
 
 
 class _NotImplemented(Unavailable):
-    """The server lacks a function."""
+    """The server does not implement an operation."""
 
 
 class Store:
@@ -65,14 +65,14 @@ class Store:
             self._files: Any = kind(skip_instance_cache=True, use_listings_cache=False, **options)
         except Exception as error:  # see `_explained`
             raise self._explained(error) from None
-        # aiohttp reports the failure of a request here as well, with a traceback.
+        # Otherwise aiohttp also reports a failed request here, with a traceback.
         self._files.loop.set_exception_handler(lambda *_: None)
 
     def objects(self) -> Objects:
         """Return all objects."""
         # A large data set has many pages of names.
         find = functools.partial(self._files._find, self._root, detail=True)  # noqa: SLF001
-        found = self._run(self._lasting(find, 10 * _SECONDS), 10 * _SECONDS)
+        found = self._run(self._repeated(find, 10 * _SECONDS), 10 * _SECONDS)
         start = self._root + "/"
         return {
             name.removeprefix(start): (
@@ -87,23 +87,23 @@ class Store:
         """Return the content of a small object, or None if there is none."""
         read = functools.partial(self._files._cat_file, self._path(name))  # noqa: SLF001
         with contextlib.suppress(FileNotFoundError):
-            return self._run(self._lasting(read), missing=True)
+            return self._run(self._repeated(read), missing=True)
         return None
 
     def write(self, name: str, text: str, new: bool = False) -> bool:
-        """Write a small object; return False if it is to be `new` but is there."""
+        """Write a small object; return False if it must be `new` but exists."""
         if new and self.read(name) is not None:
             return False
         write, path = self._files._pipe_file, self._path(name)  # noqa: SLF001
         mode = "create" if new else "overwrite"
         try:
-            self._run(self._lasting(functools.partial(write, path, text.encode(), mode=mode)))
+            self._run(self._repeated(functools.partial(write, path, text.encode(), mode=mode)))
         except FileExistsError:
             return False
         except _NotImplemented:
             if not new:
                 raise
-            return self.write(name, text)  # some servers of S3's protocol cannot do better
+            return self.write(name, text)  # some servers with S3's protocol cannot do better
         return True
 
     def delete(self, names: Iterable[str]) -> None:
@@ -149,8 +149,8 @@ class Store:
     ) -> None:
         part = next(incomplete)
         changed = Unavailable(
-            f"{self.flag}={self.url}: {printable(name)} has changed while it was fetched; the same command"
-            " fetches it again"
+            f"{self.flag}={self.url}: {printable(name)} has changed while it was being fetched; the same"
+            " command fetches it again"
         )
         try:
             await self._files._get_file(self._path(name), part)  # noqa: SLF001
@@ -169,7 +169,7 @@ class Store:
 
         async def work():
             for name, size in left:
-                await self._lasting(functools.partial(function, name), _SECONDS + size / _SLOWEST)
+                await self._repeated(functools.partial(function, name), _SECONDS + size / _SLOWEST)
 
         async def together():
             async with asyncio.TaskGroup() as tasks:
@@ -179,8 +179,8 @@ class Store:
         sizes = sum(size for _, size in names)
         self._run(together(), _SECONDS * (1 + len(names) / _AT_ONCE) + sizes / _SLOWEST)
 
-    async def _lasting(self, function: Callable, seconds: float | None = None) -> Any:
-        """Return `await function()`, with several attempts if a store that has answered fails temporarily."""
+    async def _repeated(self, function: Callable, seconds: float | None = None) -> Any:
+        """Return `await function()`, repeated if a store that has answered before fails temporarily."""
         import asyncio
 
         end, wait = time.monotonic() + _SECONDS, 0.5
@@ -199,15 +199,15 @@ class Store:
             wait *= 2
 
     def _run(self, work: Coroutine, seconds: float | None = None, missing: bool = False) -> Any:
-        """Return the result of a coroutine in the client's thread. Raises one line for a client's error.
+        """Return the result of a coroutine, run in the client's thread. Raises a client's error `_explained`.
 
-        With `missing`, FileNotFoundError passes through. A signal that ends this call ends the work, too.
+        With `missing`, FileNotFoundError passes through. A signal that ends this call also ends the work.
         """
         import asyncio
 
         future = asyncio.run_coroutine_threadsafe(work, self._files.loop)
         try:
-            # The limits within `work` come first, unless a client blocks its thread.
+            # The limits within `work` are shorter; this one is for a client that blocks its thread.
             return future.result((seconds or _SECONDS) + _SECONDS + 1)
         except Exception as error:  # see `_explained`
             if missing and isinstance(error, FileNotFoundError):
@@ -217,10 +217,10 @@ class Store:
             future.cancel()
 
     def _explained(self, error: BaseException) -> BaseException:
-        """Return one line for an error of a client, or the error itself if it is of this project or local.
+        """Return a one-line exception for a client's error; errors of this project and local ones stay.
 
-        FileExistsError is about a conditional write. s3fs, gcsfs, botocore, google.auth and aiohttp have no
-        exception in common.
+        FileExistsError answers a conditional write. s3fs, gcsfs, botocore, google.auth and aiohttp have no
+        exception in common, so this tests names, codes and texts.
         """
         while isinstance(error, BaseExceptionGroup):  # of tasks
             error = error.exceptions[0]
@@ -239,7 +239,7 @@ class Store:
             text = "no answer in time"
         text = text or re.sub("(?<=[a-z])(?=[A-Z])", " ", kind).lower()
         denied = isinstance(error, PermissionError) or code == 403 or re.search(_DENIED, text)
-        # Later, they could not be renewed.
+        # Once the store has answered, they are valid, and only could not be renewed.
         no_credentials = not self._answered and (code == 401 or re.search(_CREDENTIALS, f"{kind} {text}"))
         if denied or no_credentials:
             return InputError(f"{about}: access is denied ({text}); check the credentials of this user")
@@ -256,7 +256,7 @@ class Store:
 
 def _client(module: str) -> tuple[Any, dict[str, Any]]:
     """Return the class of a client, and its arguments. Raises ImportError."""
-    # The class that gcsfs itself exports asks for the kind of a bucket first, by gRPC, for up to a minute.
+    # The class that gcsfs exports at its top first asks for a bucket's type by gRPC, for up to a minute.
     client = importlib.import_module(f"{module}.core")
     if module == "s3fs":
         limits = {"connect_timeout": _CONNECTING, "read_timeout": _SILENT, "retries": {"max_attempts": 2}}

@@ -405,7 +405,7 @@ def copied(workdir: StrPath, flag: str = "--workdir", checkpoints: bool = True) 
 
 
 def _copy(store: Store, folder: str, checkpoints: bool) -> None:
-    """Download a run as it is at one moment, although another program may train it."""
+    """Download one consistent state of a run, which another program may be training."""
     here: Objects = {}
     objects = store.objects()
     for _ in range(_COPIES):
@@ -461,7 +461,7 @@ def _shown_as(url: str, folder: str) -> Iterator[None]:
 # Data
 
 
-_used: dict[str, int] = {}  # descriptors of files that are locked until this process ends, by folder
+_used: dict[str, int] = {}  # folder -> the descriptor of its file .used, locked until this process ends
 
 
 @functools.cache  # the splits of a data set are opened one by one
@@ -469,8 +469,8 @@ def data_folder(url: str, name: str = "") -> str:
     """Return the local copy of a data set in a store, of the part `name` of data.dir, once it is complete.
 
     Objects that are new or changed since the last call are downloaded first. Other processes may use the copy
-    at the same time. Raises InputError, also if they use files that have changed in the store, and
-    Unavailable.
+    at the same time. Raises Unavailable, and InputError, also if one of them uses files that have changed in
+    the store.
     """
     store = Store("data.dir", url)
     base = _cache("data", store.url)
@@ -491,7 +491,7 @@ def data_folder(url: str, name: str = "") -> str:
         if not objects:
             what = f"has no {name}; prepare it in a folder, and copy that there" if name else "is empty"
             raise InputError(f"data.dir: {store.url} {what}")
-        # The version of each file that is here; an empty one may not be whole.
+        # The version of each file that is here; an empty version marks a file that may be incomplete.
         there = {key: tuple(value) for key, value in _read_record(path).items() if isinstance(value, list)}
         new = {
             key: value
@@ -502,7 +502,7 @@ def data_folder(url: str, name: str = "") -> str:
         if any(there[key] for key in old) and not _lock(_used[base], fcntl.LOCK_EX):
             raise InputError(
                 f"data.dir: {store.url} has changed, but another program reads the copy of its former state;"
-                " wait for its end, or set XDG_CACHE_HOME to another folder"
+                " wait until it ends, or set XDG_CACHE_HOME to another folder"
             )
 
         def save() -> None:
@@ -536,7 +536,7 @@ def data_folder(url: str, name: str = "") -> str:
 
 
 def _lock(file: int, kind: int) -> bool:
-    """Lock a file, and return False if another process has locked it; a file system may lack locks."""
+    """Lock a file; return False if another process has locked it, and True on a file system without locks."""
     with contextlib.suppress(OSError):
         try:
             fcntl.flock(file, kind | fcntl.LOCK_NB)

@@ -3,7 +3,8 @@
 
 Read an epoch of training batches in several processes, as the hosts of a pod do, each with a disk of
 `--disk` MB/s. The processes join each other as in training, and each reads the rows of its own device through
-training_batches. Checks that no image is read twice, and prints for each process the rate and its memory.
+training_batches. Print how many images were read, and how many of them twice, and the rate and memory of each
+process.
 """
 
 import concurrent.futures
@@ -30,7 +31,7 @@ class Disk:
         self.fingerprint = source.fingerprint
         self.read_indices: list[int] = []
         self._source, self._rate, self._lock = source, rate, threading.Lock()
-        self._free = time.monotonic()  # when the disk has delivered what was asked of it
+        self._free = time.monotonic()  # when the disk will have delivered all that was asked of it
 
     def __len__(self) -> int:
         return len(self._source)
@@ -72,13 +73,13 @@ def start(file: str, overrides: dict, address: str, count: int, index: int, rate
 
 
 def _memory() -> float:
-    """Return the memory of this process in MB, files in the system's cache included if it maps them."""
+    """Return the resident memory of this process in MB, including the files that it maps."""
     text = pathlib.Path("/proc/self/status").read_text()
     return int(text.split("VmRSS:")[1].split()[0]) / 1024
 
 
 def measure(file: str, overrides: dict, count: int, rate: float) -> dict:
-    """Read an epoch in `count` processes; return the rates, their memory and the images read twice."""
+    """Read an epoch in `count` processes; return their rates, memory and number of images read twice."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{listener.getsockname()[1]}"
