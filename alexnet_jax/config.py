@@ -97,13 +97,15 @@ _RUN_FIELDS = re.compile(
     r"seed|batch_size|init_layers|model\..*|augment\..*|optimizer\..*"
     r"|data\.(name|channels|image_size|crop_size|normalization|reshuffle|\w+_split)"
 )
+_SYNCHRONIZED = "model.batch_norm.synchronized"
 # Fields that older stored configurations lack. The values in configs/paper.py give the former behaviour.
 _ADDED = (
     "mesh.watchdog_minutes", "mesh.deterministic", "mesh.fused", "micro_batches", "model.precision",
     "model.batch_norm", "optimizer.name", "optimizer.trust_coefficient", "optimizer.schedule",
     "optimizer.power", "optimizer.warmup_epochs",
 )  # fmt: skip
-_DATA_FIELDS = re.compile(r"data\.(name|\w+_split)")
+# Fields in which an evaluation may differ from the run.
+_OWN_OF_EVALUATION = re.compile(r"data\.(name|\w+_split)|mesh\.data|micro_batches")
 
 
 def flatten(config, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -179,6 +181,11 @@ def check(config) -> None:
         raise InputError(
             f"optimizer.drop_epochs: expected () with optimizer.schedule=polynomial, got"
             f" {config.optimizer.drop_epochs!r}"
+        )
+    if "mesh.data" in run_fields(config) and config.mesh.data == -1:
+        raise InputError(
+            "mesh.data: expected the number of devices over which a batch is split, got -1; it decides the"
+            f" statistics of batch normalisation, unless {_SYNCHRONIZED}"
         )
     pool = config.model.pool
     if pool.ceil and pool.stride > pool.size:
@@ -261,24 +268,29 @@ def _read(field: str, text: Any) -> Any:
 
 
 def run_fields(config) -> dict[str, Any]:
-    """Return the fields that decide a run's parameters, without `init_from`."""
-    return {field: value for field, value in flatten(config) if _RUN_FIELDS.fullmatch(field)}
+    """Return the fields that decide a run's parameters, without `init_from`.
+
+    A field that an older configuration lacks has its value in configs/paper.py. With batch normalisation, the
+    number of images that share statistics decides too.
+    """
+    fields = {field: value for field, value in flatten(_paper()) if field.startswith(_ADDED)}
+    fields |= dict(flatten(config))
+    more: tuple[str, ...] = ()
+    if any("batch_norm" in value for field, value in fields.items() if field.endswith(".then")):
+        more = ("micro_batches",) if fields[_SYNCHRONIZED] else ("micro_batches", "mesh.data")
+    return {field: fields[field] for field in fields if _RUN_FIELDS.fullmatch(field) or field in more}
 
 
 def differences(config, theirs, data: bool = True) -> str:
     """Return the differing fields that decide a run's parameters, with both values; "" if there are none.
 
-    A field that an older configuration lacks has its value in configs/paper.py. Without `data`, the data set
-    and its splits may differ.
+    Without `data`, the fields that belong to an evaluation may differ, such as the data set and its splits.
     """
-    added = {field: value for field, value in flatten(_paper()) if field.startswith(_ADDED)}
-    here, there = (added | dict(flatten(one)) for one in (config, theirs))
+    here, there = run_fields(config), run_fields(theirs)
     differing = sorted(
         field
         for field in here.keys() | there.keys()
-        if _RUN_FIELDS.fullmatch(field)
-        and here.get(field) != there.get(field)
-        and (data or not _DATA_FIELDS.fullmatch(field))
+        if here.get(field) != there.get(field) and (data or not _OWN_OF_EVALUATION.fullmatch(field))
     )
     more = f"; and {len(differing) - 5} more" if len(differing) > 5 else ""
     return "; ".join(f"{f} is {there.get(f)!r} there, {here.get(f)!r} here" for f in differing[:5]) + more

@@ -202,6 +202,7 @@ class Network(nn.Module):
         """
         model = self.config.model
         plain = model.lrn.across_columns or model.pool.ceil or model.activation != "relu"
+        plain |= model.pool.size > 15  # the kernel keeps a place in the window in one byte
         return self.config.mesh.fused and then == ("activation", "lrn", "pool") and not plain
 
     def relu_norm_pool(self, x: Array) -> Array:
@@ -222,7 +223,12 @@ class Network(nn.Module):
             number = maps[0].size // maps[0].shape[-1]
             if self.batch_axis:
                 number *= lax.axis_size(self.batch_axis)
-            new = used | {"variance": used["variance"] * (number / max(number - 1, 1))}
+            if number == 1:
+                raise InputError(
+                    f"model.layers.{name}.then: batch_norm has one value per unit to normalise; lower"
+                    " micro_batches, or raise batch_size"
+                )
+            new = used | {"variance": used["variance"] * (number / (number - 1))}
             mixed = {key: fields.momentum * averages[key] + (1 - fields.momentum) * new[key] for key in new}
             self.put_variable(AVERAGES, name, mixed)
         each = used["mean"], used["variance"], norms["scale"], norms["shift"]

@@ -50,7 +50,7 @@ def _network(config, mesh: Mesh) -> Network:
     return Network(ml_collections.FrozenConfigDict(config), here, over)
 
 
-def _with_precision(config, function):
+def with_precision(config, function):
     """Return `function` with all its products, including those of gradients, in `model.precision`."""
     if config.model.precision == "default":
         return function
@@ -179,7 +179,7 @@ def loss_and_gradients(config, mesh: Mesh):
         results = _mean_over_parts(results_of, config.micro_batches, images, labels, examples)
         return lax.pmean(results, "data") if split else results
 
-    precise = _with_precision(config, on_device)
+    precise = with_precision(config, on_device)
 
     def on_mesh(params, images, labels, step, statistics, colored=True):
         specs, examples = column_specs(params, mesh), P("data") if split else P()
@@ -192,10 +192,13 @@ def loss_and_gradients(config, mesh: Mesh):
 
 
 def _mean_over_parts(function, number: int, *arrays):
-    """Return the mean of `function`'s results, trees of arrays, over `number` equal parts of `arrays`."""
+    """Return the mean of `function`'s results, trees of arrays, over `number` equal parts of `arrays`.
+
+    Part i has the examples i, i + number, …: the same ones on every mesh, since `number` divides a device's.
+    """
     if number == 1:
         return function(*arrays)
-    parts = [x.reshape(number, -1, *x.shape[1:]) for x in arrays]
+    parts = [x.reshape(-1, number, *x.shape[1:]).swapaxes(0, 1) for x in arrays]
     shapes = jax.eval_shape(function, *(x[0] for x in parts))
 
     def add(total, part):
@@ -270,14 +273,21 @@ def make_view_outputs(config, mesh: Mesh, views: int):
     The program for one view is compiled, and run for each. In a compiled loop over views, XLA's convolutions
     would run on one core of a CPU.
     """
+    output, places = make_view_output(config, mesh), augment.test_views(config, views)
+    return lambda params, images, statistics: [
+        block_on_cpu(mesh, output(params, images, np.array(view, np.int32), statistics)) for view in places
+    ]
+
+
+def make_view_output(config, mesh: Mesh):
+    """Compile (params, images, view, statistics) -> the log-softmax of one of augment.test_views."""
     network = _network(config, mesh)
-    places = [np.array(view, np.int32) for view in augment.test_views(config, views)]
 
     def on_device(params, images, view, statistics):
         logits, _ = network.apply({"params": params}, augment.test_view(images, view, statistics, config))
         return jax.nn.log_softmax(logits)
 
-    precise = _with_precision(config, on_device)
+    precise = with_precision(config, on_device)
 
     @functools.partial(jax.jit, compiler_options=_compiler_options(config, mesh))
     def log_softmax(params, images, view, statistics):
@@ -285,9 +295,7 @@ def make_view_outputs(config, mesh: Mesh, views: int):
         run = jax.shard_map(precise, mesh=mesh, in_specs=in_specs, out_specs=P("data"))
         return run(params, images, view, statistics)
 
-    return lambda params, images, statistics: [
-        block_on_cpu(mesh, log_softmax(params, images, view, statistics)) for view in places
-    ]
+    return log_softmax
 
 
 def mean_output(log_probs: list) -> Float[Array, "batch classes"]:
@@ -326,7 +334,7 @@ def make_activations(config, mesh: Mesh, names: tuple[str, ...] = ()):
         logits, activations = network.apply({"params": params}, views)
         return logits, {name: jnp.stack(maps) for name, maps in activations.items()}
 
-    precise = _with_precision(config, on_device)
+    precise = with_precision(config, on_device)
 
     @functools.partial(jax.jit, compiler_options=_compiler_options(config, mesh))
     def activations(params, views):

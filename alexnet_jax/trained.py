@@ -27,7 +27,7 @@ from alexnet_jax.runtime import storage
 from alexnet_jax.runtime.errors import InputError, nearest, printable
 from alexnet_jax.runtime.files import StrPath
 from alexnet_jax.runtime.mesh import make_mesh
-from alexnet_jax.step import make_activations, make_view_outputs, mean_output
+from alexnet_jax.step import make_activations, make_view_outputs, mean_output, with_precision
 from alexnet_jax.workdirs import identity
 from alexnet_jax.workdirs.workdir import read_statistics
 
@@ -134,7 +134,7 @@ class Trained:
         A pure function of arrays, for your own jit, grad and vmap; `params` are like `self.params`.
         """
         columns = network.Network(ml_collections.FrozenConfigDict(self.config), self.config.model.columns)
-        logits, own = columns.apply({"params": params}, views)
+        logits, own = with_precision(self.config, columns.apply)({"params": params}, views)
         joined = {name: jnp.concatenate(maps, axis=-1) for name, maps in own.items()}
         return logits, {**joined, network.CLASSIFIER: logits}
 

@@ -85,6 +85,8 @@ def import_weights(
     for name, tensor in tensors.items():
         if not np.isfinite(tensor).all():
             raise InputError(f"{file}: {name} has values that are not finite; it is damaged, get it again")
+        if name.endswith(".running_var") and (tensor < 0).any():
+            raise InputError(f"{file}: {name} has a negative variance; it is damaged, get it again")
     if weights.from_caffe:
         first = f"{next(iter(names.values()))}.weight"
         tensors[first] = tensors[first][:, ::-1]  # to red, green, blue
@@ -182,7 +184,10 @@ def _check_network(file: str, weights: formats.Weights, config, classifier: str 
         config.model.num_classes = bias.shape[0]
     table = layer_table(config)
     shapes = conversion.torch_shapes(table)
-    for name in [*shapes, *there]:
+    counts = {
+        name.replace("running_var", "num_batches_tracked") for name in shapes
+    }  # PyTorch's, of no use here
+    for name in [*shapes, *(there.keys() - counts)]:
         if name not in there:
             raise InputError(f"{file}: has no {name}; {advice}")
         if name not in shapes:

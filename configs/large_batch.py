@@ -23,6 +23,8 @@ Different here:
   gradient alone. Here both act on kernels only, with the ratio as in optax. All other parameters have
   `bias_rate` times the learning rate, 0.01 as in the small study (experiments/results/large_batch).
 - NVCaffe's warm-up is quadratic, from a rate of 1. Here it is linear, from 0.
+- Statistics are those of the whole batch, so that results do not depend on the number of devices. Those of
+  one device of N are model.batch_norm.synchronized=False with mesh.data=N.
 - Inputs are not divided by 256; the outputs of a normalised layer do not depend on the scale of its inputs.
 
 The learning rates of 8,192, 16,384 and 32,768 images are the solvers'. For other batches no source was found;

@@ -50,8 +50,9 @@ def get_config(year: str = "2012") -> ml_collections.ConfigDict:
     # no `then` names it.
     config.model.spatial_norm = d(dict(size=5, k=1.0, alpha=0.001 / 25, beta=0.75))
     # Not in the paper, and no `then` here names it; configs/large_batch.py uses it. `momentum` is that of the
-    # running averages; `synchronized` takes statistics over all devices of the axis `data`, not over one.
-    config.model.batch_norm = d(dict(epsilon=1e-4, momentum=0.9, synchronized=False))
+    # running averages; `synchronized` takes statistics over all devices of the axis `data`. False takes
+    # those of one, and mesh.data must be given.
+    config.model.batch_norm = d(dict(epsilon=1e-4, momentum=0.9, synchronized=True))
     # Section 3.4: overlapping. CODE rounds the number of windows up, which for 55, 27 and 13 is the same.
     config.model.pool = d(dict(size=3, stride=2, ceil=False))
 
@@ -98,7 +99,9 @@ def get_config(year: str = "2012") -> ml_collections.ConfigDict:
     config.data.val_split = "validation"
     config.data.test_split = "validation" if year == "2012" else "test"  # 2012 has no labelled test set
     config.data.reshuffle = True  # each epoch in a new order; CODE keeps that of the first
-    config.data.threads = 0  # that read and decode; 0: one for each core of the process, from 4 to 32
+    config.data.threads = (
+        0  # that read and decode; 0: one for each core, at least 4, at most 4096 images at once
+    )
 
     config.augment = d()
     config.augment.crop = True  # section 4.1; offsets 0 to 32 on each axis (CODE, convdata_jpeg.py:238)

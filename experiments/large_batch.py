@@ -174,7 +174,7 @@ def main(arguments: list[str]) -> None:
         for rate in grid:
             add(optimizer, batch, rate, SEED)
     rates = chosen(rows)
-    for seed in range(given.seeds):
+    for seed in [seed for seed in range(given.seeds + 1) if seed != SEED][: given.seeds]:
         for optimizer, batch in BATCHES:
             add(optimizer, batch, rates[optimizer, batch], seed)
             write(given.out, rows)

@@ -135,21 +135,27 @@ def lowered_step(topology: str, columns: int, batch: int, config):
         return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
     split, everywhere = batch_sharding(mesh), replicated(mesh)
-    shapes = dict(mean_image=(256, 256, 3), channel_mean=(3,), channel_std=(3,), eigenvectors=(3, 3),
-                  standard_deviations=(3,))  # fmt: skip
+    channels, size = config.data.channels, config.data.image_size
+    image = size, size, channels
+    shapes = dict(mean_image=image, channel_mean=(channels,), channel_std=(channels,),
+                  eigenvectors=(channels, channels), standard_deviations=(channels,))  # fmt: skip
     statistics = {name: placed(everywhere, jnp.float32, *shape) for name, shape in shapes.items()}
-    images = placed(split, jnp.uint8, config.batch_size, 256, 256, 3)
+    images = placed(split, jnp.uint8, config.batch_size, *image)
     labels = placed(split, jnp.int32, config.batch_size)
     state = abstract_state(config, mesh, tx)
     step = make_train_step(config, mesh, tx)
     return config, len(devices), step.lower(state, images, labels, statistics)
 
 
-def _fingerprint(topology: str, lowered) -> str:
-    """Return a fingerprint of the devices, the program and the versions of the compilers."""
+def _fingerprint(topology: str, config, lowered) -> str:
+    """Return a fingerprint of all that decides a row: program, options, compilers, devices, and this code."""
     compilers = ("jax", "jaxlib", *COMPILERS[DEVICES[topology.partition(":")[0]].platform])
     versions = [importlib.metadata.version(name) for name in compilers]
-    return hashlib.sha256("\n".join([topology, *versions, lowered.as_text()]).encode()).hexdigest()[:16]
+    options = config.num_epochs, config.mesh.deterministic, DEVICES[topology.partition(":")[0]], GPU_NETWORK
+    flags = [os.environ.get(name, "") for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")]
+    code = pathlib.Path(__file__).with_name("benchmarks") / "compiled.py"
+    parts = [topology, *versions, repr(options), *flags, code.read_text(), lowered.as_text()]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
 def row(case: tuple, known: dict[str, dict]) -> dict:
@@ -158,7 +164,7 @@ def row(case: tuple, known: dict[str, dict]) -> dict:
 
     topology, columns, _, config = case
     config, devices, lowered = lowered_step(*case)
-    fingerprint = _fingerprint(topology, lowered)
+    fingerprint = _fingerprint(topology, config, lowered)
     if fingerprint in known:
         return known[fingerprint]
     # XLA has no model of an A100's kernels.
@@ -246,7 +252,7 @@ COLUMNS = {  # key of a row: (its head, its format)
     "floor_flop_ms": ("floor of FLOP, ms", ".2f"),
     "times_floor": ("times the floor", ".2f"),
     "images_per_second": ("images/s", ",.0f"),
-    "days": ("90 epochs, days", ".3f"),
+    "days": ("all epochs, days", ".3f"),
     "device_hours": ("device-hours", ",.1f"),
 }
 
@@ -297,7 +303,9 @@ def main(arguments: list[str]) -> None:
             "|".join(kind for kind, device in DEVICES.items() if device.platform == platform)
             for platform in ("tpu", "cuda")
         )
-        if not re.fullmatch(rf"({tpus}):\d+(x\d+)+(:\d+)?|({gpus}):([1248]|16|32|64)", topology):
+        if not re.fullmatch(
+            rf"({tpus}):[1-9]\d*(x[1-9]\d*)+(:[1-9]\d*)?|({gpus}):([1248]|16|32|64)", topology
+        ):
             known = f"{', '.join(TOPOLOGIES)}, h100:1, a100:8"
             raise InputError(f"--only={topology}: give {known}, or others like them")
     if len({DEVICES[topology.partition(":")[0]].platform for topology in topologies}) > 1:
@@ -314,7 +322,18 @@ def main(arguments: list[str]) -> None:
     )
     config = configuration.load(given.config or "configs/paper.py", own | given.overrides)
     if given.config:
-        todo = [(topology, columns, config.batch_size) for topology in topologies for columns in (1, 2)]
+        todo = [
+            (topology, columns, config.batch_size)
+            for topology in topologies
+            for columns in sorted({1, config.model.columns})
+            if _number(topology) >= columns
+        ]
+        for topology, columns, batch in todo:
+            parts = _number(topology) // columns * config.micro_batches
+            if batch % parts:
+                raise InputError(
+                    f"batch_size: {batch} images do not split evenly over {parts} parts ({topology})"
+                )
     for number, case in enumerate(todo, 1):
         rows.append(row((*case, config), known))
         others = [other for program, other in known.items() if program not in {r["program"] for r in rows}]

@@ -159,13 +159,14 @@ def test_a_small_source_is_not_padded_to_the_size_of_a_batch():
 
 
 @pytest.mark.parametrize(
-    "threads, cores, expected", [(0, 1, 4), (0, 16, 16), (0, 128, 32), (2, 16, 2), (64, 2, 64)]
+    "threads, cores, images, expected",
+    [(0, 1, 128, 4), (0, 16, 128, 16), (0, 99, 128, 32), (0, 99, 512, 8), (0, 99, 9999, 4), (64, 2, 128, 64)],
 )
-def test_threads_are_as_many_as_asked_for_or_as_cores(monkeypatch, threads, cores, expected):
+def test_threads_are_as_many_as_asked_for_or_as_cores(monkeypatch, threads, cores, images, expected):
     options = []
     monkeypatch.setattr(batches, "cores", lambda: cores)
     monkeypatch.setattr(batches.grain, "ReadOptions", lambda **given: options.append(given))
-    batches._read_ahead(lambda step: step, 0, 3, threads)
+    batches._read_ahead(lambda step: step, 0, 3, threads, images)
     assert options == [{"num_threads": expected, "prefetch_buffer_size": max(expected, 8)}]
 
 

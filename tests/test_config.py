@@ -289,6 +289,34 @@ def test_batch_normalisation_twice_after_a_layer_is_refused():
         configuration.check(config)
 
 
+def test_images_that_share_statistics_of_batch_normalisation_belong_to_a_run(tmp_path):
+    config = quickstart.get_config()
+    write_config(config, tmp_path)
+    configuration.check_same_run(quickstart_with(micro_batches=2, **{"mesh.data": 2}), tmp_path)
+
+    normalized = {"model.layers.conv1.then": ("batch_norm", "activation")}
+    write_config(quickstart_with(**normalized), tmp_path)
+    configuration.check_same_run(quickstart_with(**normalized, **{"mesh.data": 2}), tmp_path)
+    in_parts = quickstart_with(**normalized, micro_batches=2)
+    with pytest.raises(InputError, match="micro_batches is 1 there, 2 here"):
+        configuration.check_same_run(in_parts, tmp_path)
+    configuration.check_same_run(in_parts, tmp_path, data=False)
+
+    normalized |= {"model.batch_norm.synchronized": False}
+    with pytest.raises(InputError, match=r"^mesh.data: expected the number of devices .*, got -1; "):
+        configuration.check(quickstart_with(**normalized))
+    write_config(quickstart_with(**normalized, **{"mesh.data": 1}), tmp_path)
+    with pytest.raises(InputError, match="mesh.data is 1 there, 2 here"):
+        configuration.check_same_run(quickstart_with(**normalized, **{"mesh.data": 2}), tmp_path)
+    configuration.of_run(str(tmp_path), {"mesh.data": "4"})
+
+
+def quickstart_with(**fields):
+    config = quickstart.get_config()
+    configuration.override(config, fields, "quickstart")
+    return config
+
+
 def test_a_polynomial_schedule_has_no_drops_and_one_number_of_epochs(tmp_path):
     config = quickstart.get_config()
     config.optimizer.update(schedule="polynomial", drop_epochs=(3,))

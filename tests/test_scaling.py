@@ -138,6 +138,9 @@ def test_the_plots_rates_are_numbers_also_within_a_decade():
         assert len(shown) > 2
 
 
+CONFIG = paper.get_config()
+
+
 class Lowered:
     """A program that must not be compiled."""
 
@@ -147,8 +150,8 @@ class Lowered:
 
 def test_a_line_is_kept_while_its_program_and_devices_are_the_same(monkeypatch):
     monkeypatch.setitem(scaling.COMPILERS, "tpu", ())
-    monkeypatch.setattr(scaling, "lowered_step", lambda *case: (None, 4, Lowered()))
-    line = {"program": scaling._fingerprint("v5e:2x2", Lowered())}
+    monkeypatch.setattr(scaling, "lowered_step", lambda *case: (CONFIG, 4, Lowered()))
+    line = {"program": scaling._fingerprint("v5e:2x2", CONFIG, Lowered())}
     assert scaling.row(("v5e:2x2", 1, 128, None), {line["program"]: line}) is line
     with pytest.raises(AttributeError, match="compile"):
         scaling.row(("v5e:4x4", 1, 128, None), {line["program"]: line})

@@ -246,7 +246,7 @@ def test_flags_that_contradict_an_export_are_told_and_others_are_taken(tmp_path)
     (tmp_path / "mean").write_bytes(blob(np.ones((1, 28, 28)), old=True))
     quick = ["--config=configs/quickstart.py", "--config.model.width=0.25"]
     for flags, words in (
-        (["--from=torchvision"], "--from=torchvision: .*give --from=caffe"),
+        (["--from=torchvision"], "--from=torchvision: .*leave it out for an export"),
         (["--config.seed=4"], "seed is 3 there, 4 here"),
         (["--config.model.columns=1"], "model.columns is 2 there, 1 here"),
         (quick, "model.lrn.enabled is False there, True here; seed is 3 there, 0 here; leave"),

@@ -17,9 +17,9 @@ import numpy as np
 from alexnet_jax.datasets.source import Source
 from alexnet_jax.runtime.progress import cores
 
-# Bounds for data.threads=0: even with few cores, several threads hide the latency of storage, and each thread
-# holds a batch (25 MB for 128 images).
-LEAST_THREADS, MOST_THREADS = 4, 32
+# Bounds for data.threads=0. Even with few cores, several threads hide the latency of storage. Each holds a
+# batch: all of them at most this many images, 800 MB of the paper's, unless batches are very large.
+LEAST_THREADS, MOST_IMAGES = 4, 4096
 
 
 @functools.lru_cache(maxsize=4)
@@ -53,9 +53,12 @@ def _to_devices(sharding, batch_size: int, arrays):
     return tuple(make(sharding, array, (batch_size, *array.shape[1:])) for array in arrays)
 
 
-def _read_ahead(read, first: int, last: int, threads: int):
-    """Return an iterator over read(first), …, read(last - 1), in order, computed several at a time."""
-    threads = threads or min(max(cores(), LEAST_THREADS), MOST_THREADS)
+def _read_ahead(read, first: int, last: int, threads: int, images: int):
+    """Return an iterator over read(first), …, read(last - 1), in order, computed several at a time.
+
+    Each reads as many `images`.
+    """
+    threads = threads or min(max(cores(), LEAST_THREADS), max(MOST_IMAGES // images, LEAST_THREADS))
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(threads, 2 * LEAST_THREADS))
     return iter(grain.MapDataset.range(first, last).map(read).to_iter_dataset(options))
 
@@ -75,7 +78,7 @@ def training_batches(
         )
         return source.read(examples[rows])
 
-    for local in _read_ahead(read, first_step, last_step, config.data.threads):
+    for local in _read_ahead(read, first_step, last_step, config.data.threads, len(rows)):
         yield _to_devices(sharding, config.batch_size, local)
 
 
@@ -97,5 +100,5 @@ def evaluation_batches(
         real = positions < len(source)
         return *source.read(np.minimum(positions, len(source) - 1)), real
 
-    for local in _read_ahead(read, 0, -(-len(source) // batch_size), threads):
+    for local in _read_ahead(read, 0, -(-len(source) // batch_size), threads, len(rows)):
         yield _to_devices(sharding, batch_size, local)

@@ -90,14 +90,15 @@ class Store:
             return self._run(self._repeated(read), missing=True)
         return None
 
-    def write(self, name: str, text: str, new: bool = False) -> bool:
-        """Write a small object; return False if it must be `new` but exists."""
+    def write(self, name: str, text: str, new: bool = False, once: bool = False) -> bool:
+        """Write a small object; return False if it must be `new` but exists. `once`: do not try again."""
         if new and self.read(name) is not None:
             return False
         write, path = self._files._pipe_file, self._path(name)  # noqa: SLF001
         mode = "create" if new else "overwrite"
         try:
-            self._run(self._repeated(functools.partial(write, path, text.encode(), mode=mode)))
+            call = functools.partial(write, path, text.encode(), mode=mode)
+            self._run(call() if once else self._repeated(call))
         except FileExistsError:
             return False
         except _NotImplemented:

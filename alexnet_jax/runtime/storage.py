@@ -248,7 +248,8 @@ class _Mirror:
                     self.lost = _owner(there)
                 if self.lost or self._ended.is_set():
                     return
-                self._store.write(LOCK, self._text())
+                # A later attempt might overwrite the lock of a program that has taken the run over meanwhile.
+                self._store.write(LOCK, self._text(), once=True)
 
     def _text(self) -> str:
         owner = f"process {os.getpid()} on {socket.gethostname()}"

@@ -18,6 +18,7 @@ import numpy as np
 
 from alexnet_jax import config as configuration
 from alexnet_jax.runtime import command_line
+from alexnet_jax.runtime.errors import InputError
 from alexnet_jax.runtime.files import write_text
 from experiments.benchmarks.program import Program
 
@@ -90,6 +91,10 @@ def measure(file: str, overrides: dict, count: int, rate: float) -> dict:
     try:
         facts = [program.facts() for program in programs]
         steps = facts[0]["examples"] // facts[0]["batch"]
+        if not steps:
+            raise InputError(
+                f"batch_size: {facts[0]['batch']} is more than the {facts[0]['examples']} examples"
+            )
         with concurrent.futures.ThreadPoolExecutor(count) as pool:
             turns = list(pool.map(lambda program: program.turn(steps), programs))
     finally:

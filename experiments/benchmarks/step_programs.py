@@ -45,8 +45,9 @@ def ours(what: str, config):
     import numpy as np
 
     from alexnet_jax import optimizer
+    from alexnet_jax.augment import test_views
     from alexnet_jax.runtime.mesh import batch_sharding, make_mesh, replicated
-    from alexnet_jax.step import abstract_state, init_state, make_train_step, make_view_outputs
+    from alexnet_jax.step import abstract_state, init_state, make_train_step, make_view_output
 
     config = ml_collections.FrozenConfigDict(config)
     mesh, tx = make_mesh(config, ("batch_size",)), optimizer.make(config)
@@ -66,14 +67,12 @@ def ours(what: str, config):
         function = make_train_step(config, mesh, tx)
         args = init_state(config, mesh, tx), images, labels, statistics
     else:
-        outputs = make_view_outputs(config, mesh, views=1)
-        # A jit of its own, to compile before the first run; it fixes only the place of the view.
-        function = jax.jit(lambda *args: outputs(*args)[0])
+        function, view = make_view_output(config, mesh), np.array(test_views(config, 1)[0], np.int32)
         params = jax.tree.map(  # not init_state, whose momentum would count in the memory
             lambda x: jax.device_put(0.01 * draw.standard_normal(x.shape, np.float32), x.sharding),
             abstract_state(config, mesh, tx).params,
         )
-        args = params, images, statistics
+        args = params, images, view, statistics
     start = time.perf_counter()
     compiled = function.lower(*args).compile()
     facts = {
