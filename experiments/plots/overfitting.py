@@ -1,0 +1,32 @@
+"""Training and validation errors of lines of experiments/sweeps/claims.py."""
+
+from matplotlib.figure import Figure
+
+from experiments.plots.common import COLORS, STYLES
+
+LINES = ("no dropout", "no crops and flips")
+
+
+def draw(curves: list[dict]) -> Figure:
+    """Draw errors and losses against epochs: the baseline and one line per row, all seeds.
+
+    `curves` are rows of curves.csv.
+    """
+    figure = Figure(figsize=(10, 7.6), layout="constrained")
+    for name, (errors, losses) in zip(LINES, figure.subplots(2, 2, sharex=True), strict=True):
+        for variant, color in zip(("baseline", name), COLORS, strict=False):
+            for seed in sorted({row["seed"] for row in curves if row["variant"] == variant}):
+                own = [row for row in curves if (row["variant"], row["seed"]) == (variant, seed)]
+                epochs = [row["epoch"] for row in own]
+                for axes, kind in ((errors, "top1_error"), (losses, "loss")):
+                    for style, split in zip(STYLES, ("val", "clean_train"), strict=False):
+                        label = None if seed or split != "val" else variant
+                        look = {"color": color, "linestyle": style, "linewidth": 1.1, "label": label}
+                        axes.plot(epochs, [row[f"{split}_{kind}"] for row in own], **look)
+        errors.set(ylabel="top-1 error", ylim=(0, 0.9))
+        losses.set(ylabel="loss", ylim=(0, 2.5))
+        for axes in (errors, losses):
+            axes.set_xlabel("epoch (solid: validation, dashed: training)")
+            axes.grid(alpha=0.25)
+        errors.legend()
+    return figure
