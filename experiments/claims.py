@@ -215,22 +215,21 @@ def detectable(deviation: float, degrees: int, seeds: int, comparisons: int, pow
 def compare(rows: list[dict], value) -> dict[str, tuple[float, int, float]]:
     """Return {line: (difference of `value` from the baseline, number of seeds, half width or nan)}.
 
-    The half width is of the intervals of 95 % for all lines at once, and only for lines with all seeds.
+    Differences are taken seed by seed. The half width is that of the intervals of 95 % for all lines at once;
+    lines with fewer than SEEDS seeds have none. The spread is that of seeds 0 to SEEDS - 1.
     """
     runs = {(row["variant"], row["seed"]): value(row) for row in rows}
-    seeds = {name: [seed for seed in range(SEEDS) if (name, seed) in runs] for name in claims.LINES}
-    whole = [name for name in claims.LINES if len(seeds[name]) == SEEDS]
-    width = np.nan
-    if "baseline" in whole and len(whole) > 1:
-        errors = np.array([[runs[name, seed] for seed in range(SEEDS)] for name in whole])
-        width = half_width(*residual(errors), SEEDS, len(claims.LINES) - 1)
+    first = {name: [runs.get((name, seed), np.nan) for seed in range(SEEDS)] for name in claims.LINES}
+    whole = np.array([errors for errors in first.values() if np.isfinite(errors).all()])
     found = {}
     for name in claims.LINES[1:]:
-        pairs = [
-            runs[name, seed] - runs["baseline", seed] for seed in seeds[name] if seed in seeds["baseline"]
-        ]
-        if pairs:
-            found[name] = statistics.mean(pairs), len(pairs), width if len(pairs) == SEEDS else np.nan
+        seeds = [seed for line, seed in runs if line == name and ("baseline", seed) in runs]
+        if seeds:
+            change = statistics.mean(runs[name, seed] - runs["baseline", seed] for seed in seeds)
+            enough = len(seeds) >= SEEDS and len(whole) > 1
+            comparisons = len(claims.LINES) - 1
+            half = half_width(*residual(whole), len(seeds), comparisons) if enough else np.nan
+            found[name] = change, len(seeds), half
     return found
 
 
@@ -256,7 +255,7 @@ def errors_table(rows: list[dict]) -> list[str]:
     for name in claims.LINES:
         own = [100 * row["top1_error"] for row in rows if row["variant"] == name]
         size, said = PAPER.get(name, (None, "37.5 %"))
-        cells = [name, f"{len(own)} of {SEEDS}", _mean(own), *[""] * 3, said, ""]
+        cells = [name, str(len(own)), _mean(own), *[""] * 3, said, ""]
         if name in loss:
             cells[3:6] = [_change(x[name], digits) for x, digits in ((found[0], 2), (found[1], 2), (loss, 3))]
             change, _, half = found[0][name]
@@ -347,8 +346,10 @@ def with_table(text: str, name: str, lines: list[str]) -> str:
 def with_tables(text: str, results: pathlib.Path) -> str:
     """Return the page with the tables of the data beside it. Raises InputError if it lacks their marks."""
     rows, curves, rates = (read(results / name) for name in ("runs.jsonl", "curves.csv", "rates.csv"))
+    finished = sum(row["seed"] < SEEDS for row in rows)
+    state = f"**State: {finished} of {SEEDS * len(claims.LINES)} runs are finished.**"
     tables = {
-        "rates": rates_table(rates), "errors": errors_table(rows), "gaps": gaps_table(rows),
+        "state": [state], "rates": rates_table(rates), "errors": errors_table(rows), "gaps": gaps_table(rows),
         "epochs": epochs_table(curves, rows),
     }  # fmt: skip
     for name, lines in tables.items():
