@@ -2,7 +2,7 @@
 
 from matplotlib.figure import Figure
 
-from experiments.plots.common import COLORS, STYLES
+from experiments.plots.common import COLORS, MARKERS, STYLES
 
 LINES = ("no dropout", "no crops and flips")
 
@@ -14,7 +14,7 @@ def draw(curves: list[dict]) -> Figure:
     """
     figure = Figure(figsize=(10, 7.6), layout="constrained")
     for name, (errors, losses) in zip(LINES, figure.subplots(2, 2, sharex=True), strict=True):
-        for variant, color in zip(("baseline", name), COLORS, strict=False):
+        for variant, color, marker in zip(("baseline", name), COLORS, MARKERS, strict=False):
             for seed in sorted({row["seed"] for row in curves if row["variant"] == variant}):
                 own = [row for row in curves if (row["variant"], row["seed"]) == (variant, seed)]
                 epochs = [row["epoch"] for row in own]
@@ -22,6 +22,7 @@ def draw(curves: list[dict]) -> Figure:
                     for style, split in zip(STYLES, ("val", "clean_train"), strict=False):
                         label = None if seed or split != "val" else variant
                         look = {"color": color, "linestyle": style, "linewidth": 1.1, "label": label}
+                        look |= {"marker": marker, "markersize": 3, "markevery": 5}
                         axes.plot(epochs, [row[f"{split}_{kind}"] for row in own], **look)
         errors.set(ylabel="top-1 error", ylim=(0, 0.9))
         losses.set(ylabel="loss", ylim=(0, 2.5))
