@@ -6,7 +6,7 @@ page; the default is experiments/results/claims.
     power      print the difference that three seeds can show, from the spread of the earlier study
     rates      add the finished runs of the grid of rates in DIR to rates.csv
     measure    add the finished runs in DIR: a row of runs.jsonl for each, and a row of curves.csv for each of
-               its validations, whose checkpoints must all be there (--config.checkpoint.keep)
+               its validations whose checkpoint is still there (--config.checkpoint.keep)
     write      write the tables into the page, between their marks, and draw overfitting.png
 
 DIR is the workdir of a sweep. Runs that the files have are skipped: a study may be continued elsewhere.
@@ -93,10 +93,12 @@ def measure(workdir: str) -> tuple[dict, list[dict]]:
             row |= {f"{name}_{split}_{key}": value for key, value in rates(step, source).items()}
     row["conv1_color"] = _color(workdir)
     kept = ("epoch", "learning_rate", "train_top1_error", "train_loss", "val_top1_error", "val_loss")
+    there = os.listdir(os.path.join(workdir, "checkpoints"))
     curve = [
         {**run, **{name: round(each[name], 6) for name in kept}}
         | {f"clean_train_{name}": value for name, value in rates(each["step"], some).items()}
         for each in validations
+        if str(each["step"]) in there
     ]
     return row, curve
 

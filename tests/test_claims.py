@@ -86,7 +86,7 @@ def test_epochs_are_compared_seed_by_seed():
     assert "| baseline | 2.5 ± 0.0 | 3.0 ± 0.0 |" in table[2]
     assert "| no dropout | 1.6 ± 0.0, 0.65 ± 0.00 times | 2.0 ± 0.0, 0.67 ± 0.00 times |" in table[3]
     assert "| no conv4 | never in 1 of 1 runs |" in "\n".join(table)
-    errors, losses, *_ = overfitting.draw(slow + fast).axes
+    errors, losses = overfitting.draw(slow + fast).axes
     assert len(errors.get_lines()) == len(losses.get_lines()) == 8
 
 

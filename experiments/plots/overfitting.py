@@ -10,10 +10,12 @@ LINES = ("no dropout", "no crops and flips")
 def draw(curves: list[dict]) -> Figure:
     """Draw errors and losses against epochs: the baseline and one line per row, all seeds.
 
-    `curves` are rows of curves.csv.
+    `curves` are rows of curves.csv. A line without runs has no row.
     """
-    figure = Figure(figsize=(10, 7.6), layout="constrained")
-    for name, (errors, losses) in zip(LINES, figure.subplots(2, 2, sharex=True), strict=True):
+    names = [name for name in LINES if any(row["variant"] == name for row in curves)] or LINES[:1]
+    figure = Figure(figsize=(10, 3.8 * len(names)), layout="constrained")
+    panels = figure.subplots(len(names), 2, squeeze=False)
+    for name, (errors, losses) in zip(names, panels, strict=True):
         for variant, color, marker in zip(("baseline", name), COLORS, MARKERS, strict=False):
             for seed in sorted({row["seed"] for row in curves if row["variant"] == variant}):
                 own = [row for row in curves if (row["variant"], row["seed"]) == (variant, seed)]
