@@ -1,14 +1,14 @@
 """python -m experiments.sweep --config=configs/NAME.py[:ARG] --sweep=FILE[:ARG] --workdir=DIR
-                            [--seeds=3] [--launcher=local|slurm] [--jobs=N] [--slurm=KEY=VALUE,...]
-                            [--config.FIELD=VALUE ...]
+                            [--seeds=3] [--first_seed=0] [--launcher=local|slurm] [--jobs=N]
+                            [--slurm=KEY=VALUE,...] [--config.FIELD=VALUE ...]
 
 Train every variant of a sweep with seeds 0, 1, …, each in its own workdir, DIR/VARIANT/seed-N, with
 alexnet_jax.main. The same command skips finished runs and resumes interrupted ones. A failed run is
 reported and does not stop the others. Whenever a run ends, DIR/results.csv and DIR/results.md are rewritten.
 The exit code is 1 if a run failed, and 2 for a mistake in the arguments.
 
-experiments/sweeps/ has the files ablations, table1, table2, figure1 and precision; variants.py there defines
-the format of such a file.
+experiments/sweeps/ has the files ablations, claims, table1, table2, figure1 and precision; variants.py there
+defines the format of such a file.
 """
 
 import concurrent.futures
@@ -181,6 +181,7 @@ def _parse(arguments: list[str]):
     parser.add_argument(
         "--seeds", metavar="N", type=whole(1), default=3, help="results per line of the table"
     )
+    parser.add_argument("--first_seed", metavar="N", type=whole(0), default=0, help="the lowest seed")
     launcher = command_line.one_of("local", "slurm")
     parser.add_argument(
         "--launcher", metavar="NAME", type=launcher, default="local", help="local, on this machine, or slurm"
@@ -211,17 +212,18 @@ def main(arguments: list[str]) -> int:
         configuration.typed(given.overrides),
     )
     if "seed" in overrides:
-        raise InputError("--config.seed: a sweep runs every seed from 0; give their number, --seeds")
+        raise InputError("--config.seed: a sweep runs several; give their number, --seeds, and --first_seed")
     workdir = os.path.abspath(os.path.expanduser(given.workdir))
     check_workdir(workdir)  # before the plan, which prepares the data
     slurm = launchers.Submitit(workdir, _slurm_parameters(given.slurm)) if given.launcher == "slurm" else None
     variants = load_variants(given.sweep, config)
-    plan = Plan(variants, config, given.config, overrides, workdir, given.seeds, data_of)
+    plan = Plan(variants, config, given.config, overrides, workdir, given.seeds, data_of, given.first_seed)
     unfinished = sum(not run.result() for run in plan.runs)
     jobs = max(1, min(given.jobs or (unfinished if slurm else 1), unfinished))
     launcher = slurm or launchers.Local(jobs)
     flags = [f"--config={given.config}", f"--sweep={given.sweep}", *as_flags(overrides)]
-    title = f"python -m experiments.sweep {shlex.join([*flags, f'--seeds={given.seeds}'])}"
+    flags += [f"--seeds={given.seeds}", *[f"--first_seed={given.first_seed}"] * bool(given.first_seed)]
+    title = f"python -m experiments.sweep {shlex.join(flags)}"
     with take(workdir):
         sweep = Sweep(plan, workdir, title)
         try:

@@ -113,6 +113,17 @@ def test_commands_are_those_of_main_with_the_variants_overrides_and_the_seed(tmp
     ]  # fmt: skip
 
 
+def test_seeds_may_start_at_another_number_than_0(tmp_path):
+    config = quickstart.get_config()
+    plan = Plan(VARIANTS[:2], config, "configs/quickstart.py", {}, str(tmp_path), 2, first_seed=8)
+    assert [run.name for run in plan.runs] == [
+        "baseline, seed 8", "tanh, seed 8", "baseline, seed 9", "tanh, seed 9",
+    ]  # fmt: skip
+    assert plan.runs[3].command[-2:] == ["--config.seed=9", f"--workdir={tmp_path}/tanh/seed-9"]
+    with pytest.raises(InputError, match="--first_seed=8: ensembles"):
+        Plan(VARIANTS, config, "configs/quickstart.py", {}, str(tmp_path), 2, first_seed=8)
+
+
 def test_an_ensemble_looks_for_the_data_where_the_sweep_does(tmp_path):
     given = {"data.dir": "data", "num_epochs": 3}
     plan = Plan(VARIANTS, quickstart.get_config(), "configs/quickstart.py", given, str(tmp_path), 1)

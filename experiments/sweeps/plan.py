@@ -202,9 +202,12 @@ class Plan:
         workdir: str,
         seeds: int,
         data_of: Callable[[Any], str] = lambda _: "",
+        first_seed: int = 0,
     ):
         """Plan `seeds` results of each line. Raises InputError for a variant that does not work."""
-        self._data_of, self._data = data_of, {}
+        if first_seed and any(isinstance(variant, Ensemble) for variant in variants):
+            raise InputError(f"--first_seed={first_seed}: ensembles count seeds from 0; leave it out")
+        self._data_of, self._data, self._first_seed = data_of, {}, first_seed
         self.variants, self.overrides, self.task, self._configs = variants, {}, {}, {}
         self._config, self._config_file, self._given, self._workdir = config, config_file, given, workdir
         by_line = {}
@@ -235,9 +238,9 @@ class Plan:
         self.overrides[variant.name] = shlex.join(as_flags(variant.overrides))
         self.task[variant.name] = _task(config)
         starts, runs = by_line.get(variant.init_from, []), []
-        for seed in range(seeds):
+        for number, seed in enumerate(range(self._first_seed, self._first_seed + seeds)):
             config.seed = seed
-            needs, folder = starts[seed : seed + 1], self._place(variant, seed)
+            needs, folder = starts[number : number + 1], self._place(variant, seed)
             command = [
                 *(sys.executable, "-m", "alexnet_jax.main"),
                 f"--config={variant.config or self._config_file}",
