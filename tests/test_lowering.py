@@ -58,7 +58,12 @@ def traced_step(**fields):
 
 
 def lowered(traced, platform):
-    return traced.lower(lowering_platforms=(platform,)).as_text()
+    try:
+        return traced.lower(lowering_platforms=(platform,)).as_text()
+    except RuntimeError as error:  # jax 0.12
+        if "No supported GPU devices" in str(error):
+            pytest.skip("this JAX lowers kernels of Triton only beside a GPU")
+        raise
 
 
 @pytest.fixture(scope="module")
