@@ -151,7 +151,7 @@ def test_a_sweep_that_experiments_lacks_is_looked_for_in_sweeps():
         assert [variant.name for variant in load_variants(file, config)] == ["tanh"]
     with pytest.raises(InputError) as error:
         load_variants("experiments/ablation.py", config)
-    there = "experiments/sweeps/ has ablations.py, figure1.py, precision.py, table1.py, table2.py"
+    there = "experiments/sweeps/ has ablations.py, claims.py, figure1.py, precision.py, table1.py, table2.py"
     assert str(error.value) == f"--sweep=experiments/ablation.py: there is no such file; {there}"
 
 
