@@ -13,7 +13,7 @@ from experiments.sweeps import ablations
 from experiments.sweeps.variants import Variant
 
 COMMON = 0.01
-CHOSEN = {"no dropout": 0.005}  # by line, if it is not COMMON
+CHOSEN = {"no dropout": 0.005, "no normalisation": 0.005}  # by line, if it is not COMMON
 # Without dropout activations are twice as large in training. At 0.01 the network stays at chance.
 GRID = {"no dropout": (0.0025, 0.005)}
 COMMON_GRID = (0.005, 0.01, 0.02)
