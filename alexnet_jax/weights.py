@@ -184,10 +184,9 @@ def _check_network(file: str, weights: formats.Weights, config, classifier: str 
         config.model.num_classes = bias.shape[0]
     table = layer_table(config)
     shapes = conversion.torch_shapes(table)
-    counts = {
-        name.replace("running_var", "num_batches_tracked") for name in shapes
-    }  # PyTorch's, of no use here
-    for name in [*shapes, *(there.keys() - counts)]:
+    norms = [name.removesuffix("running_var") for name in shapes if name.endswith(".running_var")]
+    unused = {f"{norm}num_batches_tracked" for norm in norms}  # a count of PyTorch's
+    for name in [*shapes, *(name for name in there if name not in unused)]:
         if name not in there:
             raise InputError(f"{file}: has no {name}; {advice}")
         if name not in shapes:
