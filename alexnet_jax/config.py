@@ -271,13 +271,15 @@ def run_fields(config) -> dict[str, Any]:
     """Return the fields that decide a run's parameters, without `init_from`.
 
     A field that an older configuration lacks has its value in configs/paper.py. With batch normalisation, the
-    number of images that share statistics decides too.
+    number of images that share statistics decides too, and with a polynomial decay the number of epochs.
     """
     fields = {field: value for field, value in flatten(_paper()) if field.startswith(_ADDED)}
     fields |= dict(flatten(config))
     more: tuple[str, ...] = ()
     if any("batch_norm" in value for field, value in fields.items() if field.endswith(".then")):
         more = ("micro_batches",) if fields[_SYNCHRONIZED] else ("micro_batches", "mesh.data")
+    if fields["optimizer.schedule"] == "polynomial":
+        more += ("num_epochs",)
     return {field: fields[field] for field in fields if _RUN_FIELDS.fullmatch(field) or field in more}
 
 
@@ -309,6 +311,11 @@ def check_same_run(config, workdir: StrPath, data: bool = True) -> ml_collection
         if os.path.isdir(os.path.join(workdir, "checkpoints")):
             raise InputError(f"{workdir}/config.json: missing beside its checkpoints; give another --workdir")
         return None
+    if config.num_epochs != theirs.num_epochs and config.optimizer.schedule == "polynomial":
+        raise InputError(
+            f"num_epochs: {config.num_epochs}, but {workdir} was started with {theirs.num_epochs}; with"
+            " optimizer.schedule=polynomial the learning rates depend on it, so give another --workdir"
+        )
     differing = differences(config, theirs, data)
     if differing:
         raise InputError(
@@ -318,10 +325,5 @@ def check_same_run(config, workdir: StrPath, data: bool = True) -> ml_collection
         raise InputError(
             f"num_epochs: {config.num_epochs}, but {workdir} was started with {theirs.num_epochs};"
             " it may grow, not shrink"
-        )
-    if config.num_epochs != theirs.num_epochs and config.optimizer.schedule == "polynomial":
-        raise InputError(
-            f"num_epochs: {config.num_epochs}, but {workdir} was started with {theirs.num_epochs}; with"
-            " optimizer.schedule=polynomial the learning rates depend on it, so give another --workdir"
         )
     return theirs

@@ -329,6 +329,7 @@ def test_a_polynomial_schedule_has_no_drops_and_one_number_of_epochs(tmp_path):
     config.num_epochs += 1
     with pytest.raises(InputError, match=r"^num_epochs: 7, but .* was started with 6"):
         configuration.check_same_run(config, tmp_path)
+    assert "num_epochs is 6 there, 7 here" in configuration.differences(config, read_config(tmp_path))
 
 
 @pytest.mark.parametrize("drop_epochs", [(), (2, 4)])

@@ -90,7 +90,6 @@ class Run:
             config = config_of(json.loads(self.config))
             if (
                 configuration.differences(config, stored)
-                or (config.optimizer.schedule == "polynomial" and config.num_epochs != stored.num_epochs)
                 or self._is_of_other_data()
                 or self._starts_from_another()
             ):
