@@ -336,6 +336,26 @@ def test_a_reader_of_stdout_that_has_gone_ends_the_program_in_silence(code, exit
     assert process.wait() == exit_code
 
 
+@pytest.mark.parametrize(
+    "jax_version, given, level",
+    [
+        ("0.8.2", None, "3"),
+        ("0.10.1", None, "3"),
+        ("0.10.2", None, "2"),
+        ("0.11.0rc1", None, "2"),
+        ("0.12.0.1", None, "2"),
+        ("0.8.2", "0", "0"),
+    ],
+)
+def test_xla_logs_errors_unless_they_are_those_of_old_versions(jax_version, given, level, monkeypatch):
+    monkeypatch.setattr("importlib.metadata.version", {"jax": jax_version}.get)
+    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", given or "")
+    if given is None:
+        monkeypatch.delenv("TF_CPP_MIN_LOG_LEVEL")
+    parser().parse(["--steps=1"])
+    assert os.environ["TF_CPP_MIN_LOG_LEVEL"] == level
+
+
 @pytest.mark.program
 def test_commands_may_be_imported_by_a_program_with_flags_of_its_own():
     program = (

@@ -105,6 +105,7 @@ class Parser(argparse.ArgumentParser):
                 raise InputError(
                     f"{action.option_strings[0]}={printable(str(value))}: is not UTF-8; rename it"
                 )
+        quiet_xla()
         return given
 
     def error(self, message: str) -> NoReturn:
@@ -208,9 +209,21 @@ class _Output(logging.StreamHandler):
             super().handleError(record)
 
 
+def quiet_xla() -> None:
+    """Let XLA log only errors, unless the user has set its level. It reads the level when JAX is imported.
+
+    Before jax 0.10.2 it logs only fatal errors: these versions report an error whenever a CPU loads a program
+    from the compilation cache, and the program is right.
+    """
+    import importlib.metadata  # takes 40 ms, which --help shall not take
+
+    numbers = re.findall(r"\d+", importlib.metadata.version("jax"))
+    old = tuple(map(int, numbers[:3])) < (0, 10, 2)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3" if old else "2")
+
+
 def start_log() -> None:
     """Print our own lines on stdout, and only errors of libraries on stderr."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # for XLA's own log, which JAX sets to warnings
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a file name may not be encodable

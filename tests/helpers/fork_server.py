@@ -48,6 +48,7 @@ def request():
 
 if __name__ == "__main__":
     sys.path[0] = os.getcwd()
+    importlib.import_module("alexnet_jax.runtime.command_line").quiet_xla()
     for name in ("jax", "alexnet_jax.train", "alexnet_jax.evaluate"):
         importlib.import_module(name)
     gc.freeze()
