@@ -63,6 +63,12 @@ def with_precision(config, function):
     return precise
 
 
+def _on_mesh(config, mesh: Mesh, on_device, in_specs, out_specs):
+    """Return `on_device` as a function of global arrays, in `model.precision`."""
+    precise = with_precision(config, on_device)
+    return jax.shard_map(precise, mesh=mesh, in_specs=in_specs, out_specs=out_specs)
+
+
 def _compiler_options(config, mesh: Mesh) -> dict[str, Any] | None:
     """Return XLA's options for `mesh.deterministic` on GPUs; None elsewhere."""
     on_gpus = mesh.devices.flat[0].platform in ("gpu", "cuda")
@@ -179,13 +185,11 @@ def loss_and_gradients(config, mesh: Mesh):
         results = _mean_over_parts(results_of, config.micro_batches, images, labels, examples)
         return lax.pmean(results, "data") if split else results
 
-    precise = with_precision(config, on_device)
-
     def on_mesh(params, images, labels, step, statistics, colored=True):
         specs, examples = column_specs(params, mesh), P("data") if split else P()
         averages = P(AXIS) if AXIS in mesh.axis_names else P()
         in_specs, out_specs = (specs, examples, examples, P(), P(), P()), (P(), specs, (P(), averages))
-        run = jax.shard_map(precise, mesh=mesh, in_specs=in_specs, out_specs=out_specs)
+        run = _on_mesh(config, mesh, on_device, in_specs, out_specs)
         return run(params, images, labels, step, statistics, jnp.asarray(colored))
 
     return on_mesh
@@ -287,12 +291,10 @@ def make_view_output(config, mesh: Mesh):
         logits, _ = network.apply({"params": params}, augment.test_view(images, view, statistics, config))
         return jax.nn.log_softmax(logits)
 
-    precise = with_precision(config, on_device)
-
     @functools.partial(jax.jit, compiler_options=_compiler_options(config, mesh))
     def log_softmax(params, images, view, statistics):
         in_specs = (column_specs(params, mesh), P("data"), P(), P())
-        run = jax.shard_map(precise, mesh=mesh, in_specs=in_specs, out_specs=P("data"))
+        run = _on_mesh(config, mesh, on_device, in_specs, P("data"))
         return run(params, images, view, statistics)
 
     return log_softmax
@@ -334,14 +336,11 @@ def make_activations(config, mesh: Mesh, names: tuple[str, ...] = ()):
         logits, activations = network.apply({"params": params}, views)
         return logits, {name: jnp.stack(maps) for name, maps in activations.items()}
 
-    precise = with_precision(config, on_device)
-
     @functools.partial(jax.jit, compiler_options=_compiler_options(config, mesh))
     def activations(params, views):
         columns = AXIS if AXIS in mesh.axis_names else None
         in_specs, out_specs = (column_specs(params, mesh), P("data")), (P("data"), P(columns, "data"))
-        run = jax.shard_map(precise, mesh=mesh, in_specs=in_specs, out_specs=out_specs)
-        logits, own = run(params, views)
+        logits, own = _on_mesh(config, mesh, on_device, in_specs, out_specs)(params, views)
         joined = {name: jnp.moveaxis(x, 0, -2).reshape(*x.shape[1:-1], -1) for name, x in own.items()}
         joined[CLASSIFIER] = logits
         return logits, {name: joined[name] for name in names or joined}

@@ -13,6 +13,11 @@ import signal
 import socket
 import sys
 
+IMPORTED = (
+    "jax", "alexnet_jax.train", "alexnet_jax.evaluate", "alexnet_jax.datasets.prepared",
+    "tensorflow_datasets", "clu.parameter_overview", "tensorboard.summary.writer.record_writer",
+)  # fmt: skip
+
 
 def request():
     """Return, in the new process of each program, the words that follow `python`."""
@@ -49,7 +54,7 @@ def request():
 if __name__ == "__main__":
     sys.path[0] = os.getcwd()
     importlib.import_module("alexnet_jax.runtime.command_line").quiet_xla()
-    for name in ("jax", "alexnet_jax.train", "alexnet_jax.evaluate"):
+    for name in IMPORTED:
         importlib.import_module(name)
     gc.freeze()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
