@@ -147,6 +147,8 @@ def _decode_with_pillow(content: bytes, oriented: bool) -> np.ndarray:
     with Image.open(io.BytesIO(content), formats=_FORMATS) as picture:
         if picture.width * picture.height > MAX_PIXELS:  # other code may have changed the warning filters
             raise ValueError(_too_large(picture.width * picture.height))
+        if _is_plain_ycbcr(picture):
+            raise ValueError(f"YCbCr colour (TIFF); {_CONVERT}")
         picture.load()
         if oriented:
             with contextlib.suppress(Exception):  # Pillow raises many exceptions for damaged EXIF
@@ -189,6 +191,13 @@ def _samples(picture: Image.Image) -> tuple[int, bool, bool]:
     tags = picture.tag_v2
     bits, kinds = tags.get(TiffImagePlugin.BITSPERSAMPLE, (1,)), tags.get(TiffImagePlugin.SAMPLEFORMAT, (1,))
     return bits[0], 2 in kinds, tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION, 0) == 0
+
+
+def _is_plain_ycbcr(picture: Image.Image) -> bool:
+    """Return whether a TIFF has uncompressed YCbCr, which Pillow before 13 calls a truncated RGB."""
+    tags = picture.tag_v2 if isinstance(picture, TiffImagePlugin.TiffImageFile) else {}
+    kind = tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION), tags.get(TiffImagePlugin.COMPRESSION, 1)
+    return kind == (6, 1)
 
 
 def fit(image: np.ndarray, size: int, channels: int) -> np.ndarray:

@@ -93,7 +93,11 @@ class Checkpoints:
                 preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(self._keep), best]),
                 cleanup_tmp_directories=True,  # left by a killed run
             )
-        return ocp.CheckpointManager(self._folder, item_names=("params", "rest"), options=options)
+        try:
+            return ocp.CheckpointManager(self._folder, item_names=("params", "rest"), options=options)
+        except Exception:
+            _join_orbax()  # what its threads still remove, those of another attempt would miss
+            raise
 
     def __exit__(self, kind, error, traceback):
         with self._quiet:
@@ -291,24 +295,31 @@ def _orbax_is_quiet() -> Iterator[None]:
     """Let Orbax finish every read and write within the block, and silence its log: it also raises errors.
 
     If one array cannot be read or written, Orbax closes its event loop before the others are done. Each of
-    them would then print a traceback at some later time, and so would each thread that fails. A manager that
-    cannot be opened leaves such a thread, too.
+    them would then print a traceback, at once or at some later time, and so would each thread that fails. A
+    manager that cannot be opened leaves such a thread, too.
     """
-    libraries, former = logging.getLogger("absl"), asyncio.get_event_loop_policy()
-    level = libraries.level
-    libraries.setLevel(logging.CRITICAL)
+    former = asyncio.get_event_loop_policy()
+    levels = {library: library.level for library in map(logging.getLogger, ("absl", "asyncio"))}
+    for library in levels:
+        library.setLevel(logging.CRITICAL)
     asyncio.set_event_loop_policy(_AwaitingLoops())
     try:
         yield
     finally:
         try:
-            for thread in threading.enumerate():
-                if type(thread).__module__.startswith("orbax."):
-                    with contextlib.suppress(Exception):  # Orbax raises the thread's own failure here
-                        thread.join(_PATIENCE)
+            _join_orbax()
         finally:
             asyncio.set_event_loop_policy(former)
-            libraries.setLevel(level)
+            for library, level in levels.items():
+                library.setLevel(level)
+
+
+def _join_orbax() -> None:
+    """Wait for Orbax's threads."""
+    for thread in threading.enumerate():
+        if type(thread).__module__.startswith("orbax."):
+            with contextlib.suppress(Exception):  # Orbax raises the thread's own failure here
+                thread.join(_PATIENCE)
 
 
 def _waits() -> tuple[float, ...]:

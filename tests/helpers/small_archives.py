@@ -32,8 +32,8 @@ TEN_NUMBERS = dict(zip(TEN_WORDS, (5, 9, 1, 10, 3, 7, 2, 8, 6, 4), strict=True))
 def photograph(seed: int, size=(64, 48), mode: str = "RGB") -> Image.Image:
     """Smooth, so that what JPEG loses is little."""
     coarse = np.random.default_rng(seed).integers(0, 256, (4, 5, len(Image.new(mode, (1, 1)).getbands())))
-    picture = Image.fromarray(coarse.astype(np.uint8).squeeze(), mode)
-    return picture.resize(size, Image.Resampling.BICUBIC)
+    bands = [Image.fromarray(band) for band in np.moveaxis(coarse.astype(np.uint8), -1, 0)]
+    return Image.merge(mode, bands).resize(size, Image.Resampling.BICUBIC)
 
 
 def grainy(seed: int, size=(224, 224), mode: str = "RGB") -> Image.Image:
