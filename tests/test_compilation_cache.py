@@ -49,6 +49,7 @@ def test_what_jax_cannot_read_is_removed_and_other_warnings_are_shown(tmp_path, 
 PROGRAM = """
 from alexnet_jax.runtime import command_line
 def main(arguments):
+    command_line.Parser("").parse(arguments)
     import jax
     from alexnet_jax.runtime.mesh import make_mesh
     from configs import quickstart
@@ -61,7 +62,8 @@ command_line.run(main)
 
 @pytest.mark.program
 def test_an_entry_that_was_cut_short_is_replaced(tmp_path):
-    environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
+    ours = "JAX_COMPILATION_CACHE_DIR", "TF_CPP_MIN_LOG_LEVEL"
+    environment = {name: value for name, value in os.environ.items() if name not in ours}
     environment["XDG_CACHE_HOME"] = str(tmp_path)
 
     def run():
