@@ -7,7 +7,8 @@ what the compiler reports per device, with a column on each of two devices and w
 paper's global batch of 128 and for one that grows with the devices. The table is written as FILE.json and
 FILE.md; that of TPUs has a picture, FILE.png and FILE.pdf. Rows of an earlier FILE.json are kept if program
 and compilers have not changed, so that the same command resumes. With `--config` the step is that of another
-network, with its own batch only, and there is no picture. v5e:16x16:4 stands for four slices of v5e:16x16.
+network, with its own batch only, and there is no picture; `mesh.column` selects one of the two meshes.
+v5e:16x16:4 stands for four slices of v5e:16x16.
 
 TPUs need libtpu, whose mere presence makes jax look for a TPU at every start, and GPUs the CUDA plugin:
 `make scaling` and `make scaling-gpu` keep them in virtual environments of their own.
@@ -304,7 +305,7 @@ def main(arguments: list[str]) -> None:
             for platform in ("tpu", "cuda")
         )
         if not re.fullmatch(
-            rf"({tpus}):[1-9]\d*(x[1-9]\d*)+(:[1-9]\d*)?|({gpus}):([1248]|16|32|64)", topology
+            rf"({tpus}):[1-9]\d*(x[1-9]\d*)+(:[1-9]\d*)?|({gpus}):([1248]|16|32|64|128|256|512)", topology
         ):
             known = f"{', '.join(TOPOLOGIES)}, h100:1, a100:8"
             raise InputError(f"--only={topology}: give {known}, or others like them")
@@ -314,6 +315,8 @@ def main(arguments: list[str]) -> None:
         command_line.check_writable("--out", f"{given.out}.{kind}")
     os.environ["TPU_SKIP_MDS_QUERY"] = "1"
     os.environ["JAX_PLATFORMS"] = "cpu"  # the libraries compile; nothing runs on a device
+    from alexnet_jax.runtime.mesh import mesh_shape  # and with it jax, which reads the environment once
+
     former = _former(f"{given.out}.json")
     known = {row["program"]: row for row in former if "program" in row}
     rows, start, todo = [], time.monotonic(), cases(topologies, given.per_device)
@@ -322,10 +325,12 @@ def main(arguments: list[str]) -> None:
     )
     config = configuration.load(given.config or "configs/paper.py", own | given.overrides)
     if given.config:
+        mesh_shape(config, None, ())  # checks mesh.column
+        meshes = sorted({1, config.model.columns}) if config.mesh.column == -1 else [config.mesh.column]
         todo = [
             (topology, columns, config.batch_size)
             for topology in topologies
-            for columns in sorted({1, config.model.columns})
+            for columns in meshes
             if _number(topology) >= columns
         ]
         for topology, columns, batch in todo:
