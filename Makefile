@@ -1,6 +1,6 @@
 # Each target sets up .venv by itself, from a system Python 3.11, 3.12 or 3.13.
 PYTHON ?= python3
-# A program starts 2 s sooner if Python finds the bytecode of what it imports; this would forbid to write it.
+# Programs start 1.6 s sooner if Python may keep the bytecode of what they import, which this variable forbids.
 unexport PYTHONDONTWRITEBYTECODE
 # Two workers share what they compile and prepare, in .cache.
 PYTEST = .venv/bin/python -m pytest --numprocesses=2 --dist=worksteal

@@ -294,8 +294,7 @@ def make_view_output(config, mesh: Mesh):
     @functools.partial(jax.jit, compiler_options=_compiler_options(config, mesh))
     def log_softmax(params, images, view, statistics):
         in_specs = (column_specs(params, mesh), P("data"), P(), P())
-        run = _on_mesh(config, mesh, on_device, in_specs, P("data"))
-        return run(params, images, view, statistics)
+        return _on_mesh(config, mesh, on_device, in_specs, P("data"))(params, images, view, statistics)
 
     return log_softmax
 

@@ -325,7 +325,8 @@ def main(arguments: list[str]) -> None:
     )
     config = configuration.load(given.config or "configs/paper.py", own | given.overrides)
     if given.config:
-        mesh_shape(config, None, ())  # checks mesh.column
+        for topology in topologies:
+            mesh_shape(config, _number(topology), ())  # checks mesh.column and mesh.data
         meshes = sorted({1, config.model.columns}) if config.mesh.column == -1 else [config.mesh.column]
         todo = [
             (topology, columns, config.batch_size)

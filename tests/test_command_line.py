@@ -349,9 +349,7 @@ def test_a_reader_of_stdout_that_has_gone_ends_the_program_in_silence(code, exit
 )
 def test_xla_logs_errors_unless_they_are_those_of_old_versions(jax_version, given, level, monkeypatch):
     monkeypatch.setattr("importlib.metadata.version", {"jax": jax_version}.get)
-    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", given or "")
-    if given is None:
-        monkeypatch.delenv("TF_CPP_MIN_LOG_LEVEL")
+    monkeypatch.setattr(os, "environ", {"TF_CPP_MIN_LOG_LEVEL": given} if given else {})
     parser().parse(["--steps=1"])
     assert os.environ["TF_CPP_MIN_LOG_LEVEL"] == level
 

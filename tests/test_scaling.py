@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from alexnet_jax.runtime.errors import InputError
 from configs import paper
 from experiments import scaling
 from experiments.benchmarks import compiled
@@ -157,7 +158,34 @@ def test_a_line_is_kept_while_its_program_and_devices_are_the_same(monkeypatch):
         scaling.row(("v5e:4x4", 1, 128, None), {line["program"]: line})
 
 
-def test_a_table_that_is_stopped_keeps_its_lines(monkeypatch, tmp_path):
+@pytest.fixture
+def as_offline(monkeypatch):
+    """The variables that a command sets, to be put back."""
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
+
+
+def test_mesh_column_selects_one_mesh_of_a_configuration(monkeypatch, tmp_path, as_offline):
+    lines = []
+
+    def row(case, known):
+        lines.append(case[:3])
+        return {"topology": case[0], "devices": 8, "mesh": [4, case[1]], "dtype": "float32", "fused": False,
+                "global_batch": 128, "launches": 1, "times_floor": 1, "program": str(case[:3])}  # fmt: skip
+
+    monkeypatch.setattr(scaling, "row", row)
+    flags = f"--out={tmp_path}/gpu", "--only=h100:512", "--config=configs/large_batch.py:8192"
+    scaling.main([*flags])
+    scaling.main([*flags, "--config.mesh.column=2"])
+    assert lines == [("h100:512", 1, 8192), ("h100:512", 2, 8192), ("h100:512", 2, 8192)]
+    for wrong in ("--config.mesh.column=3", "--config.mesh.data=1024"):
+        with pytest.raises(InputError, match="^mesh"):
+            scaling.main([*flags, wrong])
+    with pytest.raises(InputError, match="^mesh.*more than the 1 devices"):
+        scaling.main([*flags, "--only=h100:1", "--config.mesh.column=2"])
+
+
+def test_a_table_that_is_stopped_keeps_its_lines(monkeypatch, tmp_path, as_offline):
     compiled = []
 
     def row(case, known):
@@ -171,8 +199,6 @@ def test_a_table_that_is_stopped_keeps_its_lines(monkeypatch, tmp_path):
                        "global_batch": 128, "program": name}  # fmt: skip
 
     monkeypatch.setattr(scaling, "row", row)
-    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
-    monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
     arguments = [f"--out={tmp_path}/gpu", "--only=h100:1,h100:2"]
     with pytest.raises(KeyboardInterrupt):
         scaling.main(arguments)

@@ -427,7 +427,7 @@ SLURM = {
     "sbatch": """#!/bin/bash
 export SLURM_JOB_ID=$$ SLURM_NTASKS=1 SLURM_PROCID=0 SLURM_LOCALID=0 SLURM_NODEID=0 SLURM_JOB_NUM_NODES=1
 export SLURM_JOB_NODELIST=here
-job=$(cat "$1")  # which submitit renames
+job=$(cat "$1")  # submitit renames the file
 (bash -c "$job"; touch "{bin}/$$.ended") > /dev/null 2>&1 &
 echo "Submitted batch job $$"
 """,

@@ -194,10 +194,11 @@ def _samples(picture: Image.Image) -> tuple[int, bool, bool]:
 
 
 def _is_plain_ycbcr(picture: Image.Image) -> bool:
-    """Return whether a TIFF has uncompressed YCbCr, which Pillow before 13 calls a truncated RGB."""
-    tags = picture.tag_v2 if isinstance(picture, TiffImagePlugin.TiffImageFile) else {}
-    kind = tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION), tags.get(TiffImagePlugin.COMPRESSION, 1)
-    return kind == (6, 1)
+    """Return whether this is a TIFF of uncompressed YCbCr, which Pillow before 13 reports as truncated."""
+    if not isinstance(picture, TiffImagePlugin.TiffImageFile):
+        return False
+    uncompressed = picture.tag_v2.get(TiffImagePlugin.COMPRESSION, 1) == 1
+    return uncompressed and picture.tag_v2.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 6
 
 
 def fit(image: np.ndarray, size: int, channels: int) -> np.ndarray:

@@ -86,7 +86,10 @@ class Parser(argparse.ArgumentParser):
         )
 
     def parse(self, arguments: list[str]) -> argparse.Namespace:
-        """Return the parsed arguments. Print --help and exit, or raise InputError for a mistake."""
+        """Return the parsed arguments, and call quiet_xla.
+
+        Print --help and exit, or raise InputError for a mistake.
+        """
         flags = arguments[: arguments.index("--")] if "--" in arguments else arguments
         if {"-h", "--help"} & set(flags):
             self.print_help()
@@ -210,12 +213,12 @@ class _Output(logging.StreamHandler):
 
 
 def quiet_xla() -> None:
-    """Let XLA log only errors, unless the user has set its level. It reads the level when JAX is imported.
+    """Let XLA log errors only, unless the user has set its level. Call this before JAX is imported.
 
-    Before jax 0.10.2 it logs only fatal errors: these versions report an error whenever a CPU loads a program
-    from the compilation cache, and the program is right.
+    With jax before 0.10.2, let it log fatal errors only: those versions report false errors whenever a CPU
+    loads a program from the compilation cache.
     """
-    import importlib.metadata  # takes 40 ms, which --help shall not take
+    import importlib.metadata  # takes 40 ms, which --help should not take
 
     numbers = re.findall(r"\d+", importlib.metadata.version("jax"))
     old = tuple(map(int, numbers[:3])) < (0, 10, 2)

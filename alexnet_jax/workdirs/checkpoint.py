@@ -96,7 +96,7 @@ class Checkpoints:
         try:
             return ocp.CheckpointManager(self._folder, item_names=("params", "rest"), options=options)
         except Exception:
-            _join_orbax()  # what its threads still remove, those of another attempt would miss
+            _join_orbax()  # its threads may still remove folders, which would fail another attempt
             raise
 
     def __exit__(self, kind, error, traceback):
@@ -292,11 +292,11 @@ class _AwaitingLoops(asyncio.DefaultEventLoopPolicy):
 
 @contextlib.contextmanager
 def _orbax_is_quiet() -> Iterator[None]:
-    """Let Orbax finish every read and write within the block, and silence its log: it also raises errors.
+    """Let Orbax finish every read and write within the block, and silence its log and asyncio's.
 
-    If one array cannot be read or written, Orbax closes its event loop before the others are done. Each of
-    them would then print a traceback, at once or at some later time, and so would each thread that fails. A
-    manager that cannot be opened leaves such a thread, too.
+    It also raises what it logs. If one array cannot be read or written, Orbax closes its event loop before
+    the others are done. Each of them would then print a traceback, at once or at some later time, and so
+    would each thread that fails. A manager that cannot be opened leaves such a thread, too.
     """
     former = asyncio.get_event_loop_policy()
     levels = {library: library.level for library in map(logging.getLogger, ("absl", "asyncio"))}
@@ -315,7 +315,7 @@ def _orbax_is_quiet() -> Iterator[None]:
 
 
 def _join_orbax() -> None:
-    """Wait for Orbax's threads."""
+    """Wait for Orbax's threads, at most _PATIENCE seconds for each."""
     for thread in threading.enumerate():
         if type(thread).__module__.startswith("orbax."):
             with contextlib.suppress(Exception):  # Orbax raises the thread's own failure here

@@ -13,7 +13,7 @@ import signal
 import socket
 import sys
 
-IMPORTED = (
+MODULES = (
     "jax", "alexnet_jax.train", "alexnet_jax.evaluate", "alexnet_jax.datasets.prepared",
     "tensorflow_datasets", "clu.parameter_overview", "tensorboard.summary.writer.record_writer",
 )  # fmt: skip
@@ -54,7 +54,7 @@ def request():
 if __name__ == "__main__":
     sys.path[0] = os.getcwd()
     importlib.import_module("alexnet_jax.runtime.command_line").quiet_xla()
-    for name in IMPORTED:
+    for name in MODULES:
         importlib.import_module(name)
     gc.freeze()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
