@@ -314,6 +314,7 @@ def main(arguments: list[str]) -> None:
     for kind in KINDS:
         command_line.check_writable("--out", f"{given.out}.{kind}")
     os.environ["TPU_SKIP_MDS_QUERY"] = "1"
+    os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # a killed program would leave a lock file
     os.environ["JAX_PLATFORMS"] = "cpu"  # the libraries compile; nothing runs on a device
     from alexnet_jax.runtime.mesh import mesh_shape  # and with it jax, which reads the environment once
 

@@ -163,6 +163,7 @@ def as_offline(monkeypatch):
     """The variables that a command sets, to be put back."""
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
+    monkeypatch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
 
 
 def test_mesh_column_selects_one_mesh_of_a_configuration(monkeypatch, tmp_path, as_offline):
