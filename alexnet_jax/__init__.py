@@ -1,4 +1,4 @@
-"""AlexNet (Krizhevsky, Sutskever and Hinton, 2012) in JAX and Flax, written for one column.
+"""AlexNet (Krizhevsky, Sutskever and Hinton, 2012) in JAX and Flax, in two columns.
 
 From Python:
 

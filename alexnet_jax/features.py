@@ -34,10 +34,10 @@ import numpy as np
 
 from alexnet_jax import config as configuration
 from alexnet_jax.datasets.source import Source, check_content, open_source
-from alexnet_jax.runtime import command_line, progress, storage
+from alexnet_jax.runtime import command_line, progress
 from alexnet_jax.runtime.errors import InputError, input_errors, os_errors, printable
 from alexnet_jax.runtime.files import atomic_write, folder_lock, read_json, write_text
-from alexnet_jax.workdirs import identity
+from alexnet_jax.workdirs import identity, remote
 
 if TYPE_CHECKING:
     from alexnet_jax.trained import Trained
@@ -240,7 +240,7 @@ def main(arguments: list[str]) -> None:
     if not out:
         raise InputError("--out: give a folder")
     command_line.check_can_be_made("--out", out)
-    with storage.copied(given.workdir) as workdir:
+    with remote.copied(given.workdir) as workdir:
         config = configuration.of_run(workdir, given.overrides)
         source = open_images(given.source, config)
         from alexnet_jax.trained import Trained  # here, so that a mistake is reported at once

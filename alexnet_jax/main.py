@@ -20,7 +20,8 @@ import logging
 import os
 
 from alexnet_jax import config as configuration
-from alexnet_jax.runtime import command_line, processes, storage
+from alexnet_jax.runtime import command_line, processes
+from alexnet_jax.workdirs import remote
 
 MODES = ("train", "eval", "prepare", "describe")
 
@@ -67,7 +68,7 @@ def _run(given, config, workdir: str) -> None:
     elif given.mode == "eval":
         from alexnet_jax import evaluate
 
-        with storage.copied(workdir) as folder:
+        with remote.copied(workdir) as folder:
             config = processes.all_processes(_config_of_workdir, config, given.overrides, folder)
             evaluate.evaluate(config, folder)
     else:

@@ -13,6 +13,7 @@ column after the other, are also 5 to 9 times faster on a CPU than the grouped o
 The formulas of the layers are in layers.py, all numbers in configs/paper.py.
 """
 
+import functools
 import math
 import zlib
 from typing import Any, NamedTuple
@@ -76,6 +77,25 @@ def init_stds(model) -> dict[str, float]:
         stds[name] = spec.init_std * gain
         gain = math.sqrt(spec.features / max(1, round(spec.features * model.width)))
     return stds | {CLASSIFIER: model.layers[CLASSIFIER].init_std * gain}
+
+
+@functools.lru_cache(maxsize=4)  # a start asks several times, and tracing takes 0.2 s
+def network_shapes(
+    config: ml_collections.FrozenConfigDict,
+) -> tuple[tuple[int, ...], dict[str, tuple[int, ...]], Any]:
+    """Return the shapes of an image, of its activations with all columns joined, and of the parameters.
+
+    Nothing is computed. Raises InputError for a layer that does not fit its input.
+    """
+    data, network = config.data, Network(config, config.model.columns)
+    shape = data.crop_size, data.crop_size, data.channels
+    image = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+    (logits, activations), variables = jax.eval_shape(
+        lambda image: network.init_with_output(jax.random.key(0), image), image
+    )
+    own = activations | {CLASSIFIER: [logits]}
+    joined = {name: (*maps[0].shape[1:-1], maps[0].shape[-1] * len(maps)) for name, maps in own.items()}
+    return shape, joined, variables["params"]
 
 
 class Network(nn.Module):

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from alexnet_jax import config as configuration
-from alexnet_jax.runtime import command_line, storage
+from alexnet_jax.runtime import command_line
 from alexnet_jax.runtime.errors import InputError, UnreadableFiles, printable
+from alexnet_jax.workdirs import remote
 
 if TYPE_CHECKING:
     from alexnet_jax.trained import Trained
@@ -118,7 +119,7 @@ def main(arguments: list[str]) -> int:
         command_line.check_writable("--figure", given.figure)
         if os.path.splitext(given.figure)[1].lower() not in (".png", ".pdf", ".svg", ".jpg", ".jpeg"):
             raise InputError(f"--figure={given.figure}: give a name that ends in .png, .pdf, .svg or .jpg")
-    with storage.copied(given.workdir) as workdir:
+    with remote.copied(given.workdir) as workdir:
         config = configuration.of_run(workdir, given.overrides)
         from alexnet_jax.trained import Trained  # here, so that a mistake in the flags is reported at once
 

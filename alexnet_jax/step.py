@@ -27,7 +27,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float
 
 from alexnet_jax import augment, optimizer
-from alexnet_jax.network import AVERAGES, CLASSIFIER, RUNNING, Network
+from alexnet_jax.network import AVERAGES, CLASSIFIER, RUNNING, Network, network_shapes
 from alexnet_jax.runtime.mesh import AXIS, block_on_cpu, replicated
 
 
@@ -104,11 +104,6 @@ def _init_params(config):
     return jax.tree_util.tree_map_with_path(lambda path, x: x[0] if _is_shared(path) else x[:, 0], params)
 
 
-@functools.lru_cache(maxsize=4)  # a start asks several times, and tracing takes 0.2 s
-def _param_shapes(config: ml_collections.FrozenConfigDict):
-    return jax.eval_shape(lambda: _init_params(config))
-
-
 def new_state(params, tx: optax.GradientTransformation) -> TrainState:
     """Return the state before the first step, with these parameters."""
     # Each zero is a separate array: a step donates the buffers of its state, none of them twice.
@@ -125,7 +120,7 @@ def new_state(params, tx: optax.GradientTransformation) -> TrainState:
 
 def abstract_state(config, mesh: Mesh, tx: optax.GradientTransformation) -> TrainState:
     """Return the state's shapes, types and shardings without computing anything."""
-    params = _param_shapes(ml_collections.FrozenConfigDict(config))
+    *_, params = network_shapes(ml_collections.FrozenConfigDict(config))
     state = jax.eval_shape(lambda params: new_state(params, tx), params)
 
     def placed(x, spec):

@@ -1,17 +1,14 @@
 """The network as a table: the sizes of every layer, for `describe`, imports of weights and early checks.
 
-The sizes are the shapes of the network itself (network.py), found without computing it.
+The sizes are the shapes of the network itself (`network.network_shapes`).
 """
 
-import functools
 import math
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import ml_collections
 
-from alexnet_jax.network import CLASSIFIER, Hidden, Network, hidden_layers
+from alexnet_jax.network import CLASSIFIER, Hidden, hidden_layers, network_shapes
 
 
 class Row(NamedTuple):
@@ -43,7 +40,7 @@ def layer_table(config) -> list[Row]:
 
     Raises InputError for a layer that does not fit its input or that `model.columns` does not divide.
     """
-    image, joined, params = _shapes(ml_collections.FrozenConfigDict(config))
+    image, joined, params = network_shapes(ml_collections.FrozenConfigDict(config))
     rows: list[Row] = []
     classifier = Hidden(CLASSIFIER, config.model.layers[CLASSIFIER], ())
     for name, spec, then in [*hidden_layers(config.model), classifier]:
@@ -57,21 +54,7 @@ def layer_table(config) -> list[Row]:
 
 def activation_shapes(config) -> dict[str, tuple[int, ...]]:
     """Return the shape of every activation of one image by name, all columns together."""
-    return _shapes(ml_collections.FrozenConfigDict(config))[1]
-
-
-@functools.lru_cache(maxsize=4)  # a start asks twice, and tracing takes 0.2 s
-def _shapes(config: ml_collections.FrozenConfigDict):
-    """Return the shapes of an image, its activations and the parameters."""
-    data, network = config.data, Network(config, config.model.columns)
-    shape = data.crop_size, data.crop_size, data.channels
-    image = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
-    (logits, activations), variables = jax.eval_shape(
-        lambda image: network.init_with_output(jax.random.key(0), image), image
-    )
-    own = activations | {CLASSIFIER: [logits]}
-    joined = {name: (*maps[0].shape[1:-1], maps[0].shape[-1] * len(maps)) for name, maps in own.items()}
-    return shape, joined, variables["params"]
+    return network_shapes(ml_collections.FrozenConfigDict(config))[1]
 
 
 def describe(config) -> str:

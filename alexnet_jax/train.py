@@ -34,10 +34,11 @@ from alexnet_jax import evaluate, optimizer, table
 from alexnet_jax.datasets.batches import training_batches
 from alexnet_jax.datasets.labels import with_labels_of
 from alexnet_jax.datasets.source import Source, open_splits
-from alexnet_jax.runtime import command_line, processes, storage
+from alexnet_jax.runtime import command_line, processes
 from alexnet_jax.runtime.errors import Diverged, InputError
 from alexnet_jax.runtime.files import StrPath
 from alexnet_jax.runtime.mesh import batch_sharding, block_on_cpu, make_mesh, replicated
+from alexnet_jax.runtime.object_store import is_url
 from alexnet_jax.runtime.stop import StopRequest, StopRequested
 from alexnet_jax.step import (
     TrainState,
@@ -49,7 +50,7 @@ from alexnet_jax.step import (
     training_means,
 )
 from alexnet_jax.transfer import first_layers
-from alexnet_jax.workdirs import identity, metrics
+from alexnet_jax.workdirs import identity, metrics, remote
 from alexnet_jax.workdirs.checkpoint import METRIC, Checkpoints, resumable
 from alexnet_jax.workdirs.workdir import is_evaluated, read_statistics, take, write_config
 
@@ -61,8 +62,8 @@ def train(config, workdir: str) -> None:
 
     Raises InputError before anything is written, Diverged, and Unavailable for a full disk.
     """
-    if storage.is_url(workdir):
-        with storage.run_folder(workdir) as folder:
+    if is_url(workdir):
+        with remote.run_folder(workdir) as folder:
             train(config, folder)
         return
     former_config = processes.all_processes(configuration.check_same_run, config, workdir)
@@ -192,7 +193,7 @@ class Run:
         self.check_finite(step, row["val_loss"], "the validation loss")
         writer.write_row(row)
         self.checkpoints.rate(step, {METRIC: row[METRIC]})  # after the row: an error implies a row
-        storage.push(self.workdir, self.checkpoints.wait)
+        remote.push(self.workdir, self.checkpoints.wait)
         state = self.after_validation(state, row[METRIC])
         _log_rate(config, row, self.learning_rate(state), state)
         return state
@@ -219,7 +220,7 @@ class Run:
         if not all_finite(state.params):
             self._diverged(int(state.step), "a parameter is not a finite number")
         self.checkpoints.save(state)
-        storage.push(self.workdir, self.checkpoints.wait)  # does nothing for a local folder
+        remote.push(self.workdir, self.checkpoints.wait)  # does nothing for a local folder
 
     def check_finite(self, step: int, loss, what: str = "the loss") -> None:
         """Raise Diverged if a loss is not a finite number."""

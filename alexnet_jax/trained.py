@@ -23,12 +23,11 @@ from alexnet_jax import config as configuration
 from alexnet_jax.datasets import fingerprints
 from alexnet_jax.datasets import images as pictures
 from alexnet_jax.datasets.labels import imagenet_classes
-from alexnet_jax.runtime import storage
 from alexnet_jax.runtime.errors import InputError, nearest, printable
 from alexnet_jax.runtime.files import StrPath
 from alexnet_jax.runtime.mesh import make_mesh
 from alexnet_jax.step import make_activations, make_view_outputs, mean_output, with_precision
-from alexnet_jax.workdirs import identity
+from alexnet_jax.workdirs import identity, remote
 from alexnet_jax.workdirs.workdir import read_statistics
 
 BATCH = 32  # images per batch
@@ -44,7 +43,7 @@ def load(workdir: StrPath, overrides: dict[str, Any] | None = None) -> "Trained"
     {"eval.views": 1}, or {"mesh.column": 2} for one device per column. Raises InputError, with the remedy, if
     there is no run or a field does not fit.
     """
-    with storage.copied(workdir) as folder:
+    with remote.copied(workdir) as folder:
         return Trained(configuration.of_run(folder, {"mesh.column": 1, **(overrides or {})}), folder)
 
 

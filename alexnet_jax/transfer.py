@@ -7,10 +7,10 @@ import jax
 
 from alexnet_jax import config as configuration
 from alexnet_jax import evaluate, optimizer
-from alexnet_jax.runtime import processes, storage
+from alexnet_jax.runtime import processes
 from alexnet_jax.runtime.errors import InputError
 from alexnet_jax.step import abstract_state
-from alexnet_jax.workdirs import identity
+from alexnet_jax.workdirs import identity, remote
 from alexnet_jax.workdirs.checkpoint import has_checkpoints
 from alexnet_jax.workdirs.workdir import read_config
 
@@ -40,7 +40,7 @@ def _layers_of_other_run(config, mesh) -> tuple[dict, dict]:
     layer, or has it in another shape.
     """
     workdir = os.path.expanduser(config.init_from)
-    with storage.copied(workdir, "init_from") as folder:
+    with remote.copied(workdir, "init_from") as folder:
         return _layers_of(folder, workdir, config, mesh)
 
 
@@ -75,7 +75,7 @@ def _check_origin(config, workdir: str, former_config, former: identity.Identity
     origin = former["origin"] if former else identity.UNKNOWN
     there, here = origin.get("workdir", former_config.init_from), os.path.expanduser(config.init_from)
     if origin["kind"] == "run" and here:
-        with storage.copied(here, "init_from", checkpoints=False) as folder:
+        with remote.copied(here, "init_from", checkpoints=False) as folder:
             same = identity.of_workdir(folder) in (origin["run"], None)
     else:
         same = there == config.init_from

@@ -37,9 +37,10 @@ from alexnet_jax import config as configuration
 from alexnet_jax.datasets import statistics
 from alexnet_jax.pretrained import conversion, formats, metadata
 from alexnet_jax.pretrained.normalization import published_statistics
-from alexnet_jax.runtime import command_line, files, storage
+from alexnet_jax.runtime import command_line, files
 from alexnet_jax.runtime.errors import InputError, input_errors, reason
-from alexnet_jax.workdirs import identity
+from alexnet_jax.runtime.object_store import is_url
+from alexnet_jax.workdirs import identity, remote
 from alexnet_jax.workdirs.workdir import read_statistics, write_config
 
 log = logging.getLogger("alexnet_jax")
@@ -313,12 +314,12 @@ def main(arguments: list[str]) -> None:
         options |= {f"config.{field}": text for field, text in given.overrides.items()}
         for name in (name for name, value in options.items() if value is not None):
             raise InputError(f"--{name}: is not for export, which takes everything from --workdir")
-        with storage.copied(workdir) as folder:
+        with remote.copied(workdir) as folder:
             export_weights(file, folder)
         return
     config = configuration.load(given.config, given.overrides) if given.config else None
     labels, mean = (path and os.path.expanduser(path) for path in (given.labels, given.mean))
-    there = storage.run_folder(workdir) if storage.is_url(workdir) else contextlib.nullcontext(workdir)
+    there = remote.run_folder(workdir) if is_url(workdir) else contextlib.nullcontext(workdir)
     with there as folder:
         import_weights(given.source, file, folder, config, labels, mean, given.overrides)
 

@@ -26,7 +26,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 # 32 steps an epoch, two epochs; a checkpoint every five steps.
 SMALL = (
     *runs.SMALL,
-    "--config.data.train_split=train[:2048]",
+    "--config.data.train_split=train[:512]",
     "--config.checkpoint.every_steps=5",
 )
 LAST_STEP = 64
@@ -150,7 +150,7 @@ def test_a_run_leaves_what_the_contract_lists(finished):
     assert evaluation["examples"] == 199 and evaluation["split"] == "test[:199]"
     assert evaluation["views"] == 10 and 0 <= evaluation["top5_error"] <= evaluation["top1_error"] < 0.8
     config = json.loads((workdir / "config.json").read_text())
-    assert config["batch_size"] == 64 and config["data"]["train_split"] == "train[:2048]"
+    assert config["batch_size"] == 16 and config["data"]["train_split"] == "train[:512]"
     with np.load(workdir / "statistics.npz") as statistics:
         assert statistics["mean_image"].shape == (28, 28, 1) and "Sneaker" in statistics["label_names"]
     assert list(workdir.glob("events.out.tfevents.*")) and (workdir / "train.log").stat().st_size

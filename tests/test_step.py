@@ -11,7 +11,7 @@ import ml_collections
 import numpy as np
 import optax
 import pytest
-from helpers.arrays import assert_near
+from helpers.arrays import assert_near, assert_same_trees
 
 from alexnet_jax import optimizer
 from alexnet_jax.kernels import cpu, winograd
@@ -156,6 +156,11 @@ def test_every_mesh_gives_the_same_losses_gradients_and_states(runs, mesh):
     assert state.error_sum == runs[1, 1]["history"][-1][1].error_sum
 
 
+def test_one_device_and_one_per_column_give_the_same_bits(runs):
+    for name in ("history", "forward", "eval"):
+        assert_same_trees(runs[1, 2][name], runs[1, 1][name])
+
+
 def test_every_parameter_is_trained(runs):
     (_, first), (_, second), _ = runs[1, 1]["history"]
     for before, after in zip(jax.tree.leaves(first.params), jax.tree.leaves(second.params), strict=True):
@@ -172,6 +177,28 @@ def test_loss_is_a_function_of_seed_and_step():
     first, second, again = loss((0, 1, 0), seed=0)
     assert first == again != second
     assert loss((0,), seed=1) != [first]
+
+
+def spread(params, factor=1e3):
+    """Without biases, and with larger logits, an image gives other probabilities in other views."""
+    params = {layer: own | {"bias": 0 * own["bias"]} for layer, own in params.items()}
+    return params | {"fc8": params["fc8"] | {"kernel": factor * params["fc8"]["kernel"]}}
+
+
+def test_images_of_a_group_have_one_crop_and_flip():
+    """exp(-mean loss) of one image, over all labels, sums to 1 if the views are equal, and to less if not."""
+
+    def total(group):
+        fields = {"augment.crop_group": group, "augment.pca_std": 0.0, "model.dropout_rate": 0.0}
+        config = small_config(only=("conv1", "fc6"), **fields)
+        mesh = make_mesh(config)
+        differentiate = jax.jit(loss_and_gradients(config, mesh))
+        params, image = spread(params_of(config, mesh), 0.1), np.repeat(batch(0, 1)[0], BATCH, axis=0)
+        labels = [np.full(BATCH, label, np.int32) for label in range(10)]
+        return sum(np.exp(-differentiate(params, image, own, 0, statistics())[0]) for own in labels)
+
+    assert total(BATCH) == pytest.approx(1, abs=1e-5)
+    assert total(1) < 1 - 1e-3
 
 
 def test_groups_that_share_a_crop_do_not_depend_on_the_mesh():
@@ -396,8 +423,8 @@ def mean_softmax(config, mesh, params, images):
 def test_ten_view_evaluation_is_of_the_mean_softmax_over_the_examples_that_are_real():
     config = small_config((2, 2))
     mesh = make_mesh(config)
-    params, (images, labels) = params_of(config, mesh), batch(7)
-    real = np.arange(BATCH) < 11
+    (images, labels), real = batch(7), np.arange(BATCH) < 11
+    params = spread(params_of(config, mesh))  # other means than that of softmax outputs are far away
     probabilities = mean_softmax(config, mesh, params, images)[real]
     own = probabilities[np.arange(11), labels[real]]
     rank = (probabilities > own[:, None]).sum(axis=1)

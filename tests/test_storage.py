@@ -25,16 +25,19 @@ from helpers.arrays import assert_same_trees
 from helpers.runs import rows
 
 import alexnet_jax
-from alexnet_jax.runtime import object_store, processes, storage
+from alexnet_jax.datasets import remote as remote_data
+from alexnet_jax.datasets.remote import data_folder
+from alexnet_jax.runtime import object_store, processes
 from alexnet_jax.runtime.errors import InputError, Stopped, Unavailable
-from alexnet_jax.runtime.storage import MARKER
+from alexnet_jax.workdirs import remote
+from alexnet_jax.workdirs.remote import MARKER
 
 WHY = "needs the extras storage and storage-test"
 BUCKET = "s3://bucket"
 # 16 steps an epoch, two epochs; a checkpoint every four steps.
 SMALL = (
     *runs.SMALL,
-    "--config.data.train_split=train[:1024]",
+    "--config.data.train_split=train[:256]",
     "--config.checkpoint.every_steps=4",
 )
 LAST_STEP = 32
@@ -81,7 +84,7 @@ def use_store(monkeypatch, tmp_path):
             monkeypatch.setenv(name, value)
 
     yield use
-    storage.data_folder.cache_clear()
+    data_folder.cache_clear()
 
 
 @pytest.fixture
@@ -157,7 +160,7 @@ def params_at(workdir):
 def opened(url, folder):
     """The run in a store as a program starts with it, with its copy in `folder`; no lock is renewed."""
     folder.mkdir(exist_ok=True)
-    mirror = storage._Mirror(object_store.Store("--workdir", url), str(folder))
+    mirror = remote._Mirror(object_store.Store("--workdir", url), str(folder))
     mirror._take()
     mirror.fetch()
     return mirror
@@ -180,7 +183,7 @@ def test_an_interrupted_upload_is_ignored(files, monkeypatch, tmp_path):
         context.setattr(object_store.Store, "write", stopped)  # the marker comes last
         mirror.push()
     assert {"checkpoints/8/rest/a", "checkpoints/8/rest/b"} < names(files, url)
-    with storage.copied(url) as folder:
+    with remote.copied(url) as folder:
         assert not pathlib.Path(folder, "checkpoints/8").exists()
 
     files.pipe(f"{url}/checkpoints/2/rest/a", b"its deletion was interrupted")
@@ -220,8 +223,8 @@ def test_checkpoints_that_are_here_are_not_fetched_again(files, monkeypatch, tmp
 
 @pytest.mark.program
 def test_one_program_trains_a_run(files, monkeypatch, tmp_path):
-    monkeypatch.setattr(storage, "RENEWAL", 0.1)
-    monkeypatch.setattr(storage, "PATIENCE", 1.0)
+    monkeypatch.setattr(remote, "RENEWAL", 0.1)
+    monkeypatch.setattr(remote, "PATIENCE", 1.0)
     url = f"{BUCKET}/runs/locked"
     first = opened(url, tmp_path / "one")
     with first.locked(), pytest.raises(InputError, match=r"process \d+ on .* trains there; wait"):
@@ -255,7 +258,7 @@ def test_a_run_that_changes_while_it_is_copied_is_copied_again(files, monkeypatc
 
     change(4)
     monkeypatch.setattr(object_store.Store, "download", changing)
-    with storage.copied(url) as folder:
+    with remote.copied(url) as folder:
         assert texts(folder) == {
             "config.json": "8", "metrics.jsonl": "8", "checkpoints/8/params/a": "8",
             f"checkpoints/8/{MARKER}": "8",
@@ -268,8 +271,8 @@ def test_data_is_fetched_once_and_again_if_it_changes(files, caplog):
 
     def fetched(name=""):
         caplog.clear()
-        storage.data_folder.cache_clear()
-        folder = storage.data_folder(url, name)
+        data_folder.cache_clear()
+        folder = data_folder(url, name)
         return texts(folder), [record.getMessage() for record in caplog.records]
 
     stored = {"a/1.0.0/x": "x", "a/1.0.0/y": "y", "ab/1.0.0/z": "z", "a/.hidden": "no"}
@@ -290,13 +293,13 @@ def test_data_is_fetched_once_and_again_if_it_changes(files, caplog):
 
 def small_data(files, url, content):
     """Return the files of the local copy, after the data set in the store got this content."""
-    storage.data_folder.cache_clear()
+    data_folder.cache_clear()
     there = set(files.find(url))
     for name, text in content.items():
         files.pipe(f"{url}/{name}", text.encode())
     for path in there - {f"{url}/{name}".removeprefix("s3://") for name in content}:
         files.rm_file(path)
-    return texts(storage.data_folder(url))
+    return texts(data_folder(url))
 
 
 @pytest.mark.program
@@ -319,7 +322,7 @@ def test_data_that_another_program_reads_is_not_changed(files):
     url = f"{BUCKET}/shared"
     assert small_data(files, url, {"x": "x"}) == {"x": "x"}
     (used,) = pathlib.Path(os.environ["XDG_CACHE_HOME"]).rglob(".used")
-    fcntl.flock(storage._used.pop(str(used.parent)), fcntl.LOCK_UN)
+    fcntl.flock(remote_data._used.pop(str(used.parent)), fcntl.LOCK_UN)
     with used.open() as other:
         fcntl.flock(other, fcntl.LOCK_SH | fcntl.LOCK_NB)
         assert small_data(files, url, {"x": "x", "y": "y"}) == {"x": "x", "y": "y"}
@@ -334,14 +337,14 @@ def test_data_that_another_program_reads_is_not_changed(files):
     "url", ["s3://bucket", "s3://", "gs:///run", "http://host/run", "az://a/b", "s3://b/a?b", "s3://b/../a"]
 )
 def test_other_urls_are_refused(url, tmp_path):
-    for use in (lambda: object_store.Store("--workdir", url), lambda: storage.data_folder(url)):
+    for use in (lambda: object_store.Store("--workdir", url), lambda: data_folder(url)):
         with pytest.raises(InputError, match="expected gs://BUCKET/FOLDER or s3://BUCKET/FOLDER"):
             use()
 
 
 def test_local_paths_are_no_urls(tmp_path):
-    assert not any(map(storage.is_url, ("runs/a", "/runs/a", "~/runs", "C:/runs", "s3:/run", tmp_path)))
-    assert storage.is_url("s3://bucket/run")
+    assert not any(map(object_store.is_url, ("runs/a", "/runs/a", "~/runs", "C:/runs", "s3:/run", tmp_path)))
+    assert object_store.is_url("s3://bucket/run")
 
 
 def test_a_missing_extra_is_one_line(monkeypatch):
@@ -353,13 +356,13 @@ def test_a_missing_extra_is_one_line(monkeypatch):
 @pytest.mark.program
 def test_a_missing_bucket_or_key_is_one_line(server, use_store, monkeypatch):
     use_store(server)
-    for use in (storage.run_folder, storage.copied):
+    for use in (remote.run_folder, remote.copied):
         with pytest.raises(InputError, match="the bucket does not exist"), use("s3://absent/run"):
             pass
-    with pytest.raises(InputError, match="is empty or not there"), storage.copied(f"{BUCKET}/absent"):
+    with pytest.raises(InputError, match="is empty or not there"), remote.copied(f"{BUCKET}/absent"):
         pass
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
-    with pytest.raises(InputError, match="access is denied"), storage.copied(f"{BUCKET}/absent"):
+    with pytest.raises(InputError, match="access is denied"), remote.copied(f"{BUCKET}/absent"):
         pass
 
 
@@ -436,7 +439,7 @@ def test_a_store_that_has_answered_is_asked_again(use_store):
 
 def test_a_run_in_a_store_is_for_one_process(monkeypatch):
     monkeypatch.setattr(processes, "count", lambda: 2)
-    for use in (storage.run_folder, storage.copied):
+    for use in (remote.run_folder, remote.copied):
         with pytest.raises(InputError, match="is for one process"), use(f"{BUCKET}/run"):
             pass
 

@@ -21,10 +21,12 @@ from alexnet_jax.datasets import (
     fingerprints,
     ilsvrc,
     images,
+    remote,
 )
-from alexnet_jax.runtime import quiet_tensorflow, storage
+from alexnet_jax.runtime import quiet_tensorflow
 from alexnet_jax.runtime.errors import InputError, Unavailable, first_line, input_errors, nearest
 from alexnet_jax.runtime.files import file_lock, retry
+from alexnet_jax.runtime.object_store import is_url
 
 # TFDS keeps 1 GiB of examples in memory before it shuffles them on disk; a quarter of that works as well.
 _SHUFFLE_BUFFER = 256 << 20
@@ -38,8 +40,8 @@ log = logging.getLogger("alexnet_jax")
 def prepared_builder(config) -> tfds.core.DatasetBuilder:
     """Return the TFDS builder of `config.data.name`, after preparing the data set if necessary."""
     name, data_dir = config.data.name, os.path.expanduser(config.data.dir) or None
-    if data_dir and storage.is_url(data_dir):
-        data_dir = storage.data_folder(data_dir, name.partition(":")[0])
+    if data_dir and is_url(data_dir):
+        data_dir = remote.data_folder(data_dir, name.partition(":")[0])
     if data_dir and os.path.exists(data_dir) and not os.path.isdir(data_dir):
         raise InputError(f"data.dir: {data_dir!r} is not a folder; give one")
     builder = _builder(name, data_dir)

@@ -7,8 +7,9 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from alexnet_jax.runtime import storage
+from alexnet_jax.datasets import remote
 from alexnet_jax.runtime.errors import InputError, UnreadableFiles
+from alexnet_jax.runtime.object_store import is_url
 
 SHOWN = 10  # bad files that are listed, one per line
 
@@ -59,7 +60,7 @@ def open_source(config, split_field: str) -> Source:
     if data.name == "folder":
         from alexnet_jax.datasets.folder import FolderSource
 
-        folder = storage.data_folder(data.dir) if storage.is_url(data.dir) else data.dir
+        folder = remote.data_folder(data.dir) if is_url(data.dir) else data.dir
         return FolderSource(folder, *what)
     from alexnet_jax.datasets.prepared import TfdsSource, prepared_builder
 

@@ -1,12 +1,13 @@
-"""The objects below gs://BUCKET/FOLDER or s3://BUCKET/FOLDER, through gcsfs or s3fs.
+"""The objects below gs://BUCKET/FOLDER or s3://BUCKET/FOLDER through gcsfs or s3fs, and local copies.
 
-Any error of these clients becomes one line, and no call waits for ever. They are imported when a `Store` is
-opened.
+Runs are kept there by workdirs/remote.py, and data sets are read by datasets/remote.py. Any error of these
+clients becomes one line, and no call waits for ever. They are imported when a `Store` is opened.
 """
 
 import contextlib
 import errno
 import functools
+import hashlib
 import importlib
 import itertools
 import logging
@@ -18,12 +19,17 @@ import time
 from collections.abc import Callable, Coroutine, Iterable, Iterator
 from typing import Any
 
+from alexnet_jax.runtime import progress
 from alexnet_jax.runtime.errors import InputError, Unavailable, printable, reason
-from alexnet_jax.runtime.files import StrPath
+from alexnet_jax.runtime.files import StrPath, read_json, user_cache
+
+log = logging.getLogger("alexnet_jax")
 
 _CLIENTS = {"gs": "gcsfs", "s3": "s3fs"}
 _FORM = "expected gs://BUCKET/FOLDER or s3://BUCKET/FOLDER"
 PARTS = ".parts-"  # prefix of a folder with incomplete downloads
+COPIED, RECORD = "files", "record.json"  # in the folder of a URL's copy
+_LARGEST = 256 << 20  # bytes of a record, which has a line per file
 _SECONDS, _SLOWEST = 60.0, 100_000  # time for a request, and bytes per second of a slow network
 _CONNECTING, _SILENT = 10, 30  # seconds until a request fails without a connection, or without a byte
 _AT_ONCE, _PARTS_AT_ONCE = 8, 2  # files, and parts of a file, of 50 MB each in memory
@@ -117,7 +123,12 @@ class Store:
         self._all(functools.partial(self._upload, folder), sizes)
 
     def download(self, folder: str, objects: Objects, done: Callable[[str], Any] = len) -> None:
-        """Download objects into a folder, each completely or not at all; call `done` with each name."""
+        """Download objects into a folder, each completely or not at all; call `done` with each name.
+
+        The log gets their number, their size and, if it takes long, the progress.
+        """
+        if not objects:
+            return
         sizes = [(name, size) for name, (size, _) in objects.items()]
         total, free = sum(size for _, size in sizes), 0
         with local_errors(folder):
@@ -131,9 +142,21 @@ class Store:
             for parent in {os.path.dirname(os.path.join(folder, name)) for name in objects}:
                 os.makedirs(parent, exist_ok=True)
             parts = tempfile.TemporaryDirectory(prefix=PARTS, dir=folder, ignore_cleanup_errors=True)
+        log.info(
+            f"fetching {len(objects):,} file{'s' * (len(objects) > 1)} ({in_bytes(total)}) of {self.url}"
+        )
+        report, count = progress.Progress("fetched", len(objects), unit="files"), 0
+
+        def one(name: str) -> None:
+            nonlocal count
+            count += 1
+            done(name)
+            if count < len(objects):
+                report(count)
+
         with parts as where:
             incomplete = (os.path.join(where, str(number)) for number in itertools.count())
-            self._all(functools.partial(self._download, folder, objects, incomplete, done), sizes)
+            self._all(functools.partial(self._download, folder, objects, incomplete, one), sizes)
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}"
@@ -279,3 +302,22 @@ def local_errors(folder: StrPath) -> Iterator[None]:
 def in_bytes(size: int) -> str:
     """Return a size in words."""
     return f"{size / 1e6:,.1f} MB" if size >= 1e6 else f"{size / 1e3:,.1f} kB"
+
+
+def copy_of(kind: str, url: str) -> str:
+    """Return the local folder for the copy of a URL; `kind` is runs or data."""
+    cache = user_cache()
+    if cache is None:
+        raise InputError(f"{url}: there is no folder for its copy; set XDG_CACHE_HOME")
+    name = re.sub(r"[^A-Za-z0-9.]+", "-", url).strip("-")[-60:]
+    return str(
+        cache / "storage" / kind / f"{name}-{hashlib.blake2b(url.encode(), digest_size=6).hexdigest()}"
+    )
+
+
+def read_record(path: str) -> dict[str, Any]:
+    """Return what a copy's record has, or {} if it cannot be read."""
+    with contextlib.suppress(OSError, ValueError):
+        record = read_json(path, _LARGEST)
+        return record if isinstance(record, dict) else {}
+    return {}

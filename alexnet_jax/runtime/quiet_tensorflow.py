@@ -14,11 +14,13 @@ def load(what: str) -> None:
     if importlib.util.find_spec("tensorflow") is None:
         raise InputError(f"{what}: is prepared with TensorFlow; pip install 'alexnet_jax[tensorflow]'")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # not needed, and would print a line
-    former = os.environ.get("TF_CPP_MIN_LOG_LEVEL", "")  # which XLA reads too
+    former = os.environ.get("TF_CPP_MIN_LOG_LEVEL")  # which XLA reads too
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     try:
         import tensorflow as tf
 
         tf.config.set_visible_devices([], "GPU")
     finally:
-        os.environ["TF_CPP_MIN_LOG_LEVEL"] = former
+        del os.environ["TF_CPP_MIN_LOG_LEVEL"]
+        if former is not None:
+            os.environ["TF_CPP_MIN_LOG_LEVEL"] = former

@@ -35,14 +35,14 @@ log = logging.getLogger("alexnet_jax")
 State = Any  # a flax.struct.PyTreeNode with fields `step` and `params`
 
 METRIC = "val_top1_error"
-_ASIDE = "damaged-"
+ASIDE = "damaged-"  # prefix of the folder of a checkpoint that cannot be read
 _LARGEST = 1 << 20  # bytes of a checkpoint's metrics
 _PATIENCE = 20  # seconds; processes that read a checkpoint wait in Orbax for one that could not
 
 
 def has_checkpoints(workdir: StrPath) -> bool:
     """Return whether the workdir has a checkpoint, readable or not."""
-    return any(name.isdigit() or name.startswith(_ASIDE) for name in _names(workdir))
+    return any(name.isdigit() or name.startswith(ASIDE) for name in _names(workdir))
 
 
 def _names(workdir: StrPath) -> list[str]:
@@ -155,7 +155,7 @@ class Checkpoints:
                 self._manager.reload()
                 zeros = jax.tree.map(lambda x: jax.device_put(np.zeros(x.shape, x.dtype), x.sharding), absent)
                 return abstract_state.replace(params=restored["params"], **restored["rest"], **zeros)
-        if steps or any(name.startswith(_ASIDE) for name in files.list_folder(self._folder)):
+        if steps or any(name.startswith(ASIDE) for name in files.list_folder(self._folder)):
             raise InputError(f"{self._folder}: none of its checkpoints can be read; give another --workdir")
         return None
 
@@ -228,10 +228,10 @@ class Checkpoints:
 
     def _put_aside(self, *steps: int) -> None:
         for step in steps:
-            target, number = os.path.join(self._folder, f"{_ASIDE}{step}"), 0
+            target, number = os.path.join(self._folder, f"{ASIDE}{step}"), 0
             while os.path.exists(target):
                 number += 1
-                target = os.path.join(self._folder, f"{_ASIDE}{step}.{number}")
+                target = os.path.join(self._folder, f"{ASIDE}{step}.{number}")
             os.rename(os.path.join(self._folder, str(step)), target)
 
     def _try_restore(self, step: int, items: dict) -> dict | None:
@@ -265,7 +265,7 @@ class Checkpoints:
         except TimeoutError:
             raise InputError(
                 f"{self._folder}/{step}: not every process can read it; make sure that all can, or rename it"
-                f" to {_ASIDE}{step} to resume from an earlier one, and restart all of them"
+                f" to {ASIDE}{step} to resume from an earlier one, and restart all of them"
             ) from None
 
     def _warn(self, step: int, error: Exception) -> None:

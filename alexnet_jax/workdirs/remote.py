@@ -1,26 +1,21 @@
-"""Runs and data sets in an object store: gs://BUCKET/FOLDER and s3://BUCKET/FOLDER.
+"""Runs in an object store: gs://BUCKET/FOLDER and s3://BUCKET/FOLDER.
 
     run_folder     keep a run that is trained in a store: a local copy within the block
     push           upload what is new in such a copy
     copied         copy a run for reading, within the block
-    data_folder    return the local copy of a data set
 
 The program works on a local folder. Files are uploaded once they are complete, and an upload that was
 interrupted is ignored: a checkpoint counts only if the store has its `commit_success.txt`, which is uploaded
 last and deleted first, as Orbax itself does on GCS. A run continues from what the store has. s3fs and gcsfs
-are imported only for a URL (object_store.py); docs/object_storage.md has the rest.
+are imported only for a URL (runtime/object_store.py); docs/object_storage.md has the rest.
 """
 
 import contextlib
-import fcntl
-import functools
-import hashlib
 import json
 import logging
 import os
 import pathlib
 import re
-import shutil
 import socket
 import tempfile
 import threading
@@ -28,41 +23,25 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from alexnet_jax.runtime import progress
 from alexnet_jax.runtime.errors import Diverged, InputError, Unavailable, printable
-from alexnet_jax.runtime.files import StrPath, file_lock, folder_lock, read_json, user_cache, write_text
-from alexnet_jax.runtime.object_store import PARTS, Objects, Store, in_bytes, is_url, local_errors
+from alexnet_jax.runtime.files import StrPath, folder_lock, write_text
+from alexnet_jax.runtime.object_store import (
+    COPIED,
+    RECORD,
+    Objects,
+    Store,
+    copy_of,
+    is_url,
+    local_errors,
+    read_record,
+)
 
 log = logging.getLogger("alexnet_jax")
 
 MARKER = "commit_success.txt"  # of a checkpoint; in the store its text identifies the upload
 LOCK = ".lock"
 RENEWAL, PATIENCE = 15.0, 60.0  # seconds between renewals of the lock; a lock not renewed for so long is void
-_FILES, _RECORD = "files", "record.json"  # in the folder of a URL's copy
-_SAVED = 60.0  # seconds between two records of a download
 _COPIES = 10  # attempts to copy a run that changes meanwhile
-_LARGEST = 256 << 20  # bytes of a record, which has a line per file
-
-
-def _cache(kind: str, url: str) -> str:
-    """Return the local folder for the copy of a URL; `kind` is runs or data."""
-    cache = user_cache()
-    if cache is None:
-        raise InputError(f"{url}: there is no folder for its copy; set XDG_CACHE_HOME")
-    name = re.sub(r"[^A-Za-z0-9.]+", "-", url).strip("-")[-60:]
-    return str(
-        cache / "storage" / kind / f"{name}-{hashlib.blake2b(url.encode(), digest_size=6).hexdigest()}"
-    )
-
-
-def _read_record(path: str) -> dict[str, Any]:
-    with contextlib.suppress(OSError, ValueError):
-        record = read_json(path, _LARGEST)
-        return record if isinstance(record, dict) else {}
-    return {}
-
-
-# Runs
 
 
 def _checkpoint(name: str) -> str | None:
@@ -111,8 +90,8 @@ class _Mirror:
 
     def __init__(self, store: Store, base: str):
         """Keep the copy in `base`, which this process has locked."""
-        self._store, self.folder, self._path = store, os.path.join(base, _FILES), os.path.join(base, _RECORD)
-        record = _read_record(self._path)
+        self._store, self.folder, self._path = store, os.path.join(base, COPIED), os.path.join(base, RECORD)
+        record = read_record(self._path)
         self._id = record.get("id") or _new_id()  # of this copy, across processes
         self._program = _new_id()  # of this process alone: copies of a machine have the same id
         self._marks: dict[str, str] = record.get(
@@ -146,7 +125,7 @@ class _Mirror:
             if same and not _is_rating(name) and name in wanted and wanted[name][0] == size:
                 kept.add(name)
         _keep_only(self.folder, kept)
-        _fetch(self._store, self.folder, {name: wanted[name] for name in wanted.keys() - kept})
+        self._store.download(self.folder, {name: wanted[name] for name in wanted.keys() - kept})
         self._marks, self._uploaded = marks, _files_in(self.folder)
         self._save()
 
@@ -155,6 +134,8 @@ class _Mirror:
 
         Raises InputError, and changes nothing, if another program trains the run.
         """
+        from alexnet_jax.workdirs.checkpoint import ASIDE  # here, because it imports JAX
+
         self._check()
         local = _files_in(self.folder)
         if "config.json" in self._uploaded and "config.json" not in local:
@@ -178,7 +159,7 @@ class _Mirror:
         self._store.upload(self.folder, [name for name in changed if _checkpoint(name) and _is_rating(name)])
         for folder in sorted(self._marks.keys() - folders):
             # One that cannot be read here was put aside here; the one in the store may be good.
-            if not list(pathlib.Path(self.folder, "checkpoints").glob(f"damaged-{_step(folder)}*")):
+            if not list(pathlib.Path(self.folder, "checkpoints").glob(f"{ASIDE}{_step(folder)}*")):
                 self._check()
                 self._delete(folder)
         self._uploaded = local
@@ -312,24 +293,6 @@ def _is_wanted(name: str, marks: dict[str, str]) -> bool:
     return _is_of_run(name) and (folder is None or folder in marks)
 
 
-def _fetch(store: Store, folder: str, objects: Objects, done: Callable[[str], Any] = len) -> None:
-    """Download objects, and log their number and size."""
-    if objects:
-        size = sum(size for size, _ in objects.values())
-        files = f"{len(objects):,} file{'s' * (len(objects) > 1)}"
-        log.info(f"fetching {files} ({in_bytes(size)}) of {store.url}")
-        report, count = progress.Progress("fetched", len(objects), unit="files"), 0
-
-        def one(name: str) -> None:
-            nonlocal count
-            count += 1
-            done(name)
-            if count < len(objects):
-                report(count)
-
-        store.download(folder, objects, one)
-
-
 _mirrors: dict[str, _Mirror] = {}
 
 
@@ -364,7 +327,7 @@ def run_folder(url: str) -> Iterator[str]:
     """
     flag = "--workdir"
     store = _open_alone(flag, url)
-    base = _cache("runs", store.url)
+    base = copy_of("runs", store.url)
     with _shown_as(store.url, base), contextlib.ExitStack() as stack:
         with local_errors(base):
             os.makedirs(base, exist_ok=True)
@@ -423,7 +386,7 @@ def _copy(store: Store, folder: str, checkpoints: bool) -> None:
         changed = None
         try:
             new = {name: value for name, value in wanted.items() if name not in here}
-            _fetch(store, folder, new)
+            store.download(folder, new)
             here = wanted
         except InputError as error:
             changed = error
@@ -443,7 +406,7 @@ def _shown_as(url: str, folder: str) -> Iterator[None]:
     """Name the URL instead of its local folder in lines of the log and in errors, within the block."""
 
     def shown(text: str) -> str:
-        return text.replace(os.path.join(folder, _FILES), url).replace(folder, url)
+        return text.replace(os.path.join(folder, COPIED), url).replace(folder, url)
 
     def show(record: logging.LogRecord) -> bool:
         record.msg, record.args = shown(record.getMessage()), ()
@@ -457,90 +420,3 @@ def _shown_as(url: str, folder: str) -> Iterator[None]:
         raise
     finally:
         log.removeFilter(show)
-
-
-# Data
-
-
-_used: dict[str, int] = {}  # folder -> the descriptor of its file .used, locked until this process ends
-
-
-@functools.cache  # the splits of a data set are opened one by one
-def data_folder(url: str, name: str = "") -> str:
-    """Return the local copy of a data set in a store, of the part `name` of data.dir, once it is complete.
-
-    Objects that are new or changed since the last call are downloaded first. Other processes may use the copy
-    at the same time. Raises Unavailable, and InputError, also if one of them uses files that have changed in
-    the store.
-    """
-    store = Store("data.dir", url)
-    base = _cache("data", store.url)
-    folder, path = os.path.join(base, _FILES), os.path.join(base, _RECORD)
-    with contextlib.ExitStack() as stack:
-        with local_errors(base):
-            os.makedirs(base, exist_ok=True)
-            alone = stack.enter_context(file_lock(os.path.join(base, ".lock")))
-            if base not in _used:
-                _used[base] = os.open(os.path.join(base, ".used"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
-            stack.callback(_lock, _used[base], fcntl.LOCK_SH)
-        start = f"{name}/" if name else ""
-        objects = {
-            key: value
-            for key, value in store.objects().items()
-            if key.startswith(start) and not any(part.startswith(".") for part in key.split("/"))
-        }
-        if not objects:
-            what = f"has no {name}; prepare it in a folder, and copy that there" if name else "is empty"
-            raise InputError(f"data.dir: {store.url} {what}")
-        # The version of each file that is here; an empty version marks a file that may be incomplete.
-        there = {key: tuple(value) for key, value in _read_record(path).items() if isinstance(value, list)}
-        new = {
-            key: value
-            for key, value in objects.items()
-            if there.get(key) != value or not os.path.exists(os.path.join(folder, key))
-        }
-        old = [key for key in there if key.startswith(start) and (key in new or key not in objects)]
-        if any(there[key] for key in old) and not _lock(_used[base], fcntl.LOCK_EX):
-            raise InputError(
-                f"data.dir: {store.url} has changed, but another program reads the copy of its former state;"
-                " wait until it ends, or set XDG_CACHE_HOME to another folder"
-            )
-
-        def save() -> None:
-            with local_errors(base):
-                write_text(path, json.dumps(there) + "\n")
-
-        saved = time.monotonic()
-
-        def done(key: str) -> None:
-            nonlocal saved
-            there[key] = objects[key]
-            if time.monotonic() > saved + _SAVED:  # so that a killed download goes on
-                save()
-                saved = time.monotonic()
-
-        if new or old:
-            there |= dict.fromkeys([*old, *new], ())
-            save()
-            with local_errors(base):
-                for key in old:
-                    pathlib.Path(folder, key).unlink(missing_ok=True)
-                    if key not in new:
-                        del there[key]
-            for left in pathlib.Path(folder).glob(f"{PARTS}*") if alone else ():
-                shutil.rmtree(left, ignore_errors=True)
-            try:
-                _fetch(store, folder, new, done)
-            finally:
-                save()
-    return folder
-
-
-def _lock(file: int, kind: int) -> bool:
-    """Lock a file; return False if another process has locked it, and True on a file system without locks."""
-    with contextlib.suppress(OSError):
-        try:
-            fcntl.flock(file, kind | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-    return True
