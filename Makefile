@@ -9,7 +9,7 @@ PYTEST = .venv/bin/python -m pytest --numprocesses=2 --dist=worksteal
 quickstart: .venv/installed
 	GLIBC_TUNABLES=glibc.malloc.hugetlb=1 .venv/bin/python -m alexnet_jax.main --config=configs/quickstart.py
 
-# What to run before a commit: style, types, and the tests that start no program.
+# What to run before a commit: style, types, and the tests that neither start a program nor train.
 check: lint
 	$(PYTEST) -m "not program"
 

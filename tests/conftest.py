@@ -112,7 +112,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(autouse=True)
 def _programs_are_marked(request, monkeypatch):
-    """Fail a test that starts Python and is not marked `program`: `make check` leaves out those that are."""
+    """Fail a test that starts Python or trains and is not marked `program`: `make check` leaves those out."""
     if request.node.get_closest_marker("program"):
         return
     start = subprocess.Popen.__init__
@@ -123,7 +123,8 @@ def _programs_are_marked(request, monkeypatch):
         start(self, command, *args, **kwargs)  # such as uname, which TensorFlow Datasets asks
 
     def refused(*_):
-        pytest.fail("this test starts a program: mark it `program`")
+        pytest.fail("this test starts a program, or trains: mark it `program`")
 
     monkeypatch.setattr(subprocess.Popen, "__init__", checked)
     monkeypatch.setattr(multiprocessing.process.BaseProcess, "start", refused)
+    monkeypatch.setattr("alexnet_jax.train._loop", refused)

@@ -315,6 +315,7 @@ def three_splits(tmp_path):
     return folder, folders.config_of(folder, 2, **{"data.test_split": "test"})
 
 
+@pytest.mark.program
 @pytest.mark.parametrize("start", ["train", "prepare"])
 def test_every_bad_file_of_every_split_is_told_before_the_first_step(three_splits, tmp_path, start, capsys):
     folder, config = three_splits
@@ -378,6 +379,7 @@ def test_a_picture_is_decoded_once_and_a_bad_file_at_every_start(three_splits, m
     assert decoded == []
 
 
+@pytest.mark.program
 def test_a_bad_file_is_told_before_an_evaluation(three_splits, tmp_path):
     folder, config = three_splits
     train.train(config, str(tmp_path / "run"))

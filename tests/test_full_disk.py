@@ -52,6 +52,7 @@ def params(workdir, step):
         return jax.tree.leaves(checkpoints.restore_params(abstract.params, step)[1])
 
 
+@pytest.mark.program
 def test_a_full_disk_is_one_line_and_the_same_command_goes_on(data, disk, tmp_path, capfd):
     folder, resize = disk
     workdir = folder / "run"
@@ -75,6 +76,7 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(data, disk, tmp_pa
     assert all(np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
+@pytest.mark.program
 @pytest.mark.parametrize(
     "place, function, name",
     [
@@ -113,6 +115,7 @@ def trained(data, tmp_path):
     return tmp_path / "run"
 
 
+@pytest.mark.program
 @pytest.mark.parametrize("file", ["params/_METADATA", "metrics/metrics", "rest/array_metadatas/process_0"])
 def test_a_checkpoint_that_cannot_be_read_now_stays_where_it_is(data, trained, monkeypatch, file):
     """Reading /proc/self/mem fails with EIO, as a network file system may for a while."""
@@ -133,6 +136,7 @@ def test_a_checkpoint_that_cannot_be_read_now_stays_where_it_is(data, trained, m
     assert sorted(os.listdir(trained / "checkpoints")) == before
 
 
+@pytest.mark.program
 def test_a_file_that_orbax_does_without_is_not_told_of(trained, caplog):
     path = trained / "checkpoints" / "12" / "_CHECKPOINT_METADATA"
     path.unlink()

@@ -73,6 +73,7 @@ def finished(data_dir, tmp_path_factory):
     return workdir, run(*small(data_dir, workdir))
 
 
+@pytest.mark.program
 def test_nothing_is_compiled_after_the_first_epoch(data_dir, tmp_path, monkeypatch):
     compiled, after_epoch = [], []
     jax.monitoring.register_event_duration_secs_listener(

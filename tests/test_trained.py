@@ -102,6 +102,7 @@ def test_mistakes_are_one_line(net, split, tmp_path):
         _ = alexnet_jax.lod
 
 
+@pytest.mark.program
 def test_a_run_is_trained_and_loaded_without_a_command(data_dir, tmp_path):
     fields = {
         "data.dir": str(data_dir), "data.train_split": "train[:64]", "data.val_split": "train[59900:]",

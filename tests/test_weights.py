@@ -899,6 +899,7 @@ IMAGENET = [
 ]
 
 
+@pytest.mark.program
 def test_training_on_and_validation_take_the_labels_of_imported_weights(tmp_path):
     """The folder's two classes are not the network's first two."""
     config = narrow(torchvision, **{"model.num_classes": 1000})
