@@ -301,6 +301,13 @@ def test_columns_are_drawn_apart(initial):
         assert abs(correlation) < 5 / np.sqrt(first.size), name
 
 
+def test_another_seed_draws_other_weights(initial):
+    config = small_config(without=("conv2", "conv5", "fc7"), **{"model.width": 1.0, "seed": 1})
+    for name, layer in initial_params(config).items():
+        first, second = layer["kernel"].ravel(), initial[1][name]["kernel"].ravel()
+        assert abs(np.corrcoef(first, second)[0, 1]) < 5 / np.sqrt(first.size), name
+
+
 def test_initial_weights_depend_on_neither_the_mesh_nor_the_other_layers(initial):
     without = ("conv2", "conv4", "conv5", "fc7")
     fewer = initial_params(small_config(without=without, **{"model.width": 1.0, "mesh.column": 2}))

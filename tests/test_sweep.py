@@ -14,13 +14,15 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import jax
 import numpy as np
 import pytest
 from helpers import folders, programs
 from helpers.sweeps import sweep_command
 
 import alexnet_jax
-from alexnet_jax import table, train
+from alexnet_jax import evaluate, table, train
+from alexnet_jax.datasets import statistics
 from alexnet_jax.datasets.source import open_source
 from alexnet_jax.runtime.errors import InputError
 from alexnet_jax.workdirs.metrics import FIELDS
@@ -590,6 +592,29 @@ def test_an_ensemble_is_the_mean_of_the_softmax_outputs(swept, data_dir):
     assert result["examples"] == 100 and result["views"] == 1 and len(result["steps"]) == 2
     assert result["top1_error"] == pytest.approx((mean.argmax(axis=1) != labels).mean())
     assert result["loss"] == pytest.approx(-np.log(mean[range(100), labels]).mean(), rel=1e-5)
+
+
+@pytest.mark.program
+def test_an_ensemble_matches_classes_by_name(swept, tmp_path, monkeypatch):
+    """A network and the same one with its classes in another order are as good as the network alone."""
+    workdir, other = swept[0] / "ReLU" / "seed-0", tmp_path / "other"
+    shutil.copytree(workdir, other)
+    (other / "identity.json").unlink()  # it has the fingerprint of the statistics
+    order = np.random.default_rng(0).permutation(10)  # class i there is class order[i] here
+    with np.load(workdir / "statistics.npz") as arrays:
+        statistics.save(other / "statistics.npz", {**arrays, "label_names": arrays["label_names"][order]})
+    stored_params = evaluate.stored_params
+
+    def permuted(config, folder, mesh):
+        step, params = stored_params(config, folder, mesh)
+        if folder == str(other):
+            params = params | {"fc8": jax.tree.map(lambda x: x[..., order], params["fc8"])}
+        return step, params
+
+    monkeypatch.setattr(evaluate, "stored_params", permuted)
+    found, alone = ensemble.ensemble([str(workdir), str(other)], {}), read_result(workdir)
+    assert found["loss"] == pytest.approx(alone["loss"], rel=1e-5)
+    assert found["top1_error"] == pytest.approx(alone["top1_error"])
 
 
 @pytest.mark.program

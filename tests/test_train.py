@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import signal
+import types
 
 import jax
 import numpy as np
@@ -70,6 +71,16 @@ def test_a_compiled_step_keeps_what_rounding_takes_from_the_sums():
     assert step.training_means(state)[0] == pytest.approx(2**24 + float(loss), abs=1e-6)
     zero = state.replace(loss_count=np.int32(0), **dict.fromkeys(("loss_sum", "error_sum"), np.float32(0)))
     assert step.training_means(zero.replace(low_sums=np.zeros(2))) == (0, 0)
+
+
+def test_an_epoch_starts_with_sums_of_zero():
+    config = folders.config_of("", 3)
+    mesh, sums = make_mesh(config), ("loss_sum", "error_sum", "loss_count", "low_sums")
+    state = step.init_state(config, mesh, optimizer.make(config))
+    state = state.replace(**{name: getattr(state, name) + 1 for name in sums})
+    run = types.SimpleNamespace(config=config, mesh=mesh, train_source=range(8))
+    after = train.Run.after_validation(run, state, 0.5)
+    assert [np.any(getattr(after, name)) for name in sums] == [False] * 4
 
 
 class Killed(BaseException):

@@ -1,6 +1,7 @@
 """alexnet_jax/trained.py, as a notebook uses it: predictions, activations, gradients."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import small_archives
@@ -25,9 +26,24 @@ def test_predictions_have_the_errors_of_the_evaluation(net, split, workdir):
     assert probabilities.shape == (100, 10) and probabilities.dtype == np.float32
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-5)
     assert (probabilities.argmax(axis=1) != labels).mean() == pytest.approx(result["top1_error"])
+    five = np.argsort(probabilities, axis=1)[:, -5:]
+    assert (five != labels[:, None]).all(axis=1).mean() == pytest.approx(result["top5_error"])
+    assert 0 < result["top5_error"] < result["top1_error"]
     loss = -np.log(probabilities[range(100), labels]).mean()
     assert loss == pytest.approx(result["loss"], rel=1e-4)
     assert net.step == result["step"] and net.config.model.columns == 2 and len(net.names) == 10
+
+
+def test_ten_views_are_averaged_after_the_softmax(workdir, split):
+    ten = alexnet_jax.load(workdir, {"eval.views": 10})
+    images, crop = split[0][:8], ten.config.data.crop_size
+    last, total = ten.config.data.image_size - crop, 0
+    for top, left in ((0, 0), (0, last), (last, 0), (last, last), (last // 2, last // 2)):
+        place = slice(None), slice(top, top + crop), slice(left, left + crop)
+        view = images[place].astype(np.float32) - np.asarray(ten.statistics["mean_image"])[place[1:]]
+        for each in (view, view[:, :, ::-1]):
+            total = total + jax.nn.softmax(ten.apply(ten.params, jnp.asarray(each))[0])
+    np.testing.assert_allclose(ten.predict(images), total / 10, atol=1e-6)
 
 
 def test_activations_are_the_networks_own(net, split):
