@@ -1,5 +1,6 @@
 """jax starts with four CPU devices; data sets are prepared, and programs compiled, once for all tests."""
 
+import json
 import multiprocessing
 import os
 import pathlib
@@ -80,9 +81,10 @@ def swept(data_dir, tmp_path_factory):
     with file_lock(folder / "lock"):
         if not printed.exists():
             done = subprocess.run(sweep_command(folder, data_dir), cwd=root, capture_output=True, text=True)
-            assert done.returncode == 0, done.stdout + done.stderr
-            printed.write_text(done.stdout)
-    return folder / "w", printed.read_text()
+            printed.write_text(json.dumps([done.returncode, done.stdout, done.stderr]))
+    code, out, error = json.loads(printed.read_text())
+    assert code == 0, out + error
+    return folder / "w", out
 
 
 @pytest.fixture(scope="module")
@@ -99,11 +101,11 @@ def net(workdir):
     return alexnet_jax.load(workdir)
 
 
-STARTING = {"finished", "swept"}  # fixtures of which each runs a program
+STARTING = {"finished", "swept", "first_run", "undisturbed", "small_sweep", "runs_and_files"}  # fixtures
 
 
 def pytest_collection_modifyitems(items):
-    """Mark the tests that start programs through a fixture, and start with the longest ones."""
+    """Mark the tests that start programs, or train, through a fixture, and start with the longest ones."""
     items.sort(key=lambda item: item.path.name != "test_distributed.py")  # at the end one worker would wait
     for item in items:
         if STARTING & set(item.fixturenames):

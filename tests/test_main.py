@@ -239,7 +239,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(finished, data_dir, tmp_path
     command = [sys.executable, "-m", "alexnet_jax.main", *flags]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     wait_for(lambda: (workdir / "metrics.jsonl").exists(), process)
-    time.sleep(0.3)
+    time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     printed, _ = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM and "is saved" in printed

@@ -30,8 +30,9 @@ class Page(html.parser.HTMLParser):
         self.words += data
 
 
-def test_a_workdirs_page_has_errors_differences_curves_and_kernels(swept):
-    workdir = swept[0] / "ReLU" / "seed-0"
+def test_a_workdirs_page_has_errors_differences_curves_and_kernels(swept, tmp_path):
+    workdir = tmp_path / "ReLU"
+    shutil.copytree(swept[0] / "ReLU" / "seed-0", workdir)
     report.main([str(workdir)])
     page = Page((workdir / "report.html").read_text())
     assert not page.open and len(page.sources) == 2

@@ -180,7 +180,7 @@ def test_loss_is_a_function_of_seed_and_step():
 
 
 def spread(params, factor=1e3):
-    """Without biases, and with larger logits, an image gives other probabilities in other views."""
+    """Remove the biases, and scale the logits, so that the views of an image differ."""
     params = {layer: own | {"bias": 0 * own["bias"]} for layer, own in params.items()}
     return params | {"fc8": params["fc8"] | {"kernel": factor * params["fc8"]["kernel"]}}
 

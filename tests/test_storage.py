@@ -37,7 +37,8 @@ BUCKET = "s3://bucket"
 # 16 steps an epoch, two epochs; a checkpoint every four steps.
 SMALL = (
     *runs.SMALL,
-    "--config.data.train_split=train[:256]",
+    "--config.data.train_split=train[:1024]",
+    "--config.batch_size=64",  # steps that last, so that it is killed between two
     "--config.checkpoint.every_steps=4",
 )
 LAST_STEP = 32

@@ -12,7 +12,7 @@ import time
 from alexnet_jax.runtime.errors import InputError
 from alexnet_jax.runtime.files import file_lock, write_text
 from alexnet_jax.runtime.object_store import (
-    COPIED,
+    FILES,
     PARTS,
     RECORD,
     Store,
@@ -35,7 +35,7 @@ def data_folder(url: str, name: str = "") -> str:
     """
     store = Store("data.dir", url)
     base = copy_of("data", store.url)
-    folder, path = os.path.join(base, COPIED), os.path.join(base, RECORD)
+    folder, path = os.path.join(base, FILES), os.path.join(base, RECORD)
     with contextlib.ExitStack() as stack:
         with local_errors(base):
             os.makedirs(base, exist_ok=True)

@@ -259,7 +259,7 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
     signals = [n for n in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(n) != signal.SIG_IGN]
     for number in signals:
         signal.signal(number, _stop)
-    former, sys.unraisablehook = sys.unraisablehook, _stop_again
+    sys.unraisablehook = _stop_again  # until this process ends
     try:
         code = main(sys.argv[1:])
         sys.stdout.flush()
@@ -279,8 +279,6 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
         if line is None:
             raise
         fail(*line)
-    finally:
-        sys.unraisablehook = former
     sys.exit(code)
 
 

@@ -1,7 +1,7 @@
 """The objects below gs://BUCKET/FOLDER or s3://BUCKET/FOLDER through gcsfs or s3fs, and local copies.
 
-Runs are kept there by workdirs/remote.py, and data sets are read by datasets/remote.py. Any error of these
-clients becomes one line, and no call waits for ever. They are imported when a `Store` is opened.
+workdirs/remote.py keeps runs there, and datasets/remote.py reads data sets. Any error of the clients becomes
+one line, and no call waits for ever. They are imported when a `Store` is opened.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ log = logging.getLogger("alexnet_jax")
 _CLIENTS = {"gs": "gcsfs", "s3": "s3fs"}
 _FORM = "expected gs://BUCKET/FOLDER or s3://BUCKET/FOLDER"
 PARTS = ".parts-"  # prefix of a folder with incomplete downloads
-COPIED, RECORD = "files", "record.json"  # in the folder of a URL's copy
+FILES, RECORD = "files", "record.json"  # in the folder of a URL's copy
 _LARGEST = 256 << 20  # bytes of a record, which has a line per file
 _SECONDS, _SLOWEST = 60.0, 100_000  # time for a request, and bytes per second of a slow network
 _CONNECTING, _SILENT = 10, 30  # seconds until a request fails without a connection, or without a byte
@@ -125,7 +125,7 @@ class Store:
     def download(self, folder: str, objects: Objects, done: Callable[[str], Any] = len) -> None:
         """Download objects into a folder, each completely or not at all; call `done` with each name.
 
-        The log gets their number, their size and, if it takes long, the progress.
+        Log their number and size, and the progress of a long download.
         """
         if not objects:
             return
@@ -136,14 +136,14 @@ class Store:
             free = shutil.disk_usage(folder).free
             if total > free:
                 raise InputError(
-                    f"{self.flag}={self.url}: its copy takes {in_bytes(total)}, but {folder} has"
-                    f" {in_bytes(free)} left; make room, or set XDG_CACHE_HOME to a folder on another disk"
+                    f"{self.flag}={self.url}: its copy takes {_in_bytes(total)}, but {folder} has"
+                    f" {_in_bytes(free)} left; make room, or set XDG_CACHE_HOME to a folder on another disk"
                 )
             for parent in {os.path.dirname(os.path.join(folder, name)) for name in objects}:
                 os.makedirs(parent, exist_ok=True)
             parts = tempfile.TemporaryDirectory(prefix=PARTS, dir=folder, ignore_cleanup_errors=True)
         log.info(
-            f"fetching {len(objects):,} file{'s' * (len(objects) > 1)} ({in_bytes(total)}) of {self.url}"
+            f"fetching {len(objects):,} file{'s' * (len(objects) > 1)} ({_in_bytes(total)}) of {self.url}"
         )
         report, count = progress.Progress("fetched", len(objects), unit="files"), 0
 
@@ -299,7 +299,7 @@ def local_errors(folder: StrPath) -> Iterator[None]:
         raise InputError(f"{folder}: cannot be written ({reason(error)}); {where}") from None
 
 
-def in_bytes(size: int) -> str:
+def _in_bytes(size: int) -> str:
     """Return a size in words."""
     return f"{size / 1e6:,.1f} MB" if size >= 1e6 else f"{size / 1e3:,.1f} kB"
 

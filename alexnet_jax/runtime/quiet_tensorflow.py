@@ -21,6 +21,7 @@ def load(what: str) -> None:
 
         tf.config.set_visible_devices([], "GPU")
     finally:
-        del os.environ["TF_CPP_MIN_LOG_LEVEL"]
-        if former is not None:
+        if former is None:
+            del os.environ["TF_CPP_MIN_LOG_LEVEL"]
+        else:
             os.environ["TF_CPP_MIN_LOG_LEVEL"] = former

@@ -26,7 +26,7 @@ from typing import Any
 from alexnet_jax.runtime.errors import Diverged, InputError, Unavailable, printable
 from alexnet_jax.runtime.files import StrPath, folder_lock, write_text
 from alexnet_jax.runtime.object_store import (
-    COPIED,
+    FILES,
     RECORD,
     Objects,
     Store,
@@ -90,7 +90,7 @@ class _Mirror:
 
     def __init__(self, store: Store, base: str):
         """Keep the copy in `base`, which this process has locked."""
-        self._store, self.folder, self._path = store, os.path.join(base, COPIED), os.path.join(base, RECORD)
+        self._store, self.folder, self._path = store, os.path.join(base, FILES), os.path.join(base, RECORD)
         record = read_record(self._path)
         self._id = record.get("id") or _new_id()  # of this copy, across processes
         self._program = _new_id()  # of this process alone: copies of a machine have the same id
@@ -406,7 +406,7 @@ def _shown_as(url: str, folder: str) -> Iterator[None]:
     """Name the URL instead of its local folder in lines of the log and in errors, within the block."""
 
     def shown(text: str) -> str:
-        return text.replace(os.path.join(folder, COPIED), url).replace(folder, url)
+        return text.replace(os.path.join(folder, FILES), url).replace(folder, url)
 
     def show(record: logging.LogRecord) -> bool:
         record.msg, record.args = shown(record.getMessage()), ()
