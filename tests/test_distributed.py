@@ -28,10 +28,10 @@ ROOT = pathlib.Path(__file__).parent.parent
 # Four steps an epoch.
 TINY = (
     "--config=configs/quickstart.py",
-    "--config.data.train_split=train[:64]",
+    "--config.data.train_split=train[:256]",
     "--config.data.val_split=train[59800:]",
     "--config.data.test_split=test[:99]",
-    "--config.batch_size=16",
+    "--config.batch_size=64",
     "--config.model.width=0.25",
     *FEW_LAYERS,
     "--config.eval.batch_size=100",
@@ -183,7 +183,7 @@ def test_every_number_of_processes_gives_the_same_run(runs, place):
     """The same batches bit for bit, the same losses to rounding."""
     (workdir, out), (reference, (alone,)) = runs[place], runs[1, 1]
     images = images_of([alone])
-    assert len(images) == 8 * 16 and all(len(image) == 1 for image in images.values())
+    assert len(images) == 8 * 64 and all(len(image) == 1 for image in images.values())
     assert images_of(out) == images
     want = losses_of(alone)
     assert len(want) == 8
@@ -256,7 +256,7 @@ LAST_STEP = 64
 
 def test_a_lost_or_stopped_process_ends_the_others_and_the_run_goes_on(data_dir, tmp_path):
     """SIGKILL of either of two, then SIGTERM to one, and the end is that of an undisturbed run."""
-    workdir, longer = tmp_path / "disturbed", "--config.data.train_split=train[:256]"  # 16 steps an epoch
+    workdir, longer = tmp_path / "disturbed", "--config.data.train_split=train[:1024]"  # 16 steps an epoch
     epochs = LAST_STEP // 16
     flags = *tiny(data_dir, workdir, epochs), longer, "--config.checkpoint.every_steps=5"
     for victim, first in ((1, 5), (0, 15)):

@@ -26,7 +26,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 # 32 steps an epoch, two epochs; a checkpoint every five steps.
 SMALL = (
     *runs.SMALL,
-    "--config.data.train_split=train[:512]",
+    "--config.data.train_split=train[:2048]",
     "--config.checkpoint.every_steps=5",
 )
 LAST_STEP = 64
@@ -151,7 +151,7 @@ def test_a_run_leaves_what_the_contract_lists(finished):
     assert evaluation["examples"] == 199 and evaluation["split"] == "test[:199]"
     assert evaluation["views"] == 10 and 0 <= evaluation["top5_error"] <= evaluation["top1_error"] < 0.8
     config = json.loads((workdir / "config.json").read_text())
-    assert config["batch_size"] == 16 and config["data"]["train_split"] == "train[:512]"
+    assert config["batch_size"] == 64 and config["data"]["train_split"] == "train[:2048]"
     with np.load(workdir / "statistics.npz") as statistics:
         assert statistics["mean_image"].shape == (28, 28, 1) and "Sneaker" in statistics["label_names"]
     assert list(workdir.glob("events.out.tfevents.*")) and (workdir / "train.log").stat().st_size
@@ -239,7 +239,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(finished, data_dir, tmp_path
     command = [sys.executable, "-m", "alexnet_jax.main", *flags]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     wait_for(lambda: (workdir / "metrics.jsonl").exists(), process)
-    time.sleep(0.05)
+    time.sleep(0.3)
     process.send_signal(signal.SIGTERM)
     printed, _ = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM and "is saved" in printed

@@ -38,7 +38,6 @@ BUCKET = "s3://bucket"
 SMALL = (
     *runs.SMALL,
     "--config.data.train_split=train[:1024]",
-    "--config.batch_size=64",  # steps that last, so that it is killed between two
     "--config.checkpoint.every_steps=4",
 )
 LAST_STEP = 32

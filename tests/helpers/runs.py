@@ -11,7 +11,7 @@ SMALL = (
     "--config.data.val_split=train[59800:]",
     "--config.data.test_split=test[:199]",
     "--config.eval.batch_size=100",
-    "--config.batch_size=16",
+    "--config.batch_size=64",
     "--config.num_epochs=2",
     "--config.model.width=0.25",
     *FEW_LAYERS,
