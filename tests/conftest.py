@@ -101,7 +101,8 @@ def net(workdir):
     return alexnet_jax.load(workdir)
 
 
-STARTING = {"finished", "swept", "first_run", "undisturbed", "small_sweep", "runs_and_files"}  # fixtures
+# Fixtures whose tests start programs or train; `_programs_are_marked` does not see what wider fixtures start.
+STARTING = {"finished", "swept", "first_run", "undisturbed", "small_sweep"}
 
 
 def pytest_collection_modifyitems(items):

@@ -17,6 +17,8 @@ from alexnet_jax import train
 from alexnet_jax.datasets import statistics
 from alexnet_jax.runtime import command_line
 
+pytestmark = pytest.mark.program  # a run is trained for all
+
 ROOT = pathlib.Path(__file__).parent.parent
 Q = "--config=configs/quickstart.py"
 DEEP = "[" * 100_000
@@ -24,33 +26,33 @@ ABLATIONS = "--sweep=experiments/sweeps/ablations.py"
 
 
 @pytest.fixture(scope="module")
-def runs_and_files(tmp_path_factory):
+def place(tmp_path_factory):
     """A folder with a finished run, `run`, copies of it that are damaged in one way each, and other files."""
-    runs_and_files = tmp_path_factory.mktemp("runs_and_files")
-    data = folders.make(runs_and_files / "data", ["ant", "bee", "cow"])
-    train.train(folders.config_of(data, 4), str(runs_and_files / "run"))
-    (runs_and_files / "file").write_text("no folder\n")
-    (runs_and_files / "empty").mkdir()
-    (runs_and_files / "broken").symlink_to(runs_and_files / "nowhere")
-    (runs_and_files / "text.png").write_text("no picture")
+    place = tmp_path_factory.mktemp("place")
+    data = folders.make(place / "data", ["ant", "bee", "cow"])
+    train.train(folders.config_of(data, 4), str(place / "run"))
+    (place / "file").write_text("no folder\n")
+    (place / "empty").mkdir()
+    (place / "broken").symlink_to(place / "nowhere")
+    (place / "text.png").write_text("no picture")
 
     def damaged(name, file, content):
-        shutil.copytree(runs_and_files / "run", runs_and_files / name)
+        shutil.copytree(place / "run", place / name)
         if content is None:
-            (runs_and_files / name / file).unlink()
+            (place / name / file).unlink()
         else:
-            (runs_and_files / name / file).write_text(content)
+            (place / name / file).write_text(content)
 
-    rows = [json.loads(line) for line in (runs_and_files / "run" / "metrics.jsonl").read_text().splitlines()]
-    config = json.loads((runs_and_files / "run" / "config.json").read_text())
-    result = json.loads((runs_and_files / "run" / "eval.json").read_text())
+    rows = [json.loads(line) for line in (place / "run" / "metrics.jsonl").read_text().splitlines()]
+    config = json.loads((place / "run" / "config.json").read_text())
+    result = json.loads((place / "run" / "eval.json").read_text())
     damaged("deep", "config.json", DEEP)
     damaged("list", "config.json", "[]")
     damaged("old", "config.json", json.dumps({"name": "quickstart"}))
     damaged("typed", "config.json", json.dumps(config | {"batch_size": "8"}))
     damaged("other", "config.json", json.dumps(config | {"model": config["model"] | {"num_classes": 2}}))
     damaged("size", "config.json", json.dumps(config | {"data": config["data"] | {"image_size": 30}}))
-    damaged("half", "config.json", (runs_and_files / "run" / "config.json").read_text()[:500])
+    damaged("half", "config.json", (place / "run" / "config.json").read_text()[:500])
     damaged("no config", "config.json", None)
     damaged("no statistics", "statistics.npz", None)
     damaged("text statistics", "statistics.npz", "text")
@@ -60,14 +62,14 @@ def runs_and_files(tmp_path_factory):
     damaged("no rows", "metrics.jsonl", None)
     damaged("null eval", "eval.json", json.dumps(result | {"top1_error": None}))
     damaged("deep identity", "identity.json", DEEP)
-    shutil.copytree(runs_and_files / "run", runs_and_files / "no checkpoints")
-    shutil.rmtree(runs_and_files / "no checkpoints" / "checkpoints")
-    shutil.copytree(runs_and_files / "run", runs_and_files / "surrogate")
-    arrays = statistics.load(runs_and_files / "run" / "statistics.npz")
+    shutil.copytree(place / "run", place / "no checkpoints")
+    shutil.rmtree(place / "no checkpoints" / "checkpoints")
+    shutil.copytree(place / "run", place / "surrogate")
+    arrays = statistics.load(place / "run" / "statistics.npz")
     names = arrays["label_names"].astype("U4")
     names.view("u4")[0] = 0x7FFFFFFF  # no character
-    statistics.save(runs_and_files / "surrogate" / "statistics.npz", arrays | {"label_names": names})
-    return runs_and_files
+    statistics.save(place / "surrogate" / "statistics.npz", arrays | {"label_names": names})
+    return place
 
 
 TABLE = [
@@ -154,13 +156,13 @@ TABLE = [
 
 
 @pytest.fixture
-def start(runs_and_files, monkeypatch, capsys):
-    """Run a command in `runs_and_files`; return its exit code, stdout and stderr."""
+def start(place, monkeypatch, capsys):
+    """Run a command in `place`; return its exit code, stdout and stderr."""
     monkeypatch.setattr(command_line, "start_log", lambda: None)
-    monkeypatch.chdir(runs_and_files)
+    monkeypatch.chdir(place)
     for name in ("configs", "experiments"):
-        if not os.path.lexists(runs_and_files / name):
-            (runs_and_files / name).symlink_to(ROOT / name)
+        if not os.path.lexists(place / name):
+            (place / name).symlink_to(ROOT / name)
 
     def run(command, *arguments):
         monkeypatch.setattr(sys, "argv", [command, *arguments])
@@ -172,10 +174,10 @@ def start(runs_and_files, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("command, text, code, words", TABLE, ids=lambda value: ascii(value)[:70])
-def test_a_bad_input_is_one_line(start, runs_and_files, command, text, code, words):
+def test_a_bad_input_is_one_line(start, place, command, text, code, words):
     def left():
         ignored = "train.log", ".lock"
-        return {path for path in runs_and_files.rglob("*") if path.name not in ignored}
+        return {path for path in place.rglob("*") if path.name not in ignored}
 
     def full(line):
         return line.replace("FILE", "file").replace("EMPTY", "empty").replace("BROKEN", "broken")
@@ -185,12 +187,12 @@ def test_a_bad_input_is_one_line(start, runs_and_files, command, text, code, wor
     got, _, errors = start(command, *arguments)
     (line,) = errors.splitlines()
     assert got == code and line.startswith("error: ") and full(words) in line, errors
-    assert left() <= before | {runs_and_files / "new"}
+    assert left() <= before | {place / "new"}
 
 
-def test_a_report_tells_what_cannot_be_shown(start, runs_and_files):
+def test_a_report_tells_what_cannot_be_shown(start, place):
     """The rest of the page is still of use."""
     for name, words in (("null rows", "line 1 is not a validation"), ("null eval", "errors and losses")):
-        code, _, errors = start("experiments.report", name, f"--out={runs_and_files / 'page.html'}")
-        assert (code, errors) == (0, "") and words in (runs_and_files / "page.html").read_text()
-    (runs_and_files / "page.html").unlink()
+        code, _, errors = start("experiments.report", name, f"--out={place / 'page.html'}")
+        assert (code, errors) == (0, "") and words in (place / "page.html").read_text()
+    (place / "page.html").unlink()

@@ -87,7 +87,6 @@ def test_a_run_does_not_go_on_with_other_data(trained, what, message, epochs):
     assert files(workdir) == before
 
 
-@pytest.mark.program
 def test_data_may_move(trained, tmp_path):
     folder, workdir, config = trained
     before = files(workdir)
@@ -128,7 +127,6 @@ def test_a_result_names_its_data_and_its_run(trained):
     assert all(re.fullmatch("[0-9a-f]{16}", result[name]) for name in ("run", "fingerprint", "classes"))
 
 
-@pytest.mark.program
 def test_runs_that_compute_the_same_share_their_identity_and_no_others(trained, tmp_path):
     folder, workdir, config = trained
     shutil.copytree(folder, tmp_path / "copy")
@@ -188,7 +186,6 @@ def test_a_damaged_identity_is_told(trained, text):
     assert "\n" not in str(told.value)
 
 
-@pytest.mark.program
 def test_the_run_that_parameters_are_taken_from_is_recorded(trained, tmp_path):
     folder, workdir, _ = trained
     config = folders.config_of(folder, 4, init_from=str(workdir), init_layers=("conv1", "conv2"))
@@ -216,7 +213,6 @@ def test_the_run_that_parameters_are_taken_from_is_recorded(trained, tmp_path):
         train.train(config, str(trained_apart(folder, tmp_path / "apart")))
 
 
-@pytest.mark.program
 def test_a_run_without_a_checkpoint_starts_from_the_step_that_it_recorded(trained, tmp_path):
     """It was killed before its first checkpoint, and the other run has gone on since."""
     folder, workdir, config = trained

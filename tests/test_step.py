@@ -12,6 +12,7 @@ import numpy as np
 import optax
 import pytest
 from helpers.arrays import assert_near, assert_same_trees
+from helpers.views import mean_of_softmax, ten_views
 
 from alexnet_jax import optimizer
 from alexnet_jax.kernels import cpu, winograd
@@ -42,7 +43,7 @@ def compiled_in_half_the_time():
     jax.config.update("jax_disable_most_optimizations", False)
 
 
-EACH_ONCE = ("conv1", "conv2", "conv3", "fc6")  # conv4, conv5 and fc7 add nothing to what these do
+EACH_ONCE = ("conv1", "conv2", "conv3", "conv5", "fc6")  # conv4 and fc7 are like conv5 and fc6
 MESHES = [(1, 1), (1, 2), (2, 1), (2, 2)]
 BATCH = 16
 BOTH = ("batch_size", "eval.batch_size")
@@ -409,15 +410,8 @@ def test_operations_carry_the_names_of_their_layers_in_profiles(mesh):
 
 def mean_softmax(config, mesh, params, images):
     """The mean over the ten views, cut out by NumPy, of the softmax of what `forward` gives."""
-    forward, mean = make_activations(config, mesh), statistics()["mean_image"]
-    total = 0
-    for top, left in ((0, 0), (0, 4), (4, 0), (4, 4), (2, 2)):
-        crop = (images.astype(np.float32) - mean)[:, top : top + 24, left : left + 24]
-        for view in (crop, crop[:, :, ::-1]):
-            logits = np.asarray(forward(params, view)[0], np.float64)
-            exp = np.exp(logits - logits.max(axis=1, keepdims=True))
-            total = total + exp / exp.sum(axis=1, keepdims=True)
-    return total / 10
+    forward = make_activations(config, mesh)
+    return mean_of_softmax(forward(params, view)[0] for view in ten_views(images, statistics(), 24))
 
 
 def test_ten_view_evaluation_is_of_the_mean_softmax_over_the_examples_that_are_real():

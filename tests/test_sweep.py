@@ -548,7 +548,6 @@ def renamed(folder):
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*.old-*"))
 
 
-@pytest.mark.program
 def test_a_sweep_makes_anew_what_changed_and_nothing_else(small_sweep, tmp_path, caplog):
     caplog.set_level(logging.INFO, "alexnet_jax")
     folder, rest, run = small_sweep
@@ -569,7 +568,6 @@ def test_a_sweep_makes_anew_what_changed_and_nothing_else(small_sweep, tmp_path,
     assert read_result(str(tmp_path / "sweep/tuned/seed-0.old-1")) == old
 
 
-@pytest.mark.program
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_a_sweep_does_not_take_old_figures_for_those_of_other_data(small_sweep, tmp_path, split):
     folder, rest, run = small_sweep

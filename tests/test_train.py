@@ -138,7 +138,6 @@ def in_batch(number, do):
     return replaced, batches
 
 
-@pytest.mark.program
 @pytest.mark.parametrize("epoch", [1, 2])
 @pytest.mark.parametrize("moment", ["in the validation", "before the error is kept", "after it"])
 def test_a_kill_in_or_after_a_validation_loses_no_step(undisturbed, tmp_path, monkeypatch, moment, epoch):
@@ -172,7 +171,6 @@ def test_a_kill_in_or_after_a_validation_loses_no_step(undisturbed, tmp_path, mo
     same_end(whole, workdir)
 
 
-@pytest.mark.program
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_validation_is_interrupted_by_a_signal_and_made_on_resuming(
     undisturbed, tmp_path, monkeypatch, caplog, number
@@ -193,7 +191,6 @@ def test_a_validation_is_interrupted_by_a_signal_and_made_on_resuming(
     same_end(whole, workdir)
 
 
-@pytest.mark.program
 def test_a_run_with_batch_normalisation_and_lars_resumes_bit_for_bit(undisturbed, tmp_path, monkeypatch):
     config = undisturbed[0].copy_and_resolve_references()
     config.model.layers.conv1.then = ("batch_norm", "activation", "pool")

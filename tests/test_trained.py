@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import small_archives
+from helpers.views import mean_of_softmax, ten_views
 
 import alexnet_jax
 from alexnet_jax import config as configuration
@@ -36,14 +37,10 @@ def test_predictions_have_the_errors_of_the_evaluation(net, split, workdir):
 
 def test_ten_views_are_averaged_after_the_softmax(workdir, split):
     ten = alexnet_jax.load(workdir, {"eval.views": 10})
-    images, crop = split[0][:8], ten.config.data.crop_size
-    last, total = ten.config.data.image_size - crop, 0
-    for top, left in ((0, 0), (0, last), (last, 0), (last, last), (last // 2, last // 2)):
-        place = slice(None), slice(top, top + crop), slice(left, left + crop)
-        view = images[place].astype(np.float32) - np.asarray(ten.statistics["mean_image"])[place[1:]]
-        for each in (view, view[:, :, ::-1]):
-            total = total + jax.nn.softmax(ten.apply(ten.params, jnp.asarray(each))[0])
-    np.testing.assert_allclose(ten.predict(images), total / 10, atol=1e-6)
+    images = split[0][:8]
+    views = ten_views(images, ten.statistics, ten.config.data.crop_size)
+    wanted = mean_of_softmax(ten.apply(ten.params, jnp.asarray(view))[0] for view in views)
+    np.testing.assert_allclose(ten.predict(images), wanted, atol=1e-6)
 
 
 def test_activations_are_the_networks_own(net, split):
