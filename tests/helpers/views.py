@@ -4,7 +4,7 @@ import numpy as np
 
 
 def ten_views(images, statistics, crop):
-    """The corners and the centre of images [n, size, size, channels], less the mean, and their reflections."""
+    """The corners and the centre of images [n, size, size, channels] less the mean, and their reflections."""
     mean, last = np.asarray(statistics["mean_image"]), images.shape[1] - crop
     views = []
     for top, left in ((0, 0), (0, last), (last, 0), (last, last), (last // 2, last // 2)):
