@@ -1,5 +1,6 @@
 """jax starts with four CPU devices; data sets are prepared, and programs compiled, once for all tests."""
 
+import gc
 import json
 import multiprocessing
 import os
@@ -26,6 +27,9 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 4)
 jax.devices()
+# Tracing makes millions of small objects that live long: looking for garbage among them so often takes an
+# eighth of the time of test_network.py, and a third where more modules share a process.
+gc.set_threshold(100_000)
 
 if os.environ.get("ORACLE"):  # `make oracle`: what is skipped without these shall not be skipped there
     import moto  # noqa: F401
